@@ -1,0 +1,45 @@
+# make demo    install into .venv, fetch the demo model, open it
+# make test    everything that must be green: lint, types, layers, README, tests
+# make slow    the tests that take minutes        make gpu     the tests that need a CUDA device
+# make format  let ruff rewrite the code          make readme  write the generated tables again
+
+PYTHON  ?= python3
+WORKERS ?= 2
+BIN     := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := test
+.PHONY: demo test slow gpu format readme
+
+demo: .venv/demo.installed
+	$(BIN)/surgeon demo --open
+
+test: .venv/dev.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	! grep -qs '\[\[\[cog' README.md || $(BIN)/cog --check README.md
+	$(BIN)/pytest -n $(WORKERS)
+
+slow gpu: .venv/dev.installed
+	$(BIN)/pytest -m $@
+
+format: .venv/dev.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+readme: .venv/dev.installed
+	$(BIN)/cog -r README.md
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'surgeon needs Python 3.11 or newer; say which: make PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/%.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing into .venv; the first time this takes a few minutes'
+	$(INSTALL) --editable '.[demo$(if $(filter dev,$*),$(comma)dev)]'
+	@touch $@
+
+comma := ,
