@@ -1,0 +1,31 @@
+"""surgeon: an operating room for language models. The public names, resolved when first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+_HOMES = {
+    "Checkpoint": "surgeon.core.checkpoint",
+    "open_checkpoint": "surgeon.core.checkpoint",
+    "Structure": "surgeon.core.structure",
+    "Draft": "surgeon.core.draft",
+    "Plan": "surgeon.core.plan",
+    "Recipe": "surgeon.core.recipe",
+    "Step": "surgeon.core.recipe",
+    "Session": "surgeon.session",
+    "SurgeonError": "surgeon.errors",
+}
+
+try:
+    __version__ = version("model-surgeon")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0.0.0"
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgeon' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,9 @@
+"""GPT-2: matrices stored as (in, out), query, key and value in one; buffers of old checkpoints travel along."""
+
+from surgeon.core.structure import Family
+
+FAMILY = Family(
+    model_types=("gpt2",),
+    transposed=frozenset({"attention.qkv", "attention.output", "mlp.up", "mlp.down"}),
+    fused={"attention.qkv": ("attention.query", "attention.key", "attention.value")},
+)

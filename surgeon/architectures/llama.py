@@ -1,0 +1,5 @@
+"""Llama and the families built like it: pre-norm, separate or fused projections, one residual stream."""
+
+from surgeon.core.structure import Family
+
+FAMILY = Family(model_types=("llama", "mistral", "mixtral"))

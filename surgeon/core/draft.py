@@ -1,0 +1,128 @@
+"""The model as it will be: which layers, where each comes from, and how it was changed. Pure data, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from surgeon.core.structure import Stack, Structure
+
+OUTSIDE = ("embedding", "head", "norm")
+"""What belongs to no layer and can be frozen: the token embedding, the output head, the rest (the final norm)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The weights of a layer of the base."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The element-wise mean of two layers' weights, computed in float32 and rounded once."""
+
+    left: Source
+    right: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A layer's weights with its residual outputs silenced, so that it passes its input through bit for bit."""
+
+    of: Source
+
+
+Source = Original | Mean | Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A low-rank adapter on one matrix, and its gate: `y = W x + sigmoid(gate) * (alpha / rank) * B A x`."""
+
+    rank: int
+    alpha: float
+    gate: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a draft.
+
+    key: names it for as long as it lives, whatever its position: `12` for layer 12 of the base, `12+1` for the first
+        layer inserted after it.
+    original: its position in the base; None if it was inserted.
+    settings: what the per-layer config fields say about it.
+    frozen: roles that later training leaves as they are.
+    lora: adapters by role.
+    """
+
+    key: str
+    source: Source
+    original: int | None
+    settings: Mapping[str, Any]
+    frozen: frozenset[str] = frozenset()
+    lora: Mapping[str, Lora] = field(default_factory=dict)
+
+    @property
+    def inserted(self) -> bool:
+        """Whether an operation made it."""
+        return self.original is None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The model as it will be. `frozen` names what is frozen of `OUTSIDE`."""
+
+    structure: Structure
+    stacks: Mapping[str, tuple[Layer, ...]]
+    frozen: frozenset[str] = frozenset()
+
+    def layers(self, stack: str | None = None) -> tuple[Layer, ...]:
+        """Return the layers of one stack, the default one if none is named."""
+        return self.stacks[self.structure.stack(stack).name]
+
+    def with_layers(self, layers: tuple[Layer, ...], stack: str | None = None) -> Draft:
+        """Return the draft with one stack's layers replaced."""
+        return replace(self, stacks={**self.stacks, self.structure.stack(stack).name: layers})
+
+    @property
+    def moved(self) -> bool:
+        """Whether any layer was removed, inserted, reordered or computed: whether the weights differ from the base's."""
+        return any(
+            [layer.source for layer in layers] != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
+            for name, layers in self.stacks.items()
+        )
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any layer carries an adapter."""
+        return any(layer.lora for layers in self.stacks.values() for layer in layers)
+
+    def new_key(self, parent: Layer, stack: str | None = None) -> str:
+        """Return an unused key for a layer inserted after `parent`."""
+        taken = {layer.key for layer in self.layers(stack)}
+        number = 1
+        while f"{parent.key}+{number}" in taken:
+            number += 1
+        return f"{parent.key}+{number}"
+
+
+def draft_of(structure: Structure) -> Draft:
+    """Return the draft that is the base itself."""
+    return Draft(structure, {name: _base_layers(stack) for name, stack in structure.stacks.items()})
+
+
+def _base_layers(stack: Stack) -> tuple[Layer, ...]:
+    return tuple(
+        Layer(key=str(index), source=Original(index), original=index, settings=settings)
+        for index, settings in enumerate(stack.settings)
+    )
+
+
+def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
+    """Return the base layer's tensors that give a source its names and shapes: those of its leftmost leaf."""
+    while not isinstance(source, Original):
+        source = source.left if isinstance(source, Mean) else source.of
+    return stack.layers[source.index]

@@ -1,0 +1,230 @@
+"""A draft, spelled out: every output tensor once, where its bytes come from, and the new config. No weights.
+
+This is the only place where positions become tensor names and per-layer settings become config fields again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.core.checkpoint import Tensor
+from surgeon.core.draft import Draft, Identity, Layer, Lora, Mean, Original, Source, base_tensors
+from surgeon.core.dtypes import FLOATS
+from surgeon.core.structure import OTHER, Stack, Structure
+from surgeon.errors import ArchitectureError
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The bytes of a stored tensor."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One constant everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOf:
+    """The mean of two, in float32, rounded once to the output's dtype."""
+
+    left: Expression
+    right: Expression
+
+
+Expression = Copy | Fill | MeanOf
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the result."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: Expression
+    nbytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA matrix of the result. `module` is the target's name without `.weight`; shape is the base weight's."""
+
+    module: str
+    role: str
+    layer: int
+    shape: tuple[int, ...]
+    lora: Lora
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an executor needs. `frozen` are names of tensors that later training leaves as they are."""
+
+    structure: Structure
+    tensors: tuple[PlannedTensor, ...]
+    config: Mapping[str, Any]
+    adapters: tuple[Adapter, ...]
+    frozen: frozenset[str]
+    inserted: tuple[str, ...]
+    moved: bool
+
+    @property
+    def parameters(self) -> int:
+        """Stored elements of the checkpoint, adapters not counted."""
+        return sum(tensor.parameters for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def needs_arithmetic(self) -> bool:
+        """Whether any tensor is calculated rather than copied or filled."""
+        return any(isinstance(tensor.source, MeanOf) for tensor in self.tensors)
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Names of the tensors that are not frozen."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.name not in self.frozen)
+
+
+def compile_plan(draft: Draft) -> Plan:
+    """Turn a draft into a plan.
+
+    Raises:
+        ArchitectureError: the result cannot be expressed; the message names the config field or the tensor.
+    """
+    structure = draft.structure
+    config = compile_config(draft)
+    tensors = [*_outside(structure), *_inside(draft)]
+    order = {tensor.name: rank for rank, tensor in enumerate(structure.checkpoint.tensors.values())}
+    tensors.sort(key=lambda tensor: (order.get(_first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
+    return Plan(
+        structure=structure,
+        tensors=tuple(tensors),
+        config=config,
+        adapters=tuple(_adapters(draft)),
+        frozen=frozenset(_frozen(draft)),
+        inserted=tuple(
+            f"{structure.stacks[name].prefix}.{position}"
+            for name, layers in draft.stacks.items()
+            for position, layer in enumerate(layers)
+            if layer.inserted
+        ),
+        moved=draft.moved,
+    )
+
+
+def compile_config(draft: Draft) -> dict[str, Any]:
+    """Return the new config: the layer counts and every per-layer field rewritten, everything else as it was."""
+    config: dict[str, Any] = copy.deepcopy(dict(draft.structure.checkpoint.config))
+    for name, layers in draft.stacks.items():
+        stack = draft.structure.stacks[name]
+        part = config
+        for key in stack.config_path:
+            part = part[key]
+        before = draft.structure.stack_config(stack)
+        if [layer.settings for layer in layers] == list(stack.settings):
+            continue
+        part[stack.count_key] = len(layers)
+        for field in stack.fields:
+            part.update(field.write([layer.settings[field.key] for layer in layers], before))
+    return config
+
+
+def _outside(structure: Structure) -> Iterator[PlannedTensor]:
+    for name, tensor in structure.outside.items():
+        yield PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
+
+
+def _inside(draft: Draft) -> Iterator[PlannedTensor]:
+    for name, layers in draft.stacks.items():
+        stack = draft.structure.stacks[name]
+        for position, layer in enumerate(layers):
+            for suffix, model in base_tensors(layer.source, stack).items():
+                expression = _express(draft.structure, stack, layer.source, suffix)
+                yield PlannedTensor(
+                    stack.tensor_name(position, suffix), model.dtype, model.shape, expression, model.nbytes, model.parameters
+                )
+
+
+def _express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
+    if isinstance(source, Original):
+        return Copy(stack.layers[source.index][suffix])
+    if isinstance(source, Identity):
+        constant = _silenced(structure, stack, source, suffix)
+        return _express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
+    left = _express(structure, stack, source.left, suffix)
+    right = _express(structure, stack, source.right, suffix)
+    if left == right:
+        return left
+    dtype = base_tensors(source, stack)[suffix].dtype
+    if dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {dtype}, of which no mean can be taken", where=f"tensor {suffix!r}", allowed=", ".join(FLOATS),
+            hint="use init: copy, which only moves bytes",
+        )
+    return MeanOf(left, right)
+
+
+def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
+    role = structure.role(suffix)
+    if role == OTHER:
+        return None
+    ways = structure.silence(base_tensors(source, stack))
+    return next((silence.value for silence in ways if silence.role == role), None)
+
+
+def _first_leaf(expression: Expression, own_name: str) -> str:
+    while isinstance(expression, MeanOf):
+        expression = expression.left
+    return expression.tensor.name if isinstance(expression, Copy) else own_name
+
+
+def _adapters(draft: Draft) -> Iterator[Adapter]:
+    for name, layers in draft.stacks.items():
+        stack = draft.structure.stacks[name]
+        for position, layer in enumerate(layers):
+            for suffix, tensor in base_tensors(layer.source, stack).items():
+                role = draft.structure.role(suffix)
+                if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
+                    module = stack.tensor_name(position, suffix.removesuffix(".weight"))
+                    yield Adapter(module, role, position, tensor.shape, layer.lora[role])
+
+
+def _frozen(draft: Draft) -> Iterator[str]:
+    structure = draft.structure
+    for name, layers in draft.stacks.items():
+        stack = structure.stacks[name]
+        for position, layer in enumerate(layers):
+            for suffix in base_tensors(layer.source, stack):
+                if structure.role(suffix) in layer.frozen:
+                    yield stack.tensor_name(position, suffix)
+    for name in structure.outside:
+        if outside_kind(name) in draft.frozen:
+            yield name
+
+
+def outside_kind(name: str) -> str:
+    """Return which of `draft.OUTSIDE` a tensor outside the layers is."""
+    lowered = name.lower()
+    if "lm_head" in lowered or "embed_out" in lowered or lowered.endswith("output.weight"):
+        return "head"
+    if any(part in lowered for part in ("embed", "wte", "wpe", "word_embeddings")):
+        return "embedding"
+    return "norm"
+
+
+def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
+    """Return the roles of a layer's tensors."""
+    return frozenset(map(draft.structure.role, base_tensors(layer.source, draft.structure.stack(stack))))

@@ -1,0 +1,278 @@
+"""Which layers: the little language of recipes, the command line and the screen.
+
+As text, terms separated by commas: `0-3`, `7`, `all`, `first`, `first 2`, `last`, `last 4`, `inserted`,
+`original 21-24`, `lowest 4 by block_influence`, `highest 25% by weight_norm`, `block 4 by block_influence`
+(adjacent layers with the lowest sum), and `except TERMS` in front of everything. In YAML also as a list, or as a
+mapping such as `{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. Positions count from 0 in the
+model at that step; `original` positions count in the base.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.core.draft import Layer
+from surgeon.core.score import Score
+from surgeon.errors import SelectionError
+
+GRAMMAR = "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · except …"
+_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_END = re.compile(r"(first|last)(?:\s+(\d+))?")
+_RANKED = re.compile(r"(lowest|highest|block)\s+(\d+%?)\s+by\s+([a-z]\w*)")
+_MAPPING_KEYS = ("lowest", "highest", "block", "by", "data", "protect", "original", "except", "first", "last")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The extreme layers by a score. `order` is lowest, highest or block; `count` a number or a percentage."""
+
+    order: str
+    count: str
+    by: str
+    data: str | None
+    protect: tuple[Selection, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Positions:
+    first: int
+    last: int
+    original: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    word: str
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Except:
+    of: Selection
+
+
+Term = Ranked | _Positions | _Named | _Except
+
+
+class Selection:
+    """A parsed selection. `raw` is what was written, kept so that a recipe is saved as it was read.
+
+    No dataclass: msgspec would decode one field by field, and a selection has a language of its own.
+    """
+
+    __slots__ = ("raw", "terms")
+
+    def __init__(self, terms: tuple[Term, ...], raw: Any) -> None:
+        self.terms, self.raw = terms, raw
+
+    def __repr__(self) -> str:
+        return f"Selection({self})"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by meaning, not by spelling."""
+        return isinstance(other, Selection) and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        """Hash by meaning."""
+        return hash(self.terms)
+
+    def __str__(self) -> str:
+        """Return it as text that `parse_selection` reads."""
+        return self.raw if isinstance(self.raw, str) else ",".join(map(_term_text, self.terms))
+
+    def ranked(self) -> Iterator[Ranked]:
+        """Yield every part that needs a score."""
+        for term in self.terms:
+            if isinstance(term, Ranked):
+                yield term
+            elif isinstance(term, _Except):
+                yield from term.of.ranked()
+
+    def positions(self, layers: Sequence[Layer], scores: Mapping[Ranked, Score] | None = None) -> tuple[int, ...]:
+        """Return the chosen positions in ascending order.
+
+        Raises:
+            SelectionError: a position is out of range, a score is missing, or too few layers are left to choose from.
+        """
+        chosen: set[int] = set()
+        for term in self.terms:
+            chosen.update(_resolve(term, layers, scores or {}))
+        return tuple(sorted(chosen))
+
+
+def select(*positions: int) -> Selection:
+    """Return the selection of these positions."""
+    return parse_selection(list(positions))
+
+
+def parse_selection(raw: Any) -> Selection:
+    """Parse what was written in a recipe or on the command line.
+
+    Raises:
+        SelectionError: it is not in the language above.
+    """
+    if isinstance(raw, Selection):
+        return raw
+    return Selection(tuple(_parse(raw)), raw)
+
+
+def _parse(raw: Any) -> Iterator[Term]:
+    if isinstance(raw, bool) or raw is None:
+        raise SelectionError(f"{raw!r} is no selection", allowed=GRAMMAR)
+    if isinstance(raw, int):
+        yield from _parse_text(str(raw))
+    elif isinstance(raw, str):
+        yield from _parse_text(raw)
+    elif isinstance(raw, Mapping):
+        yield from _parse_mapping(raw)
+    elif isinstance(raw, Sequence):
+        for part in raw:
+            yield from _parse(part)
+    else:
+        raise SelectionError(f"{raw!r} is no selection", allowed=GRAMMAR)
+
+
+def _parse_text(text: str) -> Iterator[Term]:
+    text = " ".join(text.split())
+    if text.startswith("except "):
+        yield _Except(parse_selection(text.removeprefix("except ")))
+        return
+    for part in text.split(","):
+        yield _parse_term(part.strip(), text)
+
+
+def _parse_term(part: str, text: str) -> Term:
+    if part in ("all", "inserted"):
+        return _Named(part)
+    if match := _END.fullmatch(part):
+        return _Named(match[1], int(match[2] or 1))
+    if match := _RANKED.fullmatch(part):
+        return Ranked(match[1], match[2], match[3], None, ())
+    original = part.startswith("original ")
+    if match := _RANGE.fullmatch(part.removeprefix("original ")):
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise SelectionError(f"the range {part!r} runs backwards", allowed=f"{last}-{first}")
+        return _Positions(first, last, original)
+    raise SelectionError(f"{part!r} is no selection" + (f" (in {text!r})" if part != text else ""), allowed=GRAMMAR)
+
+
+def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
+    unknown = [key for key in raw if key not in _MAPPING_KEYS]
+    if unknown:
+        raise SelectionError(f"unknown key {unknown[0]!r} in a selection", allowed=", ".join(_MAPPING_KEYS))
+    heads = [key for key in raw if key not in ("by", "data", "protect")]
+    if len(heads) != 1:
+        raise SelectionError(f"one of lowest, highest, block, original, except, first, last is needed, not {heads}")
+    head = heads[0]
+    if head in ("lowest", "highest", "block"):
+        yield _parse_ranked(head, raw)
+        return
+    stray = [key for key in ("by", "data", "protect") if key in raw]
+    if stray:
+        raise SelectionError(f"{stray[0]!r} does not go with {head!r}", allowed="lowest, highest, block")
+    if head == "except":
+        yield _Except(parse_selection(raw[head]))
+        return
+    parts = raw[head] if isinstance(raw[head], (list, tuple)) else str(raw[head]).split(",")
+    for part in parts:
+        yield _parse_term(f"{head} {str(part).strip()}", str(dict(raw)))
+
+
+def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
+    if "by" not in raw:
+        raise SelectionError(f"{head!r} needs `by: SCORE`", hint="`surgeon list scores` shows them")
+    match = _RANKED.fullmatch(f"{head} {raw[head]} by {raw['by']}")
+    if not match:
+        raise SelectionError(f"{head}: {raw[head]!r} by {raw['by']!r} is no count and score", allowed="lowest: 4 or lowest: 25%")
+    protect = raw.get("protect", ())
+    protect = (protect,) if isinstance(protect, (str, int)) else protect
+    data = raw.get("data")
+    if data is not None and not isinstance(data, str):
+        raise SelectionError(f"data: {data!r} is no name", allowed="a name from the recipe's `data`, or a file")
+    return Ranked(head, match[2], match[3], data, tuple(map(parse_selection, protect)))
+
+
+def _resolve(term: Term, layers: Sequence[Layer], scores: Mapping[Ranked, Score]) -> Sequence[int]:
+    count = len(layers)
+    if isinstance(term, Ranked):
+        return _resolve_ranked(term, layers, scores)
+    if isinstance(term, _Except):
+        return [position for position in range(count) if position not in set(term.of.positions(layers, scores))]
+    if isinstance(term, _Positions):
+        return _resolve_range(term, layers)
+    if term.word == "all":
+        return range(count)
+    if term.word == "inserted":
+        return [position for position, layer in enumerate(layers) if layer.inserted]
+    if term.count > count:
+        raise SelectionError(f"{term.word} {term.count} of {count} layers", allowed=f"at most {count}")
+    return range(term.count) if term.word == "first" else range(count - term.count, count)
+
+
+def _resolve_range(term: _Positions, layers: Sequence[Layer]) -> Sequence[int]:
+    wanted = range(term.first, term.last + 1)
+    if term.original:
+        places = {layer.original: position for position, layer in enumerate(layers) if layer.original is not None}
+        gone = [number for number in wanted if number not in places]
+        if gone:
+            raise SelectionError(f"original layer {gone[0]} is not in the model at this step", allowed=spans(sorted(places)))
+        return [places[number] for number in wanted]
+    if term.last >= len(layers):
+        raise SelectionError(f"{term.last} is out of range", allowed=f"the model has layers 0-{len(layers) - 1} at this step")
+    return wanted
+
+
+def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranked, Score]) -> Sequence[int]:
+    protected = {position for part in term.protect for position in part.positions(layers, scores)}
+    free = [position for position in range(len(layers)) if position not in protected]
+    count = _count(term.count, len(layers))
+    if count > len(free):
+        raise SelectionError(f"{term.order} {term.count} asks for {count} of {len(free)} layers that are not protected")
+    if term not in scores:
+        raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe where it can be measured")
+    values = _finite(scores[term], layers)
+    if term.order == "block":
+        starts = [start for start in range(len(layers) - count + 1) if not protected & set(range(start, start + count))]
+        if not starts:
+            raise SelectionError(f"no {count} adjacent layers are free of protected ones")
+        start = min(starts, key=lambda start: math.fsum(values[start : start + count]))
+        return range(start, start + count)
+    return sorted(free, key=lambda position: values[position], reverse=term.order == "highest")[:count]
+
+
+def _finite(score: Score, layers: Sequence[Layer]) -> list[float]:
+    for layer in layers:
+        if not math.isfinite(score.values.get(layer.key, math.nan)):
+            raise SelectionError(f"{score.name} has no value for layer {layer.key}", hint="measure it on the model at this step")
+    return [score.values[layer.key] for layer in layers]
+
+
+def _count(text: str, layers: int) -> int:
+    return round(int(text[:-1]) / 100 * layers) if text.endswith("%") else int(text)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Write positions as a selection: `[0, 1, 2, 7]` becomes `0-2,7`."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _term_text(term: Term) -> str:
+    if isinstance(term, Ranked):
+        return f"{term.order} {term.count} by {term.by}"
+    if isinstance(term, _Positions):
+        span = str(term.first) if term.first == term.last else f"{term.first}-{term.last}"
+        return f"original {span}" if term.original else span
+    if isinstance(term, _Except):
+        return f"except {term.of}"
+    return f"{term.word} {term.count}" if term.count else term.word

@@ -1,0 +1,1 @@
+"""Operations on a draft, one per file, found by listing this package."""

@@ -1,0 +1,77 @@
+"""Inserts layers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from surgeon.core.draft import Draft, Identity, Layer, Mean, Source, base_tensors
+from surgeon.core.operation import Chosen, LayerChoice, Operation
+from surgeon.core.structure import Stack, Structure
+from surgeon.errors import ArchitectureError, RecipeError
+
+
+class Expand(Operation, frozen=True, kw_only=True):
+    """Insert one new layer after each named one.
+
+    `copy` and `mean` start as exact identities: the tensors that write into the residual stream are silenced, so the
+    model's function does not change by a bit until the layer is trained. `duplicate` repeats the layer as it is,
+    which does change the function. A `mean` after the last layer has no right neighbour and is a copy.
+    """
+
+    name = "expand"
+    key = "e"
+    summary = "insert layers after the named ones, as identities or as duplicates"
+    paper = "LLaMA Pro, arXiv:2401.02415 (copy); Llama SLayer, arXiv:2410.02330 (mean)"
+
+    after: LayerChoice
+    init: Annotated[
+        Literal["mean", "copy", "duplicate"],
+        msgspec.Meta(description="mean of both neighbours or copy, as an identity; or a plain duplicate"),
+    ] = "mean"
+
+    def apply(self, draft: Draft, chosen: Chosen) -> Draft:
+        """Insert the layers."""
+        after = set(chosen["after"])
+        if not after:
+            raise RecipeError("chooses no layer", where="after", hint="leave the step out")
+        stack = draft.structure.stack(self.stack)
+        before = draft.layers(self.stack)
+        layers: list[Layer] = []
+        for position, layer in enumerate(before):
+            layers.append(layer)
+            if position in after:
+                right = before[position + 1] if position + 1 < len(before) else layer
+                source = self._source(draft.structure, stack, layer, right)
+                layers.append(Layer(draft.new_key(layer, self.stack), source, None, layer.settings))
+        return draft.with_layers(tuple(layers), self.stack)
+
+    def _source(self, structure: Structure, stack: Stack, layer: Layer, right: Layer) -> Source:
+        if self.init == "duplicate":
+            return layer.source
+        if structure.checkpoint.config.get("quantization_config"):
+            raise ArchitectureError(
+                "identities need arithmetic on weights that are quantised", where="config field quantization_config",
+                allowed="init: duplicate, prune, freeze", hint="dequantise the checkpoint first",
+            )
+        if not structure.silence(base_tensors(layer.source, stack)):
+            raise ArchitectureError(
+                "no tensors are known that write this layer's output", where=f"layer {layer.key}, model_type {structure.model_type}",
+                allowed="init: duplicate", hint="an identity cannot be guaranteed for this architecture",
+            )
+        if self.init == "copy" or right is layer:
+            return Identity(layer.source)
+        _refuse_unlike(stack, layer, right)
+        return Identity(Mean(layer.source, right.source))
+
+
+def _refuse_unlike(stack: Stack, layer: Layer, right: Layer) -> None:
+    shapes = {suffix: tensor.shape for suffix, tensor in base_tensors(layer.source, stack).items()}
+    others = {suffix: tensor.shape for suffix, tensor in base_tensors(right.source, stack).items()}
+    unlike = sorted(suffix for suffix in shapes.keys() | others.keys() if shapes.get(suffix) != others.get(suffix))
+    if unlike:
+        raise ArchitectureError(
+            f"layers {layer.key} and {right.key} are built differently, so they have no mean", where=f"tensor {unlike[0]!r}",
+            allowed="init: copy", hint="use init: copy for these layers",
+        )

@@ -1,0 +1,51 @@
+"""Marks what later training leaves as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import msgspec
+
+from surgeon.core.draft import OUTSIDE, Draft
+from surgeon.core.operation import Chosen, Operation, matching_roles
+from surgeon.core.plan import layer_roles
+from surgeon.core.selection import Selection
+from surgeon.errors import RecipeError
+
+
+class Freeze(Operation, frozen=True, kw_only=True):
+    """Freeze layers, or roles within layers.
+
+    `layers` freezes those layers. `except` freezes everything but those layers: the other layers, the embedding, the
+    head and the final norm. Training honours it, and an export lists the parameters that stay trainable.
+    """
+
+    name = "freeze"
+    key = "f"
+    summary = "keep layers, or roles within them, from being trained"
+
+    layers: Annotated[Selection | None, msgspec.Meta(description="freeze these layers")] = None
+    except_: Annotated[Selection | None, msgspec.Meta(description="freeze everything but these layers")] = msgspec.field(
+        name="except", default=None
+    )
+    roles: Annotated[tuple[str, ...], msgspec.Meta(description="only these roles: attention, mlp.down, …")] = ("all",)
+    outside: Annotated[
+        tuple[Literal["embedding", "head", "norm"], ...],
+        msgspec.Meta(description="freeze these too: embedding, head, norm"),
+    ] = ()
+
+    def apply(self, draft: Draft, chosen: Chosen) -> Draft:
+        """Add to what is frozen."""
+        if (self.layers is None) == (self.except_ is None) and not (self.layers is None and self.outside):
+            raise RecipeError("needs `layers` or `except`, not both", allowed="layers: 0-3, or except: inserted")
+        roles = matching_roles(draft, self.roles, self.stack)
+        layers = draft.layers(self.stack)
+        kept = set(chosen.get("except", ()))
+        wanted = set(chosen.get("layers", ())) if self.except_ is None else set(range(len(layers))) - kept
+        frozen = [
+            replace(layer, frozen=layer.frozen | (roles & layer_roles(draft, layer, self.stack))) if at in wanted else layer
+            for at, layer in enumerate(layers)
+        ]
+        outside = OUTSIDE if self.except_ is not None and self.roles == ("all",) else self.outside
+        return replace(draft.with_layers(tuple(frozen), self.stack), frozen=draft.frozen | set(outside))
