@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -94,6 +95,12 @@ class Draft:
             [layer.source for layer in layers] != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
             for name, layers in self.stacks.items()
         )
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that name the weights and their order; freezes and adapters do not count."""
+        weights = {name: [layer.source for layer in layers] for name, layers in sorted(self.stacks.items())}
+        return hashlib.sha256(repr(weights).encode()).hexdigest()[:16]
 
     @property
     def adapted(self) -> bool:

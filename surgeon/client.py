@@ -1,0 +1,235 @@
+"""Starts a worker and yields its events: a process on a pipe, local or over any command, or this process itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_event, encode
+from surgeon.core.locate import state_directory
+from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
+
+OnEvent = Callable[[Event], None]
+_LINE_LIMIT = 64 * 2**20
+_LEAVE_SECONDS = 3.0
+
+
+def local_command() -> tuple[str, ...]:
+    """Return the command of a worker on this machine."""
+    return (sys.executable, "-m", "surgeon", "worker")
+
+
+class WorkerClient:
+    """A worker process. All its events go to `on_event`; `run` also awaits one job's end.
+
+    The process has its own session, so that it can be killed as a group and is scheduled apart from the terminal.
+    """
+
+    def __init__(self, on_event: OnEvent, command: Sequence[str] | str | None = None) -> None:
+        """Name the command; nothing starts yet. Text is split as a shell splits words."""
+        words = shlex.split(command) if isinstance(command, str) else command
+        self.command = tuple(words or local_command())
+        self.hello: Mapping[str, Any] = {}
+        self._on_event = on_event
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        self._greeted: asyncio.Future[None] | None = None
+        self._next = 1
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def busy(self) -> tuple[int, ...]:
+        """Ids of the jobs under way."""
+        return tuple(self._waiting)
+
+    async def start(self) -> None:
+        """Start the process and wait for its greeting.
+
+        Raises:
+            WorkerError: the command cannot be started, ends at once, or speaks another protocol.
+        """
+        if self.alive:
+            return
+        state_directory().mkdir(parents=True, exist_ok=True)
+        try:
+            with (state_directory() / "worker.log").open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                    start_new_session=True, limit=_LINE_LIMIT,
+                )  # fmt: skip
+        except OSError as error:
+            raise WorkerError(f"cannot be started: {error.strerror}", where=shlex.join(self.command)) from error
+        self._greeted = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(self._process))
+        await self._greeted
+
+    async def submit(self, job: str, args: Mapping[str, Any], revision: int = 0) -> int:
+        """Send a job, starting the worker if need be, and return its id."""
+        await self.start()
+        number, self._next = self._next, self._next + 1
+        self._waiting[number] = asyncio.get_running_loop().create_future()
+        await self._send(Job(id=number, job=job, args=dict(args), revision=revision))
+        return number
+
+    async def result(self, job: int) -> Mapping[str, Any]:
+        """Wait for a submitted job.
+
+        Raises:
+            SurgeonError: what the job raised; Cancelled or WorkerError where it was cancelled or the worker died.
+        """
+        return await asyncio.shield(self._waiting[job])
+
+    async def run(self, job: str, args: Mapping[str, Any], revision: int = 0) -> Mapping[str, Any]:
+        """Submit a job and wait for it."""
+        return await self.result(await self.submit(job, args, revision))
+
+    async def cancel(self) -> None:
+        """Ask the worker to stop what it does, between two tensors or batches."""
+        if self.alive:
+            await self._send(Job(id=0, job="cancel"))
+
+    async def kill(self) -> None:
+        """End the process group at once; jobs under way raise Cancelled. The next `submit` starts another worker."""
+        if self._process is None:
+            return
+        self._fail_all(Cancelled("the worker was stopped"))
+        self._signal(signal.SIGKILL)
+        await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+
+    async def close(self) -> None:
+        """End the worker, politely first."""
+        if self._process is None:
+            return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _LEAVE_SECONDS)
+        await self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    async def _send(self, job: Job) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(encode(job) + b"\n")
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerError("has gone", where="worker", hint="try again: another one starts") from error
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            try:
+                event = decode_event(line)
+            except msgspec.MsgspecError:
+                event = Event(id=0, event="log", body={"level": "warning", "text": line.decode(errors="replace").rstrip()})
+            self._take(event)
+        self._ended(await process.wait())
+
+    def _take(self, event: Event) -> None:
+        if event.event == "hello":
+            self._greet(event)
+        future = self._waiting.get(event.id)
+        if future is not None and not future.done() and event.event in ("result", "error"):
+            if event.event == "result":
+                future.set_result(event.body)
+            else:
+                future.set_exception(error_from_dict(dict(event.body)))
+                future.exception()  # a front end that only listens to events need not await it
+            del self._waiting[event.id]
+        self._on_event(event)
+
+    def _greet(self, event: Event) -> None:
+        self.hello = event.body
+        if self._greeted is None or self._greeted.done():
+            return
+        if event.body.get("protocol") == PROTOCOL:
+            self._greeted.set_result(None)
+        else:
+            version = event.body.get("version")
+            self._greeted.set_exception(WorkerError(f"speaks another protocol (surgeon {version})", where=shlex.join(self.command)))
+
+    def _ended(self, code: int) -> None:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        hint = "it may have run out of memory" if code == -signal.SIGKILL else f"see {state_directory() / 'worker.log'}"
+        error = WorkerError(how, where="worker", hint=hint)
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(error)
+        if self._waiting:
+            self._fail_all(error)
+
+    def _fail_all(self, error: SurgeonError) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for number, future in waiting.items():
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+                self._on_event(Event(id=number, event="error", body=error.to_dict()))
+
+
+def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | None = None) -> Mapping[str, Any]:
+    """Run one job to its end: in this process, or in a worker started with the command `worker`.
+
+    Raises:
+        SurgeonError: what the job raised; Cancelled on Ctrl+C.
+    """
+    if worker is None:
+        return _run_here(job, args, on_event)
+    return asyncio.run(_run_there(job, args, on_event, worker))
+
+
+def _run_here(job: str, args: Mapping[str, Any], on_event: OnEvent) -> Mapping[str, Any]:
+    from surgeon.backend.jobs import perform
+
+    cancelled = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal cancelled
+        if cancelled:
+            raise KeyboardInterrupt
+        cancelled = True
+
+    def emit(kind: Kind, body: dict[str, Any]) -> None:
+        on_event(Event(id=1, event=kind, body=body))
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        return perform(job, args, emit, lambda: cancelled)
+    except KeyboardInterrupt as error:
+        raise Cancelled from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def _run_there(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str) -> Mapping[str, Any]:
+    client = WorkerClient(on_event, worker)
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.create_task(client.cancel())  # noqa: RUF006 - the loop ends with the job
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await client.run(job, args)
+    finally:
+        await client.close()

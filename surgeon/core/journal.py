@@ -1,0 +1,69 @@
+"""What a session did since its recipe was last saved, on disk after every step, so that a kill loses nothing.
+
+Each line is the whole state: the steps, how many of them are applied, and the digest of the recipe file it builds on.
+The last whole line counts; a line torn by a crash is passed over. A live session holds a lock on its journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.errors import SurgeonError
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """The state after one step. `steps` are plain data as `recipe.step_to_builtins` writes them."""
+
+    model: str
+    steps: list[dict[str, Any]]
+    position: int
+    recipe_digest: str = ""
+
+
+class Journal:
+    """One session's journal. Opened for as long as the session lives."""
+
+    def __init__(self, path: Path) -> None:
+        """Open and lock it, or the first free of its numbered siblings if other live sessions hold it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100):
+            self.path = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                os.close(self._handle)
+        raise SurgeonError("all journals are held by other sessions", where=str(path), hint="close some of them")
+
+    def last(self) -> Entry | None:
+        """Return the newest whole entry."""
+        for line in reversed(self.path.read_bytes().splitlines()):
+            try:
+                return msgspec.json.decode(line, type=Entry)
+            except msgspec.MsgspecError:
+                continue
+        return None
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry and make sure that it is on disk."""
+        line = msgspec.json.encode(entry) + b"\n"
+        if os.fstat(self._handle).st_size:
+            line = b"\n" + line  # a torn line before it must not swallow this one
+        os.write(self._handle, line)
+        os.fsync(self._handle)
+
+    def clear(self) -> None:
+        """Forget everything: the recipe holds it now."""
+        os.ftruncate(self._handle, 0)
+
+    def close(self, *, keep: bool) -> None:
+        """Release it; `keep` leaves what it holds for the next session to recover."""
+        if not keep:
+            self.path.unlink(missing_ok=True)
+        os.close(self._handle)
