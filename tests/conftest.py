@@ -1,0 +1,52 @@
+"""What every test stands on: no hub, few threads, its own directories, and the real demo model for those that ask."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgeon.backend.demo import fetch_demo
+
+# Before anything imports huggingface_hub or torch, which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Two pytest workers with two torch threads each would fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for the demo model, so that `-m "not model"` needs no network."""
+    for item in items:
+        if "demo_model" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The real demo model, prepared once per machine; only to be read."""
+    return fetch_demo(_keep_silent, lambda: False)
+
+
+@pytest.fixture
+def demo_by_name(demo_model: Path, _own_directories: Path) -> Path:
+    """The demo model, such that the name `demo` finds it too."""
+    link = _own_directories / "cache" / "demo" / demo_model.name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(demo_model, target_is_directory=True)
+    return link
+
+
+@pytest.fixture(autouse=True)
+def _own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing that a test keeps reaches the next test, or the person who runs it."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("SURGEON_CACHE", str(home / "cache"))
+    monkeypatch.setenv("SURGEON_STATE", str(home / "state"))
+    return home
+
+
+def _keep_silent(kind: str, body: dict[str, Any]) -> None:
+    pass
