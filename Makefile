@@ -35,7 +35,8 @@ readme: .venv/dev.installed
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo 'surgeon needs Python 3.11 or newer; say which: make PYTHON=python3.12'; exit 1; }
-	$(PYTHON) -m venv .venv
+	# Half a venv, as when Debian's python3-venv is missing, must not pass for a whole one next time.
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/%.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo 'Installing into .venv; the first time this takes a few minutes'
