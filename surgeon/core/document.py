@@ -1,0 +1,198 @@
+"""The YAML of a recipe: reading it with line numbers kept, faults named by line, writing it with comments kept.
+
+Knows nothing of operations; what the parts mean is `recipe.py`'s business.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from surgeon.core.selection import Selection
+from surgeon.errors import RecipeError
+
+Spot = tuple[str | int, ...]
+"""A way into a document: keys and list positions."""
+
+
+def read_document(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        RecipeError: it cannot be read, is not YAML, or repeats a key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(path), hint="check the path") from error
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise RecipeError(f"is not valid YAML: {_first_line(error.problem)}", where=f"{path}{line}") from error
+    except (YAMLError, ValueError, RecursionError) as error:  # odd characters, impossible dates, bottomless nesting
+        raise RecipeError(f"is not valid YAML: {_first_line(error)}", where=str(path)) from error
+
+
+def write_document(plain: Mapping[str, Any], like: Path | None = None) -> str:
+    """Return plain data as YAML; comments of the file `like` survive where the parts they stand at are unchanged.
+
+    Raises:
+        RecipeError: `like` is there and is no mapping, so it is no earlier version of this.
+    """
+    document = read_document(like) if like is not None and like.is_file() else None
+    if document is None:
+        document = CommentedMap()
+    if not isinstance(document, CommentedMap):
+        raise RecipeError("is there already and is no recipe", where=str(like), hint="choose another file name")
+    _merge(document, plain)
+    stream = io.StringIO()
+    _yaml().dump(document, stream)
+    return stream.getvalue()
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as YAML does, for `--set` and for options.
+
+    Raises:
+        RecipeError: it is no YAML value.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{text!r} is no YAML value") from error
+
+
+def override(document: Any, path: str, value: Any) -> None:
+    """Set one value of a document, in place; `path` is dotted, such as `steps.0.prune.layers`.
+
+    Raises:
+        RecipeError: the path leads nowhere.
+    """
+    *parents, last = path.split(".")
+    spot = document
+    try:
+        for key in parents:
+            spot = spot[int(key)] if isinstance(spot, list) else spot[key]
+        if isinstance(spot, list):
+            spot[int(last)] = value
+        else:
+            spot[last] = value
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise RecipeError(
+            "leads nowhere in this recipe", where=f"--set {path}", allowed="a path such as steps.0.prune.layers"
+        ) from error
+
+
+def built_in(raw: Any) -> Any:
+    """Return built-in types only: ruamel's own remember how a scalar was written."""
+    if isinstance(raw, Selection):
+        return built_in(raw.raw)
+    if isinstance(raw, Mapping):
+        return {str(key): built_in(value) for key, value in raw.items()}
+    if isinstance(raw, (list, tuple)):
+        return [built_in(value) for value in raw]
+    if raw is None or isinstance(raw, bool):
+        return raw
+    kind = next((kind for kind in (int, float) if isinstance(raw, kind)), str)
+    return kind(raw)
+
+
+class Problems:
+    """Collects every fault of a document with its line."""
+
+    def __init__(self, where: str, document: Any) -> None:
+        self.where, self.document, self.faults = where, document, list[str]()
+
+    def add(self, path: Spot, what: str, allowed: str = "") -> None:
+        """Take down one fault."""
+        line = self._line(path)
+        spot = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        at = f"line {line}, {spot}" if line else spot
+        self.faults.append((f"{at}: " if at else "") + what + (f" (allowed: {allowed})" if allowed else ""))
+
+    def unknown(self, path: Spot, key: str, known: list[str]) -> None:
+        """Take down a key that is not known, with the nearest spelling."""
+        near = get_close_matches(str(key), known, n=1)
+        did = f"; did you mean {near[0]!r}?" if near else ""
+        self.add((*path, key), f"unknown key {key!r}{did}", ", ".join(known))
+
+    def raise_any(self) -> None:
+        """Raise all faults as one error, if there are any.
+
+        Raises:
+            RecipeError: there are.
+        """
+        if self.faults:
+            many = f"{len(self.faults)} problems\n  " + "\n  ".join(self.faults)
+            raise RecipeError(self.faults[0] if len(self.faults) == 1 else many, where=self.where)
+
+    def _line(self, path: Spot) -> int | None:
+        spot, line = self.document, None
+        for part in path:
+            if not isinstance(spot, (CommentedMap, CommentedSeq)):
+                break
+            try:
+                line = (spot.lc.key(part) if isinstance(spot, CommentedMap) else spot.lc.item(part))[0] + 1
+                spot = spot[part]
+            except (KeyError, IndexError, TypeError):
+                break
+        return line
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _first_line(text: object) -> str:
+    return (str(text).strip().splitlines() or ["unreadable"])[0]
+
+
+def _merge(old: CommentedMap, new: Mapping[str, Any]) -> None:
+    for key in [key for key in old if key not in new]:
+        del old[key]
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, CommentedMap) and isinstance(value, dict):
+            _merge(before, value)
+        elif isinstance(before, CommentedSeq) and isinstance(value, list) and value:
+            _merge_list(before, value)
+        elif before != value or key not in old:
+            old[key] = _flow(value)
+
+
+def _merge_list(old: CommentedSeq, new: list[Any]) -> None:
+    del old[len(new) :]
+    for at, value in enumerate(new):
+        if at >= len(old):
+            old.append(_flow(value))
+        elif isinstance(old[at], CommentedMap) and isinstance(value, dict) and old[at].keys() == value.keys():
+            _merge(old[at], value)
+        elif old[at] != value:
+            old[at] = _flow(value)
+
+
+def _flow(value: Any, depth: int = 0) -> Any:
+    """Write the inside of a step on one line, and lists of numbers too."""
+    if isinstance(value, dict):
+        node = CommentedMap({key: _flow(item, depth + 1) for key, item in value.items()})
+        if depth:
+            node.fa.set_flow_style()
+        return node
+    if isinstance(value, (list, tuple)):
+        sequence = CommentedSeq([_flow(item, depth) for item in value])
+        if not any(isinstance(item, dict) for item in value):
+            sequence.fa.set_flow_style()
+        return sequence
+    return value
