@@ -20,9 +20,9 @@ from surgeon.core.score import Score
 from surgeon.errors import SelectionError
 
 GRAMMAR = "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · except …"
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-_END = re.compile(r"(first|last)(?:\s+(\d+))?")
-_RANKED = re.compile(r"(lowest|highest|block)\s+(\d+%?)\s+by\s+([a-z]\w*)")
+_RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
+_END = re.compile(r"(first|last)(?:\s+([0-9]{1,9}))?")
+_RANKED = re.compile(r"(lowest|highest|block)\s+([0-9]{1,9}%?)\s+by\s+([a-z]\w*)")
 _MAPPING_KEYS = ("lowest", "highest", "block", "by", "data", "protect", "original", "except", "first", "last")
 
 
@@ -81,7 +81,7 @@ class Selection:
         return hash(self.terms)
 
     def __str__(self) -> str:
-        """Return it as text that `parse_selection` reads."""
+        """Return it as text that `parse_selection` reads; only `data` and `protect` have no words there."""
         return self.raw if isinstance(self.raw, str) else ",".join(map(_term_text, self.terms))
 
     def ranked(self) -> Iterator[Ranked]:
@@ -117,7 +117,10 @@ def parse_selection(raw: Any) -> Selection:
     """
     if isinstance(raw, Selection):
         return raw
-    return Selection(tuple(_parse(raw)), raw)
+    terms = tuple(_parse(raw))
+    if len(terms) > 1 and any(isinstance(term, _Except) for term in terms):
+        raise SelectionError("`except` beside other terms has two meanings", allowed="except 0-3,7: everything but all of them")
+    return Selection(terms, raw)
 
 
 def _parse(raw: Any) -> Iterator[Term]:
@@ -218,9 +221,9 @@ def _resolve_range(term: _Positions, layers: Sequence[Layer]) -> Sequence[int]:
     wanted = range(term.first, term.last + 1)
     if term.original:
         places = {layer.original: position for position, layer in enumerate(layers) if layer.original is not None}
-        gone = [number for number in wanted if number not in places]
-        if gone:
-            raise SelectionError(f"original layer {gone[0]} is not in the model at this step", allowed=spans(sorted(places)))
+        gone = next((number for number in wanted if number not in places), None)
+        if gone is not None:
+            raise SelectionError(f"original layer {gone} is not in the model at this step", allowed=spans(sorted(places)))
         return [places[number] for number in wanted]
     if term.last >= len(layers):
         raise SelectionError(f"{term.last} is out of range", allowed=f"the model has layers 0-{len(layers) - 1} at this step")
@@ -275,4 +278,4 @@ def _term_text(term: Term) -> str:
         return f"original {span}" if term.original else span
     if isinstance(term, _Except):
         return f"except {term.of}"
-    return f"{term.word} {term.count}" if term.count else term.word
+    return f"{term.word} {term.count}" if term.word in ("first", "last") else term.word
