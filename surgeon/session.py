@@ -77,6 +77,7 @@ class Session:
     _drafts: list[Draft] = field(default_factory=list)
     _plan: Plan | None = None
     _saved: tuple[Step, ...] = ()
+    _digest: str = ""
 
     @classmethod
     def open(cls, model: str, recipe_path: Path | None = None) -> Session:
@@ -88,13 +89,14 @@ class Session:
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
         checkpoint = open_checkpoint(locate_model(model))
-        check_fingerprint(recipe, checkpoint, recipe_path)
+        recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
             recipe_path=recipe_path, journal=Journal(_journal_path(checkpoint, recipe_path)),
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
         session._saved = recipe.steps
+        session._digest = _recipe_digest(recipe_path)
         session.position = len(recipe.steps)
         session._recover()
         session.draft  # noqa: B018 - folding now reports a recipe that does not fit
@@ -104,7 +106,7 @@ class Session:
         entry = self.journal.last()
         if entry is None:
             return
-        if entry.recipe_digest != self._recipe_digest():
+        if entry.recipe_digest != self._digest:
             raise RecipeError(
                 "has changed since a session on it was interrupted", where=str(self.recipe_path),
                 hint=f"look at {self.journal.path}, keep what you need, delete it and open again",
@@ -207,15 +209,10 @@ class Session:
         self.journal.append(
             Entry(
                 model=self.model, steps=[step_to_builtins(step) for step in self.steps], position=position,
-                recipe_digest=self._recipe_digest(),
+                recipe_digest=self._digest,
             )  # fmt: skip
         )
         return True
-
-    def _recipe_digest(self) -> str:
-        if self.recipe_path is None or not self.recipe_path.is_file():
-            return ""
-        return hashlib.sha256(self.recipe_path.read_bytes()).hexdigest()
 
     def applied_recipe(self) -> Recipe:
         """Return the recipe of the applied steps, with the base's fingerprint."""
@@ -226,16 +223,20 @@ class Session:
         """Write the recipe of the applied steps, atomically; comments of the file survive.
 
         Raises:
-            RecipeError: there is no path, or it cannot be written.
+            RecipeError: there is no path, it cannot be written, or it holds what this session has not read.
         """
         path = path or self.recipe_path
         if path is None:
             raise RecipeError("no file name for the recipe yet", hint="give one")
+        if _recipe_digest(path) not in ("", self._digest):
+            what = "was changed by someone else meanwhile" if path == self.recipe_path else "is there already"
+            raise RecipeError(what, where=str(path), hint="save under another name")
         write_text(path, dump_recipe(self.applied_recipe(), like=path))
         if path != self.recipe_path:
             self.recipe_path = path
             self.journal.close(keep=False)
             self.journal = Journal(_journal_path(self.checkpoint, path))
+        self._digest = _recipe_digest(path)
         self.journal.clear()
         self._saved = self.steps[: self.position]
         return path
@@ -265,21 +266,6 @@ class Session:
         scores = tuple(msgspec.convert(plain, Score) for plain in result["scores"])
         self.scores.update({score.name: score for score in scores})
         return scores
-
-
-def check_fingerprint(recipe: Recipe, checkpoint: Checkpoint, where: Path | None) -> None:
-    """Refuse a recipe that was written for other weights.
-
-    Raises:
-        RecipeError: the fingerprints differ.
-    """
-    wanted = recipe.base.fingerprint
-    if wanted and not checkpoint.fingerprint.startswith(wanted.rstrip("…")):
-        raise RecipeError(
-            f"was written for a model with fingerprint {wanted}, but {checkpoint.path} has {checkpoint.fingerprint}",
-            where=f"{where or 'recipe'}, base.fingerprint",
-            hint="name the right model, or remove the fingerprint to use the recipe on this one",
-        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -324,6 +310,10 @@ def _step_from_plain(plain: Mapping[str, Any], where: str) -> Step:
     step = step_of(name, plain[name], where)
     resolved = plain.get("resolved")
     return step if resolved is None else msgspec.structs.replace(step, resolved={key: tuple(at) for key, at in resolved.items()})
+
+
+def _recipe_digest(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 
 
 def _journal_path(checkpoint: Checkpoint, recipe_path: Path | None) -> Path:

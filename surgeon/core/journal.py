@@ -29,16 +29,17 @@ class Journal:
     """One session's journal. Opened for as long as the session lives."""
 
     def __init__(self, path: Path) -> None:
-        """Open and lock it, or the first free of its numbered siblings if other live sessions hold it."""
+        """Open and lock it, or one of its numbered siblings if other live sessions hold it.
+
+        One that a dead session left something in comes before an empty one, so that it is found and recovered.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 100):
-            self.path = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        names = [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 100))]
+        for self.path in sorted(names, key=_is_empty):
+            handle = _lock(self.path)
+            if handle is not None:
+                self._handle = handle
                 return
-            except BlockingIOError:
-                os.close(self._handle)
         raise SurgeonError("all journals are held by other sessions", where=str(path), hint="close some of them")
 
     def last(self) -> Entry | None:
@@ -67,3 +68,24 @@ class Journal:
         if not keep:
             self.path.unlink(missing_ok=True)
         os.close(self._handle)
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except FileNotFoundError:
+        return True
+
+
+def _lock(path: Path) -> int | None:
+    """Return a handle that holds the file's lock, or None if another session holds it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)  # its last owner removed it before we had the lock: nobody would find it again
