@@ -61,8 +61,12 @@ class WorkerClient:
         Raises:
             WorkerError: the command cannot be started, ends at once, or speaks another protocol.
         """
-        if self.alive:
+        if self.alive and self._greeted is not None:
+            await asyncio.shield(self._greeted)
             return
+        if self._reader is not None:  # the last words of the one before must not be taken for this one's
+            self._signal(signal.SIGKILL)
+            await self._reader
         state_directory().mkdir(parents=True, exist_ok=True)
         try:
             with (state_directory() / "worker.log").open("ab") as log:
@@ -78,23 +82,30 @@ class WorkerClient:
 
     async def submit(self, job: str, args: Mapping[str, Any], revision: int = 0) -> int:
         """Send a job, starting the worker if need be, and return its id."""
-        await self.start()
-        number, self._next = self._next, self._next + 1
-        self._waiting[number] = asyncio.get_running_loop().create_future()
-        await self._send(Job(id=number, job=job, args=dict(args), revision=revision))
-        return number
+        return (await self._submit(job, args, revision))[0]
 
-    async def result(self, job: int) -> Mapping[str, Any]:
-        """Wait for a submitted job.
+    async def run(self, job: str, args: Mapping[str, Any], revision: int = 0) -> Mapping[str, Any]:
+        """Submit a job and wait for it.
 
         Raises:
             SurgeonError: what the job raised; Cancelled or WorkerError where it was cancelled or the worker died.
         """
+        return await (await self._submit(job, args, revision))[1]
+
+    async def result(self, job: int) -> Mapping[str, Any]:
+        """Wait for a submitted job that is still under way; raises as `run` does."""
+        if job not in self._waiting:
+            raise WorkerError(f"job {job} is over", where="worker", hint="its end was an event")
         return await asyncio.shield(self._waiting[job])
 
-    async def run(self, job: str, args: Mapping[str, Any], revision: int = 0) -> Mapping[str, Any]:
-        """Submit a job and wait for it."""
-        return await self.result(await self.submit(job, args, revision))
+    async def _submit(
+        self, job: str, args: Mapping[str, Any], revision: int
+    ) -> tuple[int, asyncio.Future[Mapping[str, Any]]]:
+        await self.start()
+        number, self._next = self._next, self._next + 1
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        await self._send(Job(id=number, job=job, args=dict(args), revision=revision))
+        return number, future
 
     async def cancel(self) -> None:
         """Ask the worker to stop what it does, between two tensors or batches."""
@@ -106,6 +117,8 @@ class WorkerClient:
         if self._process is None:
             return
         self._fail_all(Cancelled("the worker was stopped"))
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(Cancelled("the worker was stopped"))
         self._signal(signal.SIGKILL)
         await self._process.wait()
         if self._reader is not None:
@@ -122,8 +135,8 @@ class WorkerClient:
         await self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+        if self._process is not None and self._reader is not None and not self._reader.done():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
     async def _send(self, job: Job) -> None:
@@ -137,25 +150,26 @@ class WorkerClient:
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        async for line in process.stdout:
-            try:
-                event = decode_event(line)
-            except msgspec.MsgspecError:
-                event = Event(id=0, event="log", body={"level": "warning", "text": line.decode(errors="replace").rstrip()})
-            self._take(event)
-        self._ended(await process.wait())
+        broken: WorkerError | None = None
+        try:
+            async for line in process.stdout:
+                self._take(_event_of(line))
+        except Exception as error:  # a line beyond the limit, or a listener that failed: nobody may wait for ever
+            broken = WorkerError(f"its words could not be taken in: {error!r}", where="worker")
+            self._signal(signal.SIGKILL)
+        self._ended(await process.wait(), broken)
 
     def _take(self, event: Event) -> None:
         if event.event == "hello":
             self._greet(event)
-        future = self._waiting.get(event.id)
-        if future is not None and not future.done() and event.event in ("result", "error"):
+        over = event.event in ("result", "error")
+        future = self._waiting.pop(event.id, None) if over else None
+        if future is not None and not future.done():
             if event.event == "result":
                 future.set_result(event.body)
             else:
                 future.set_exception(error_from_dict(dict(event.body)))
                 future.exception()  # a front end that only listens to events need not await it
-            del self._waiting[event.id]
         self._on_event(event)
 
     def _greet(self, event: Event) -> None:
@@ -168,10 +182,10 @@ class WorkerClient:
             version = event.body.get("version")
             self._greeted.set_exception(WorkerError(f"speaks another protocol (surgeon {version})", where=shlex.join(self.command)))
 
-    def _ended(self, code: int) -> None:
+    def _ended(self, code: int, broken: WorkerError | None) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         hint = "it may have run out of memory" if code == -signal.SIGKILL else f"see {state_directory() / 'worker.log'}"
-        error = WorkerError(how, where="worker", hint=hint)
+        error = broken or WorkerError(how, where="worker", hint=hint)
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_exception(error)
         if self._waiting:
@@ -179,11 +193,20 @@ class WorkerClient:
 
     def _fail_all(self, error: SurgeonError) -> None:
         waiting, self._waiting = self._waiting, {}
-        for number, future in waiting.items():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()
-                self._on_event(Event(id=number, event="error", body=error.to_dict()))
+        pending = {number: future for number, future in waiting.items() if not future.done()}
+        for future in pending.values():
+            future.set_exception(error)
+            future.exception()
+        for number in pending:
+            self._on_event(Event(id=number, event="error", body=error.to_dict()))
+
+
+def _event_of(line: bytes) -> Event:
+    """Return what a line says; a line that is no event becomes a warning."""
+    try:
+        return decode_event(line)
+    except msgspec.MsgspecError:
+        return Event(id=0, event="log", body={"level": "warning", "text": line.decode(errors="replace").rstrip()})
 
 
 def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | None = None) -> Mapping[str, Any]:
