@@ -6,4 +6,5 @@ FAMILY = Family(
     model_types=("gpt2",),
     transposed=frozenset({"attention.qkv", "attention.output", "mlp.up", "mlp.down"}),
     fused={"attention.qkv": ("attention.query", "attention.key", "attention.value")},
+    in_memory=((r"^(h\.\d+|wte|wpe|ln_f)\.", r"transformer.\1."),),
 )

@@ -2,4 +2,4 @@
 
 from surgeon.core.structure import Family
 
-FAMILY = Family(model_types=("llama", "mistral", "mixtral"))
+FAMILY = Family(model_types=("llama", "mistral"))

@@ -56,7 +56,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA matrix of the result. `module` is the target's name without `.weight`; shape is the base weight's."""
+    """One LoRA matrix of the result. `module` is the target's name in the loaded model; shape is the base weight's."""
 
     module: str
     role: str
@@ -198,8 +198,8 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
             for suffix, tensor in base_tensors(layer.source, stack).items():
                 role = draft.structure.role(suffix)
                 if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
-                    module = stack.tensor_name(position, suffix.removesuffix(".weight"))
-                    yield Adapter(module, role, position, tensor.shape, layer.lora[role])
+                    (name,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
+                    yield Adapter(name.removesuffix(".weight"), role, position, tensor.shape, layer.lora[role])
 
 
 def _frozen(draft: Draft) -> Iterator[str]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
+
+from surgeon.core.registry import classes_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pass = Literal["weights", "activations", "sweep", "gradients", "learning"]
 
@@ -22,6 +27,35 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     asks: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[Pass]
+
+
+class WeightsScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of matrices, each seen once as it streams from disk."""
+
+    needs = "weights"
+
+    def matrix(self, weight: Tensor) -> float:
+        """Return the score of one matrix as stored."""
+        raise NotImplementedError
+
+    def layer(self, matrices: Mapping[str, float]) -> float:
+        """Return the score of a layer from those of its matrices, by tensor name within the layer."""
+        raise NotImplementedError
+
+
+class ActivationsScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of the residual stream before and after each layer, averaged over sequences."""
+
+    needs = "activations"
+
+    def sequences(self, hidden_in_BTD: Tensor, hidden_out_BTD: Tensor) -> Tensor:
+        """Return one value per sequence; shape (batch,)."""
+        raise NotImplementedError
+
+
+def score_kinds() -> dict[str, type[ScoreKind]]:
+    """Return every score by name."""
+    return classes_of("surgeon.scores", ScoreKind)
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):

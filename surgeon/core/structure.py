@@ -6,7 +6,7 @@ A `Family` is what differs between model families, as data; a `Structure` is one
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,8 @@ class Family:
     silences: alternatives, best first; the first whose every role occurs in a layer is used for it.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
+    in_memory: (regular expression, replacement) for tensor names that transformers changes when it loads them, such
+        as experts that are stored one by one and stacked in memory.
     """
 
     model_types: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Family:
     silences: tuple[tuple[Silence, ...], ...] = ()
     transposed: frozenset[str] = frozenset()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_memory: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,15 @@ class Structure:
         present = {self.role(suffix) for suffix in layer}
         fits = (way for way in self.family.silences if all(silence.role in present for silence in way))
         return next(fits, ())
+
+    def memory_names(self, names: Iterable[str]) -> list[str]:
+        """Return the names that tensors have among the parameters of the loaded model, each once."""
+        found: dict[str, None] = {}
+        for name in names:
+            for pattern, replacement in self.family.in_memory:
+                name = re.sub(pattern, replacement, name)  # noqa: PLW2901 - the rules apply one after another
+            found[name] = None
+        return list(found)
 
     def stack_config(self, stack: Stack) -> Mapping[str, Any]:
         """Return the part of the config that describes a stack."""

@@ -10,9 +10,9 @@ import msgspec
 from surgeon.core.draft import Draft, Lora
 from surgeon.core.operation import Chosen, LayerChoice, Operation, matching_roles
 from surgeon.core.plan import layer_roles
-from surgeon.errors import RecipeError, SelectionError
+from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
-_LINEAR = ("attention", "mlp", "experts")
+_LINEAR = ("attention", "mlp")
 
 
 class MaskedLora(Operation, frozen=True, kw_only=True):
@@ -53,7 +53,13 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
 
     def _roles(self, draft: Draft) -> frozenset[str]:
         if self.roles:
-            return matching_roles(draft, self.roles, self.stack)
+            roles = matching_roles(draft, self.roles, self.stack)
+            if any(role.startswith("experts.") for role in roles):
+                raise ArchitectureError(
+                    "experts are stacked in one tensor once they are loaded, and have no matrix of their own to adapt",
+                    where="roles", allowed="attention, mlp and the other roles", hint="leave experts out",
+                )
+            return roles
         present = {role.partition(".")[0] for role in draft.structure.roles}
         fits = tuple(kind for kind in _LINEAR if kind in present)
         if not fits:

@@ -1,0 +1,1 @@
+"""Where torch is: the worker, loading, arithmetic on tensors, the pass engine, verification."""

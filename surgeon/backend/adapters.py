@@ -1,0 +1,94 @@
+"""Masked LoRA on a live model, on PEFT: a gate on each LoRA matrix, folded into B when the adapter is written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn.utils import parametrize
+
+from surgeon.core.plan import Adapter, Plan
+from surgeon.errors import ArchitectureError
+
+NAME = "default"
+
+
+class Gate(nn.Module):
+    """Multiplies B by sigmoid(s): `y = W x + sigmoid(s) * (alpha / rank) * B A x`.
+
+    Source: Understanding Layer Significance in LLM Alignment (ILA), arXiv:2410.17875, the mask's relaxation.
+    """
+
+    def __init__(self, start: float) -> None:
+        """Start s at `start`."""
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor(float(start)))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the gated B, in B's dtype."""
+        return torch.sigmoid(self.s).to(weight.dtype) * weight
+
+
+def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transposed: bool = False) -> PeftModel:
+    """Put a gated LoRA on each named module. A is drawn per module from `seed` and its name, B is zero.
+
+    `transposed` says that the modules store their weights as (in, out).
+
+    Raises:
+        ArchitectureError: a module is not a linear layer of the loaded model.
+    """
+    modules = dict(model.named_modules())
+    for adapter in adapters:
+        if adapter.module not in modules:
+            raise ArchitectureError(
+                "the loaded model has no module of that name", where=adapter.module,
+                hint="leave this role out of masked_lora",
+            )
+    first = adapters[0].lora
+    config = LoraConfig(
+        r=first.rank, lora_alpha=first.alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",  # type: ignore[arg-type]
+        fan_in_fan_out=transposed,
+        target_modules=sorted(adapter.module for adapter in adapters),
+        rank_pattern={adapter.module: adapter.lora.rank for adapter in adapters if adapter.lora.rank != first.rank},
+        alpha_pattern={adapter.module: adapter.lora.alpha for adapter in adapters if adapter.lora.alpha != first.alpha},
+    )  # fmt: skip
+    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    layers = lora_layers(peft_model, adapters)
+    for adapter, layer in zip(adapters, layers, strict=True):
+        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(adapter.module.encode()))
+        a = layer.lora_A[NAME].weight
+        bound = a.shape[1] ** -0.5  # kaiming_uniform_(a=sqrt(5)), as PEFT and nn.Linear start
+        with torch.no_grad():
+            a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+        parametrize.register_parametrization(layer.lora_B[NAME], "weight", Gate(adapter.lora.gate))
+    return peft_model
+
+
+def lora_layers(peft_model: PeftModel, adapters: Sequence[Adapter]) -> list[Any]:
+    """Return the LoRA layers in the order of the adapters."""
+    modules = dict(peft_model.get_base_model().named_modules())
+    return [modules[adapter.module] for adapter in adapters]
+
+
+def fold_gates(peft_model: PeftModel, adapters: Sequence[Adapter]) -> None:
+    """Fold every gate into its B: what remains is an ordinary PEFT adapter of the same function."""
+    for layer in lora_layers(peft_model, adapters):
+        parametrize.remove_parametrizations(layer.lora_B[NAME], "weight", leave_parametrized=True)
+
+
+def write_adapter(model: nn.Module, plan: Plan, base: str, seed: int, directory: Path) -> None:
+    """Attach a plan's adapters to the model it is for, fold the gates, and save a PEFT adapter directory.
+
+    `base` is what the adapter names as its base model. The adapter stays on the model.
+    """
+    peft_model = attach(model, plan.adapters, seed, transposed=bool(plan.structure.family.transposed))
+    fold_gates(peft_model, plan.adapters)
+    peft_model.peft_config[NAME].base_model_name_or_path = base
+    # False: the card is ours, and `auto` would ask a hub whether the embedding was changed.
+    peft_model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Which job does what. Imports a job's code when it is asked for, so that copying bytes never loads torch."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.errors import SurgeonError, WorkerError
+
+
+def perform(job: str, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    """Perform one job and return its result.
+
+    Raises:
+        SurgeonError: whatever went wrong, in words; running out of memory or disk too.
+    """
+    try:
+        return _JOBS[job](args, emit, cancelled)
+    except KeyError:
+        if job in _JOBS:
+            raise
+        raise WorkerError(f"no job {job!r}", where="worker", allowed=", ".join(_JOBS)) from None
+    except MemoryError as error:
+        raise _out_of_memory("this machine's memory") from error
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise _out_of_memory("the device's memory") from error
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise SurgeonError("the disk is full", where=error.filename or "", hint="free some space and try again") from error
+        raise
+
+
+def _out_of_memory(what: str) -> SurgeonError:
+    return SurgeonError(
+        f"{what} is not enough", allowed="--dtype bfloat16, --device cpu, shorter or fewer sequences",
+        hint="close other programs that use it, or run the worker on a larger machine: --worker 'ssh HOST surgeon worker'",
+    )
+
+
+def _score(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.measuring import score_job
+    from surgeon.backend.running import read_draft
+
+    return score_job(args, read_draft, emit, cancelled)
+
+
+def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.running import run_job
+
+    return run_job(args, emit, cancelled)
+
+
+def _verify(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.running import verify_job
+
+    return verify_job(args, emit, cancelled)
+
+
+def _demo(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    del args
+    from surgeon.backend.demo import fetch_demo
+
+    return {"path": str(fetch_demo(emit, cancelled))}
+
+
+_JOBS = {"score": _score, "run": _run, "verify": _verify, "demo": _demo}

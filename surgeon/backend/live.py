@@ -1,0 +1,127 @@
+"""The in-memory executor: the same draft applied to a loaded model by rearranging its layer modules.
+
+Unchanged layers are shared, not copied; inserted ones are real copies. On leaving, the model is the base again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.backend.tensors import mean_of
+from surgeon.core.draft import Draft, Identity, Original, Source, base_tensors
+from surgeon.core.plan import compile_config
+from surgeon.core.structure import Stack, Structure
+from surgeon.errors import ArchitectureError
+
+_NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
+
+
+def layer_list(model: nn.Module, stack: Stack, count: int | None = None) -> nn.ModuleList:
+    """Return the module list that holds a stack's layers; `count` of them, where it has been edited.
+
+    Raises:
+        ArchitectureError: the loaded model has none of that length and name.
+    """
+    last = stack.prefix.rpartition(".")[2]
+    count = len(stack.layers) if count is None else count
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count}
+    exact = [module for name, module in lists.items() if name == stack.prefix]
+    alike = [module for name, module in lists.items() if name.endswith(stack.prefix) or stack.prefix.endswith(name)]
+    named = [module for name, module in lists.items() if name.rpartition(".")[2] == last]
+    for found in (exact, alike, named):
+        if len(found) == 1:
+            return found[0]
+    raise ArchitectureError(
+        "the loaded model has no list of modules for these layers", where=f"{stack.prefix}.0-{len(stack.layers) - 1}",
+        allowed=", ".join(lists) or "none found", hint="this model can be edited on disk, not measured or verified",
+    )
+
+
+@contextmanager
+def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
+    """Yield the model as the draft has it, in evaluation mode; restore the base afterwards."""
+    restores: list[tuple[nn.ModuleList, list[nn.Module]]] = []
+    configs = _swap_configs(model, compile_config(draft))
+    try:
+        for name, layers in draft.stacks.items():
+            stack = draft.structure.stacks[name]
+            modules = layer_list(model, stack)
+            base = list(modules)
+            edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
+            restores.append((modules, base))
+            _refill(modules, edited)
+        yield model
+    finally:
+        for modules, base in restores:
+            _refill(modules, base)
+        for module, config in configs:
+            module.config = config  # type: ignore[assignment]
+
+
+def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:
+    used: set[int] = set()
+    edited = []
+    for source in sources:
+        if isinstance(source, Original) and source.index not in used:
+            used.add(source.index)
+            edited.append(base[source.index])
+        else:
+            edited.append(_build(structure, stack, source, base))
+    return edited
+
+
+def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
+    if isinstance(source, Original):
+        return copy.deepcopy(base[source.index])
+    if isinstance(source, Identity):
+        module = _build(structure, stack, source.of, base)
+        ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                role = structure.role(name)
+                if role in ways:
+                    parameter.fill_(ways[role])
+        return module
+    module = _build(structure, stack, source.left, base)
+    right = dict(_build(structure, stack, source.right, base).state_dict())
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(mean_of(value, right[name]))
+    return module
+
+
+def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:
+    del modules[:]
+    modules.extend(layers)
+    for position, layer in enumerate(layers):
+        for part in layer.modules():
+            for attribute in _NUMBERS:
+                if isinstance(vars(part).get(attribute), int):
+                    setattr(part, attribute, position)
+
+
+def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
+    """Give every submodule the edited config it belongs to; return what each had before."""
+    old = model.config
+    new = type(old).from_dict(plain)  # type: ignore[union-attr, operator]
+    pairs = {id(old): new}
+    for name, part in vars(old).items():
+        if hasattr(part, "to_dict") and hasattr(new, name):
+            pairs[id(part)] = getattr(new, name)
+    for before, after in ((old, new), *((getattr(old, name), getattr(new, name)) for name in vars(old) if id(getattr(old, name)) in pairs)):
+        after._attn_implementation = before._attn_implementation
+        after.dtype = before.dtype
+    swapped = []
+    for module in model.modules():
+        config = vars(module).get("config")
+        if id(config) in pairs:
+            swapped.append((module, config))
+            module.config = pairs[id(config)]
+    return swapped

@@ -1,0 +1,161 @@
+"""The `run` and `verify` jobs: replay a recipe on its base and export the result.
+
+Torch is loaded only when a step must be measured, a tensor calculated, an adapter written, or the result verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.draft import Draft, draft_of
+from surgeon.core.fold import Measured, apply_step, fold, resolve_step
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.locate import locate_model
+from surgeon.core.plan import Plan, compile_plan
+from surgeon.core.recipe import Recipe, load_recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.score import Score
+from surgeon.core.selection import Ranked
+from surgeon.errors import CheckpointError, RecipeError
+from surgeon.export.publish import published
+from surgeon.export.writing import ADAPTER, RECIPE, export_checkpoint, write_records
+
+
+def open_base(recipe: Recipe, where: str) -> Draft:
+    """Open a recipe's base and check its fingerprint.
+
+    Raises:
+        CheckpointError, ArchitectureError: as reading it does. RecipeError: it is another model.
+    """
+    checkpoint = open_checkpoint(locate_model(recipe.base.model))
+    recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
+    return draft_of(read_structure(checkpoint))
+
+
+def read_draft(args: Mapping[str, Any]) -> Draft:
+    """Return the model after the recipe in a job's arguments."""
+    recipe = recipe_from_builtins(args["recipe"])
+    return fold(open_base(recipe, "recipe"), recipe.steps)
+
+
+def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    """Perform a `run` job; see `Session.run_job` for its arguments."""
+    recipe = recipe_from_builtins(args["recipe"])
+    base = open_base(recipe, "recipe")
+    draft, steps = base, []
+    for number, step in enumerate(recipe.steps):
+        ranked = step.operation.ranked() if step.resolved is None else ()
+        measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
+        done = resolve_step(draft, step, number, measured)
+        if ranked:
+            emit("log", {"level": "info", "text": f"steps[{number}].{step.operation.name}: {done.resolved}"})
+        draft = apply_step(draft, done, number)
+        steps.append(done)
+    fingerprint = base.structure.checkpoint.fingerprint
+    recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, fingerprint=fingerprint), steps=tuple(steps))
+    plan = compile_plan(draft)
+    out = Path(args["out"])
+    export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
+    proof = export(draft, plan, recipe, out, args, emit, cancelled)
+    return {
+        "out": str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
+        "recipe": recipe_to_builtins(recipe), "proof": proof,
+    }  # fmt: skip
+
+
+def _measure(draft: Draft, ranked: tuple[Ranked, ...], recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> Measured:
+    from surgeon.backend.measuring import measure, settings_of
+
+    measured: dict[Ranked, Score] = {}
+    for one in ranked:
+        data = recipe.data.get(one.data, one.data) if one.data else args.get("data")
+        settings = replace(settings_of(args), data=data, seed=recipe.seed)
+        (measured[one],) = measure(draft, [one.by], settings, emit, cancelled)
+    return measured
+
+
+def _export_checkpoint(
+    draft: Draft, plan: Plan, recipe: Recipe, out: Path, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any] | None:
+    def finish(directory: Path) -> dict[str, Any] | None:
+        if plan.adapters:
+            _write_adapter(plan, recipe, directory, directory / ADAPTER, args)
+        return _verify(directory, draft, args, emit, cancelled) if args.get("verify", True) else None
+
+    if not plan.needs_arithmetic:
+        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, finish=finish)
+    from surgeon.backend.tensors import tensor_reader
+
+    with tensor_reader() as reader:
+        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish)
+
+
+def _export_adapter(
+    draft: Draft, plan: Plan, recipe: Recipe, out: Path, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any] | None:
+    """The base's weights are as they were: what comes out is a PEFT adapter directory alone."""
+    from surgeon.backend.adapters import write_adapter
+    from surgeon.backend.device import choose_device
+    from surgeon.backend.loading import load_model
+    from surgeon.backend.verifying import check_adapter
+    from surgeon.export.writing import PROOF, pretty
+
+    del emit, cancelled
+    path = draft.structure.checkpoint.path
+    device = choose_device(args.get("device"))
+    with published(out) as directory:
+        model = load_model(path, None, device).model
+        write_adapter(model, plan, recipe.base.model, recipe.seed, directory)
+        write_records(plan, recipe, directory)
+        if not args.get("verify", True):
+            return None
+        check = check_adapter(load_model(path, None, device).model, directory)
+        check.require(directory)
+        proof = {check.name: {"passed": check.passed, "detail": check.detail}}
+        (directory / PROOF).write_bytes(pretty(proof))
+    return proof
+
+
+def _write_adapter(plan: Plan, recipe: Recipe, base: Path, directory: Path, args: Mapping[str, Any]) -> None:
+    from surgeon.backend.adapters import write_adapter
+    from surgeon.backend.device import choose_device
+    from surgeon.backend.loading import load_model
+
+    model = load_model(base, None, choose_device(args.get("device"))).model
+    # The checkpoint beside it: a path that stays true wherever the two are moved together.
+    write_adapter(model, plan, "..", recipe.seed, directory)
+
+
+def _verify(directory: Path, draft: Draft | None, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.device import choose_device
+    from surgeon.backend.verifying import verify
+
+    return verify(directory, draft, choose_device(args.get("device")), emit, cancelled)
+
+
+def verify_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    """Perform a `verify` job: check an export against its own recipe and, where it is at hand, its base."""
+    directory = Path(args["directory"])
+    open_checkpoint(directory)
+    draft: Draft | None = None
+    if (directory / RECIPE).is_file():
+        recipe = load_recipe(directory / RECIPE)
+        if args.get("base"):
+            recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=args["base"]))
+        try:
+            draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
+        except (CheckpointError, RecipeError) as error:
+            emit("log", {"level": "warning", "text": f"not compared with the base: {error}"})
+    else:
+        emit("log", {"level": "warning", "text": f"not compared with the base: there is no {RECIPE}"})
+    proof = _verify(directory, draft, args, emit, cancelled)
+    if draft is None:
+        proof["base"] = {"passed": True, "detail": "not at hand: nothing was compared with it"}
+    return {"proof": proof}
+

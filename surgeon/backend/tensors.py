@@ -1,0 +1,92 @@
+"""Stored tensors as torch tensors, one at a time, and the arithmetic that a plan asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from surgeon.core.checkpoint import Tensor
+from surgeon.core.dtypes import FLOATS
+from surgeon.core.plan import Copy, Expression, Fill, PlannedTensor
+from surgeon.errors import ArchitectureError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+class TensorReader:
+    """Reads tensors by byte range; keeps shards open, never more than the asked tensor in memory."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._handles: dict[Path, int] = {}
+
+    def read(self, stored: Tensor) -> torch.Tensor:
+        """Return one stored tensor in its own dtype and shape.
+
+        Raises:
+            ArchitectureError: torch has no such dtype.
+        """
+        if stored.dtype not in DTYPES:
+            raise ArchitectureError(f"has dtype {stored.dtype}, which cannot be calculated with", where=stored.name, allowed=", ".join(DTYPES))
+        if stored.shard not in self._handles:
+            self._handles[stored.shard] = os.open(stored.shard, os.O_RDONLY)
+        if not stored.nbytes:
+            return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+        data = bytearray(stored.nbytes)
+        view, position = memoryview(data), stored.start
+        while view:
+            count = os.preadv(self._handles[stored.shard], [view], position)
+            if not count:
+                raise OSError(f"{stored.shard} became shorter while it was read")
+            view, position = view[count:], position + count
+        return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
+
+    def evaluate(self, expression: Expression, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Calculate an expression. A mean is taken in float32 (float64 for float64) and rounded once."""
+        if isinstance(expression, Copy):
+            return self.read(expression.tensor)
+        if isinstance(expression, Fill):
+            return torch.full(shape, expression.value, dtype=DTYPES[dtype])
+        left = self.evaluate(expression.left, dtype, shape)
+        right = self.evaluate(expression.right, dtype, shape)
+        return mean_of(left, right)
+
+    def bytes_of(self, tensor: PlannedTensor) -> bytes:
+        """Calculate a planned tensor and return its little-endian bytes."""
+        value = self.evaluate(tensor.source, tensor.dtype, tensor.shape).contiguous()
+        return value.view(torch.uint8).numpy().tobytes() if value.dim() else value.reshape(1).view(torch.uint8).numpy().tobytes()
+
+    def close(self) -> None:
+        """Close the shards."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+
+@contextmanager
+def tensor_reader() -> Iterator[TensorReader]:
+    """Yield a reader and close it."""
+    reader = TensorReader()
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def mean_of(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the element-wise mean, taken in float32 (float64 for float64) and rounded once to the left one's dtype."""
+    wide = torch.float64 if left.dtype is torch.float64 else torch.float32
+    return ((left.to(wide) + right.to(wide)) / 2).to(left.dtype)
+
+
+def is_matrix(stored: Tensor) -> bool:
+    """Whether a stored tensor is a weight matrix, or a stack of them, that scores look at."""
+    return len(stored.shape) >= 2 and stored.dtype in FLOATS

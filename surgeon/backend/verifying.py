@@ -1,0 +1,180 @@
+"""Proves an export: reloads it with plain transformers and compares it with the live edited base.
+
+An in-memory check alone proves nothing: the known failures of depth surgery appear only after reload.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from surgeon.backend.live import operated
+from surgeon.backend.loading import Loaded, load_model, load_tokenizer
+from surgeon.core.draft import Draft, Identity, Layer
+from surgeon.core.fold import unfrozen
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.errors import Cancelled, CheckpointError, VerifyError
+from surgeon.export.writing import ADAPTER, TRAINABLE
+
+_TEXT = "The surgeon opened the checkpoint, counted 30 layers, and said: \"def f(x): return x + 1\" is not prose.\n"
+_NEW_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `detail` says what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+    def require(self, where: Path) -> None:
+        """Raise VerifyError unless it passed."""
+        if not self.passed:
+            raise VerifyError(
+                f"{self.name}: {self.detail}", where=str(where),
+                hint="please report this: the export does not do what was planned",
+            )
+
+
+Proof = dict[str, dict[str, Any]]
+
+
+@torch.inference_mode()
+def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emit, cancelled: IsCancelled) -> Proof:
+    """Run every check on a written checkpoint; `draft` is what it should be, None where the base is not at hand.
+
+    Everything is computed in the checkpoint's own dtype, but for the comparison of generation with and without a
+    cache, which is made in float32: their sums are ordered differently.
+
+    Raises:
+        VerifyError: any check failed; the message names the first.
+    """
+    reloaded = load_model(directory, None, device)
+    base = load_model(draft.structure.checkpoint.path, None, device) if draft is not None else None
+    steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
+    if base is not None and draft is not None:
+        steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
+        steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
+    steps += [lambda: _trainable(reloaded, directory), lambda: _adapter(reloaded, directory), lambda: _generation(reloaded)]
+    proof: Proof = {}
+    for number, step in enumerate(steps):
+        if cancelled():
+            raise Cancelled
+        emit("progress", {"done": number, "total": len(steps), "unit": "checks", "what": "verifying"})
+        check = step()
+        check.require(directory)
+        proof[check.name] = {"passed": check.passed, "detail": check.detail}
+    return proof
+
+
+def _keys(reloaded: Loaded, base: Loaded | None) -> Check:
+    known = {_numberless(key) for key in base.report.get("unexpected_keys", [])} if base else set()
+    wrong = [f"{kind.removesuffix('_keys')} {key}" for kind, keys in reloaded.report.items() for key in keys
+             if not (kind == "unexpected_keys" and _numberless(key) in known)]  # fmt: skip
+    return Check("keys", not wrong, "; ".join(wrong[:5]) or "none missing, unexpected or mismatched")
+
+
+def _numberless(key: str) -> str:
+    return re.sub(r"\d+", "N", key)
+
+
+def _tokens(model: torch.nn.Module, device: torch.device, sequences: int, length: int) -> torch.Tensor:
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
+    return "equal bit for bit" if torch.equal(left, right) else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
+
+
+def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
+    tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
+    with operated(base.model, unfrozen(draft)) as live:
+        expected = live(input_ids=tokens_BT, use_cache=False).logits
+    found = reloaded.model(input_ids=tokens_BT, use_cache=False).logits
+    return Check("logits", torch.equal(expected, found), f"reloaded and live edited model: {_difference(expected, found)}")
+
+
+def _identities(base: Loaded, draft: Draft) -> Check:
+    """Inserted identities must not change a bit: compare with the same model without them."""
+    without = replace(unfrozen(draft), stacks={name: tuple(filter(_acts, layers)) for name, layers in draft.stacks.items()})
+    count = sum(map(len, draft.stacks.values())) - sum(map(len, without.stacks.values()))
+    if not count:
+        return Check("identities", True, "none inserted")
+    tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
+    with operated(base.model, unfrozen(draft)) as live:
+        expected = live(input_ids=tokens_BT, use_cache=False).logits
+    with operated(base.model, without) as live:
+        found = live(input_ids=tokens_BT, use_cache=False).logits
+    return Check("identities", torch.equal(expected, found), f"with and without {count} inserted layers: {_difference(expected, found)}")
+
+
+def _acts(layer: Layer) -> bool:
+    return not isinstance(layer.source, Identity)
+
+
+def _generation(reloaded: Loaded) -> Check:
+    model: Any = reloaded.model.float()
+    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8)
+    options = {"attention_mask": torch.ones_like(tokens_BT), "do_sample": False, "max_new_tokens": _NEW_TOKENS, "min_new_tokens": _NEW_TOKENS,
+               "num_beams": 1}  # fmt: skip
+    cached = model.generate(tokens_BT, use_cache=True, **options)
+    uncached = model.generate(tokens_BT, use_cache=False, **options)
+    same = torch.equal(cached, uncached)
+    return Check("generation", same, f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}")
+
+
+def _tokenizer(directory: Path, base: Path) -> Check:
+    try:
+        before = load_tokenizer(base)
+    except CheckpointError:
+        return Check("tokenizer", True, "the base has none")
+    after = load_tokenizer(directory)
+    ids = after(_TEXT)["input_ids"]
+    same = ids == before(_TEXT)["input_ids"]
+    back = after.decode(ids, skip_special_tokens=True) == before.decode(ids, skip_special_tokens=True)
+    template = getattr(before, "chat_template", None) == getattr(after, "chat_template", None)
+    return Check("tokenizer", same and back and template, f"{len(ids)} token ids, their text and the chat template {'equal' if same and back and template else 'differ from'} the base's")
+
+
+def _trainable(reloaded: Loaded, directory: Path) -> Check:
+    path = directory / TRAINABLE
+    if not path.is_file():
+        return Check("trainable", True, "nothing frozen")
+    record = msgspec.json.decode(path.read_bytes())
+    names = {name for name, _ in reloaded.model.named_parameters()} | {name for name, _ in reloaded.model.named_buffers()}
+    listed = {*record["trainable"], *record["frozen"]}
+    tied = set(getattr(reloaded.model, "_tied_weights_keys", None) or ())
+    wrong = sorted(name for name in listed - names if _numberless(name) not in map(_numberless, reloaded.report.get("unexpected_keys", [])) and name not in tied)
+    return Check("trainable", not wrong, f"no parameter is called {wrong[0]}" if wrong else f"{len(record['trainable'])} trainable and {len(record['frozen'])} frozen names exist")
+
+
+def _adapter(reloaded: Loaded, directory: Path) -> Check:
+    if not (directory / ADAPTER).is_dir():
+        return Check("adapter", True, "none")
+    return check_adapter(reloaded.model, directory / ADAPTER)
+
+
+def check_adapter(model: torch.nn.Module, directory: Path) -> Check:
+    """Load an adapter with plain PEFT: every key must fit, and with B at zero the function must not change."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 16)
+    before = model(input_ids=tokens_BT, use_cache=False).logits
+    adapted: Any = PeftModel.from_pretrained(model, str(directory))  # type: ignore[arg-type]
+    after = adapted(input_ids=tokens_BT, use_cache=False).logits
+    stored = load_file(directory / "adapter_model.safetensors")
+    loaded = {name.replace(".default", ""): value for name, value in adapted.state_dict().items() if "lora_" in name}
+    fits = stored.keys() == loaded.keys() and all(torch.equal(stored[name].to(loaded[name].dtype), loaded[name].cpu()) for name in stored)
+    zero = all(not value.any() for name, value in stored.items() if "lora_B" in name)
+    same = not zero or torch.equal(before, after)
+    adapted.unload()
+    return Check("adapter", fits and same, f"{len(stored) // 2} LoRA matrices {'fit' if fits else 'do not fit'}; logits with B at zero {_difference(before, after)}")

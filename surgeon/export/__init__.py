@@ -1,0 +1,1 @@
+"""A plan becomes files. Loads no torch: what needs arithmetic is asked of a function it is given."""

@@ -1,0 +1,63 @@
+"""The model card of an export: where it comes from, what was done, how to load it. The same recipe, the same card."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from surgeon.core.plan import Plan
+from surgeon.core.recipe import Recipe, dump_recipe
+
+_LICENCE = re.compile(r"^(license(?:_name|_link)?): *(.+)$", re.MULTILINE)
+
+
+def model_card(plan: Plan, recipe: Recipe) -> str:
+    """Return the README.md of an export."""
+    before = plan.structure.checkpoint
+    base = recipe.base.model
+    layers = ", ".join(
+        f"{len(stack.layers)} → {_count(plan, name)}" for name, stack in plan.structure.stacks.items()
+    )
+    lines = ["---", *_licence(before.path), *_base_line(base), "library_name: transformers", "tags: [model-surgeon]", "---", ""]
+    lines += [
+        f"# {Path(base).name}, operated", "",
+        f"Made from `{base}` (fingerprint `{before.fingerprint}`) by [surgeon](https://pypi.org/project/model-surgeon/).", "",
+        "| | base | this model |", "|---|---:|---:|",
+        f"| layers | {layers.replace(' → ', ' | ')} |",
+        f"| parameters | {before.parameters:,} | {plan.parameters:,} |",
+        f"| bytes | {before.nbytes:,} | {plan.nbytes:,} |", "",
+    ]  # fmt: skip
+    if plan.inserted:
+        lines += ["Inserted layers: " + ", ".join(f"`{name}`" for name in plan.inserted) + ".", ""]
+    lines += ["## Recipe", "", "```yaml", dump_recipe(recipe).rstrip(), "```", ""]
+    lines += ["`surgeon run recipe.yaml --out DIR` makes it again, byte for byte. Load it with plain transformers:", ""]
+    return "\n".join([*lines, *_how_to_load(plan)])
+
+
+def _count(plan: Plan, stack_name: str) -> int:
+    stack = plan.structure.stacks[stack_name]
+    part = plan.config
+    for key in stack.config_path:
+        part = part[key]
+    return int(part[stack.count_key])
+
+
+def _licence(directory: Path) -> list[str]:
+    readme = directory / "README.md"
+    if not readme.is_file():
+        return []
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    head = text.split("---", 2)[1] if text.startswith("---") else ""
+    return [f"{key}: {value}" for key, value in _LICENCE.findall(head)]
+
+
+def _base_line(base: str) -> list[str]:
+    return [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else []
+
+
+def _how_to_load(plan: Plan) -> list[str]:
+    code = ["from transformers import AutoModelForCausalLM", 'model = AutoModelForCausalLM.from_pretrained("DIR")']
+    if plan.adapters:
+        code[0:0] = ["from peft import PeftModel"]
+        code.append('model = PeftModel.from_pretrained(model, "DIR/adapter")')
+    return ["```python", *code, "```", ""]

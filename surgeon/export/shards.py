@@ -1,0 +1,169 @@
+"""Writes safetensors shards header first: all shapes are known, so the bytes go straight to their place.
+
+Whole tensors are copied as byte ranges, adjacent ones as one range, without passing through this process where the
+system can do that. Memory stays at one tensor, and at nothing where nothing is calculated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from surgeon.core.checkpoint import INDEX, SINGLE
+from surgeon.core.dtypes import constant_bytes
+from surgeon.core.jobs import IsCancelled
+from surgeon.core.plan import Copy, Fill, Plan, PlannedTensor
+from surgeon.errors import Cancelled
+
+SHARD_BYTES = 5_000_000_000
+_PIECE = 64 * 2**20
+# copy_file_range is refused between some file systems, and by some kernels altogether.
+_NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+Arithmetic = Callable[[PlannedTensor], bytes]
+"""Calculates one tensor and returns its little-endian bytes."""
+Advance = Callable[[int], None]
+"""Told how many bytes have just been written."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Bytes `start` to `end` of the file at `path`."""
+
+    path: Path
+    start: int
+    end: int
+
+
+_Piece = _Range | PlannedTensor
+
+
+def write_shards(plan: Plan, directory: Path, arithmetic: Arithmetic | None, advance: Advance, cancelled: IsCancelled) -> None:
+    """Write every tensor of a plan, and the index if there are several shards.
+
+    Raises:
+        OSError: as the file system does. Cancelled: between two pieces.
+    """
+    shards = list(_divide(plan.tensors, SHARD_BYTES))
+    names = [SINGLE] if len(shards) == 1 else [
+        f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+    ]  # fmt: skip
+    for name, tensors in zip(names, shards, strict=True):
+        _write_shard(directory / name, tensors, arithmetic, advance, cancelled)
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+        index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n")
+
+
+def _divide(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
+    shard: list[PlannedTensor] = []
+    size = 0
+    for tensor in tensors:
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.nbytes
+    yield shard
+
+
+def _header(tensors: Sequence[PlannedTensor]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    raw = msgspec.json.encode(header)
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _write_shard(
+    path: Path, tensors: Sequence[PlannedTensor], arithmetic: Arithmetic | None, advance: Advance, cancelled: IsCancelled
+) -> None:
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    sources: dict[Path, int] = {}
+    try:
+        _write_all(out, _header(tensors))
+        for piece in _merge_ranges(tensors):
+            if cancelled():
+                raise Cancelled
+            if isinstance(piece, _Range):
+                if piece.path not in sources:
+                    sources[piece.path] = os.open(piece.path, os.O_RDONLY)
+                _copy(sources[piece.path], piece, out, advance, cancelled)
+            else:
+                _write_all(out, _made(piece, arithmetic))
+                advance(piece.nbytes)
+        os.fsync(out)
+    finally:
+        for handle in (out, *sources.values()):
+            os.close(handle)
+
+
+def _merge_ranges(tensors: Sequence[PlannedTensor]) -> Iterator[_Piece]:
+    """Yield what to write in order, runs of tensors that are adjacent in their source as one range."""
+    run: _Range | None = None
+    for tensor in tensors:
+        if not isinstance(tensor.source, Copy):
+            if run is not None:
+                yield run
+            run = None
+            yield tensor
+            continue
+        stored = tensor.source.tensor
+        if run is not None and run.path == stored.shard and run.end == stored.start:
+            run = _Range(run.path, run.start, stored.end)
+            continue
+        if run is not None:
+            yield run
+        run = _Range(stored.shard, stored.start, stored.end)
+    if run is not None:
+        yield run
+
+
+def _made(tensor: PlannedTensor, arithmetic: Arithmetic | None) -> bytes:
+    if isinstance(tensor.source, Fill):
+        return constant_bytes(tensor.source.value, tensor.dtype) * tensor.parameters
+    assert arithmetic is not None, "a plan that calculates needs arithmetic"
+    return arithmetic(tensor)
+
+
+def _write_all(out: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(out, view) :]
+
+
+def _copy(source: int, piece: _Range, out: int, advance: Advance, cancelled: IsCancelled) -> None:
+    position, in_kernel = piece.start, hasattr(os, "copy_file_range")
+    while position < piece.end:
+        if cancelled():
+            raise Cancelled
+        wanted = min(piece.end - position, _PIECE)
+        moved = 0
+        if in_kernel:
+            try:
+                moved = os.copy_file_range(source, out, wanted, offset_src=position)
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+            in_kernel = moved > 0
+        if not in_kernel:
+            data = os.pread(source, min(wanted, 8 * 2**20), position)
+            if not data:
+                raise OSError(errno.EIO, "the source shard became shorter while it was read")
+            _write_all(out, data)
+            moved = len(data)
+        position += moved
+        advance(moved)

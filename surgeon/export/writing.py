@@ -1,0 +1,105 @@
+"""Writes a plan as a checkpoint directory, and checks from headers and config that it is what was planned."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan import Plan
+from surgeon.core.recipe import Recipe, dump_recipe
+from surgeon.errors import VerifyError
+from surgeon.export.card import model_card
+from surgeon.export.publish import published, refuse_existing, require_space
+from surgeon.export.shards import Arithmetic, write_shards
+
+RECIPE = "recipe.yaml"
+PROOF = "surgeon_proof.json"
+TRAINABLE = "trainable_parameters.json"
+ADAPTER = "adapter"
+_OURS = frozenset({RECIPE, PROOF, TRAINABLE, "README.md"})
+
+Finish = Callable[[Path], dict[str, Any] | None]
+"""Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
+
+
+def export_checkpoint(
+    plan: Plan, recipe: Recipe, out: Path, *, emit: Emit, cancelled: IsCancelled,
+    arithmetic: Arithmetic | None = None, finish: Finish | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Write a checkpoint, check it, let `finish` add to it, and publish it at `out`. Returns what `finish` returned.
+
+    Raises:
+        ExportError: it exists, does not fit or cannot be written. VerifyError: it is not what was planned.
+    """
+    refuse_existing(out)
+    require_space(out, plan.nbytes)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        emit("progress", {"done": done, "total": plan.nbytes, "unit": "bytes", "what": "writing"})
+
+    with published(out) as directory:
+        write_shards(plan, directory, arithmetic, advance, cancelled)
+        write_config(plan, directory)
+        copy_side_files(plan, directory)
+        write_records(plan, recipe, directory)
+        check_written(plan, directory)
+        proof = finish(directory) if finish else None
+        if proof is not None:
+            (directory / PROOF).write_bytes(pretty(proof))
+    return proof
+
+
+def pretty(value: Any) -> bytes:
+    """Return JSON as Hugging Face writes it: two spaces, a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def write_config(plan: Plan, directory: Path) -> None:
+    """Write config.json: every key of the base in its order, the changed ones changed."""
+    (directory / "config.json").write_bytes(pretty(plan.config))
+
+
+def copy_side_files(plan: Plan, directory: Path) -> None:
+    """Copy tokenizer, generation config, chat templates, licence and code as they are."""
+    checkpoint = plan.structure.checkpoint
+    for name in checkpoint.side_files:
+        if name not in _OURS:
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint.path / name, directory / name)
+
+
+def write_records(plan: Plan, recipe: Recipe, directory: Path) -> None:
+    """Write the recipe, the card, and what stays trainable if anything was frozen or inserted."""
+    (directory / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(plan, recipe), encoding="utf-8")
+    if plan.frozen or plan.inserted:
+        names = plan.structure.memory_names
+        record = {"trainable": names(plan.trainable), "frozen": names(sorted(plan.frozen)), "inserted": list(plan.inserted)}
+        (directory / TRAINABLE).write_bytes(pretty(record))
+
+
+def check_written(plan: Plan, directory: Path) -> None:
+    """Reopen what was written and compare headers and config with the plan.
+
+    Raises:
+        VerifyError: anything differs.
+    """
+    written = open_checkpoint(directory)
+    planned = {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
+    found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in written.tensors.values()}
+    wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
+    if wrong:
+        raise VerifyError(f"tensor {wrong[0]!r} is {found.get(wrong[0])}, planned was {planned.get(wrong[0])}", where=str(directory))
+    if dict(written.config) != dict(plan.config):
+        raise VerifyError("is not what was planned", where=str(directory / "config.json"))
+    read_structure(written)

@@ -1,0 +1,32 @@
+"""How much a layer turns the residual stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from surgeon.core.score import ActivationsScore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class BlockInfluence(ActivationsScore, frozen=True, kw_only=True):
+    """1 minus the cosine similarity of a layer's input and output, averaged over tokens.
+
+    Position 0 is left out: many models park a massive activation there, which would drown the rest.
+    """
+
+    name = "block_influence"
+    title = "BI"
+    asks = "how much does the layer turn the residual stream"
+    paper = "ShortGPT, arXiv:2403.03853, section 3"
+
+    def sequences(self, hidden_in_BTD: Tensor, hidden_out_BTD: Tensor) -> Tensor:
+        """Return 1 minus the mean cosine similarity of each sequence, in [0, 2]; shape (batch,).
+
+        Both tensors are (batch, tokens, width); computed in float32 over positions 1 and later.
+        """
+        from torch.nn.functional import cosine_similarity
+
+        similarity_BT = cosine_similarity(hidden_in_BTD[:, 1:].float(), hidden_out_BTD[:, 1:].float(), dim=-1)
+        return 1 - similarity_BT.mean(dim=1)

@@ -1,0 +1,29 @@
+"""How large a layer's weights are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from surgeon.core.score import WeightsScore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class WeightNorm(WeightsScore, frozen=True, kw_only=True):
+    """Frobenius norm of each matrix; of a layer, of all its matrices together."""
+
+    name = "weight_norm"
+    title = "norm"
+    asks = "how large are the layer's weights"
+    paper = ""
+
+    def matrix(self, weight: Tensor) -> float:
+        """Return the Frobenius norm of one matrix (any shape), accumulated in float64."""
+        return math.sqrt(weight.double().square().sum().item())
+
+    def layer(self, matrices: Mapping[str, float]) -> float:
+        """Return the norm of all of them as one vector."""
+        return math.sqrt(math.fsum(norm * norm for norm in matrices.values()))
