@@ -1,0 +1,87 @@
+"""What is said on stderr while a command works: rows as they arrive, a progress bar on a terminal, warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.cli.figures import bytes_text, value_text
+from surgeon.core.jobs import Event
+
+_BAR_CELLS = 24
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal that can redraw a line."""
+    return bool(stream.isatty()) and os.environ.get("TERM", "") != "dumb"
+
+
+@dataclass
+class Narrator:
+    """Says on stderr what happens, in the manner that -q, -v and --debug ask for."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+    _bar: str = ""
+    _what: str = ""
+
+    def say(self, text: str) -> None:
+        """Say one or more lines."""
+        if not self.quiet:
+            self._write(self._wipe() + text + "\n" + self._bar)
+
+    def hear(self, event: Event) -> None:
+        """Say what an event of a job means to a person."""
+        if event.event == "progress":
+            self._progress(event.body)
+        elif event.event == "scored":
+            self.say(_scored(event.body))
+        elif event.event == "log" and (self.verbose or event.body.get("level") in ("warning", "error")):
+            self.say(str(event.body.get("text", "")))
+        elif event.event == "stat" and self.verbose:
+            self.say(f"memory {bytes_text(int(event.body.get('rss_bytes', 0)))}")
+
+    def finish(self) -> None:
+        """Remove the progress bar."""
+        self._write(self._wipe())
+        self._bar = ""
+
+    def _progress(self, body: dict[str, Any]) -> None:
+        what = str(body.get("what", ""))
+        if not on_terminal(sys.stderr):
+            if what != self._what:
+                self.say(what)
+        elif not self.quiet:
+            wipe = self._wipe()
+            self._bar = _bar_text(body)
+            self._write(wipe + self._bar)
+        self._what = what
+
+    def _wipe(self) -> str:
+        return "\r\x1b[K" if self._bar else ""
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more; the work goes on
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _bar_text(body: dict[str, Any]) -> str:
+    done, total = body.get("done") or 0, body.get("total") or 0
+    unit, what = str(body.get("unit", "")), str(body.get("what", ""))
+    figures = [bytes_text(int(n)) if unit == "bytes" else f"{n:,}" for n in (done, total) if n or n is done]
+    count = " / ".join(figures) + (f" {unit}" if unit != "bytes" else "")
+    if not total:
+        return f"{what}  {count}"
+    cells = round(min(done / total, 1) * _BAR_CELLS)
+    return f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
+
+
+def _scored(body: dict[str, Any]) -> str:
+    error = body.get("error")
+    spread = f" ± {value_text(error)}" if error is not None else ""
+    return f"{body.get('score')}  layer {body.get('layer')}  {value_text(body.get('value'))}{spread}"

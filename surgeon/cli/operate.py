@@ -1,0 +1,153 @@
+"""What `run` and the commands of the operations share: rehearse a recipe, show it, or carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from surgeon.cli.figures import bytes_text, change_text, count_text, print_json, setting_text, table
+from surgeon.cli.narration import Narrator
+from surgeon.cli.proof import proof_table, refuse_failed
+from surgeon.cli.rehearsal import Folded, Rehearsal, StepReport, fold_recipe
+from surgeon.core.recipe import Recipe, recipe_to_builtins
+from surgeon.errors import ExportError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How a recipe is to be carried out. `root` is what its data files are relative to; `where` names its file."""
+
+    root: Path
+    where: Path | None = None
+    out: Path | None = None
+    dry_run: bool = False
+    verify: bool = True
+    device: str | None = None
+    dtype: str | None = None
+    worker: str | None = None
+    as_json: bool = False
+
+
+def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] | None:
+    """Rehearse a recipe and, unless that is all that was asked, run it; returns the result of the run.
+
+    Raises:
+        SurgeonError: the recipe does not fit, or what the run raised.
+    """
+    if order.dry_run:
+        show_rehearsal(fold_recipe(recipe, order.where), order.as_json)
+        return None
+    if order.out is None:
+        raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
+    # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
+    if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
+        fold_recipe(recipe, order.where)
+    out = order.out.expanduser().absolute()
+    if order.worker is None and out.exists():
+        raise ExportError("is there already", where=str(out), allowed="a directory that does not exist yet")
+    result = _run(recipe, order, out, narrator)
+    _show_result(result, order.as_json, narrator)
+    return result
+
+
+def _run(recipe: Recipe, order: Order, out: Path, narrator: Narrator) -> dict[str, Any]:
+    from surgeon.client import run_job
+
+    args = {
+        "recipe": recipe_to_builtins(recipe), "root": str(order.root), "out": str(out),
+        "verify": order.verify, "device": order.device, "dtype": order.dtype,
+    }  # fmt: skip
+    result = dict(run_job("run", args, narrator.hear, order.worker))
+    narrator.finish()
+    return result
+
+
+def _show_result(result: dict[str, Any], as_json: bool, narrator: Narrator) -> None:
+    narrator.say(f"{count_text(result['parameters'])} parameters, {bytes_text(result['bytes'])}")
+    if result.get("proof"):
+        narrator.say(proof_table(result["proof"]))
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(result["out"])
+    refuse_failed(result.get("proof") or {}, str(result["out"]))
+
+
+def show_rehearsal(folded: Folded, as_json: bool) -> None:
+    """Print what a run would do."""
+    rehearsal = folded.rehearsal
+    if as_json:
+        print_json(rehearsal)
+        return
+    base = folded.drafts[0].structure.checkpoint
+    click.echo(f"{rehearsal.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
+    click.echo(_steps_table(rehearsal.steps))
+    for report in rehearsal.steps:
+        for one in report.measure:
+            data = f" on {one['data']}" if one["data"] else ""
+            click.echo(f"steps[{report.number}] has to be measured first: {one['score']}{data}")
+    click.echo(_config_text(rehearsal))
+    click.echo(_result_text(rehearsal))
+
+
+def _steps_table(reports: tuple[StepReport, ...]) -> str:
+    header = ["step", "operation", "layers", "parameters", "bytes", "what"]
+    return table(header, list(map(_step_row, reports)), right="step parameters bytes")
+
+
+def _step_row(report: StepReport) -> list[str]:
+    about = "" if report.exact else "~"
+    moved = report.layers_before != report.layers_after
+    return [
+        str(report.number),
+        _step_text(report.step),
+        f"{report.layers_before} → {report.layers_after}" if moved else str(report.layers_after),
+        about + change_text(report.parameters_change, count_text),
+        about + change_text(report.bytes_change, bytes_text),
+        report.changes,
+    ]
+
+
+def _step_text(step: dict[str, Any]) -> str:
+    name = next(key for key in step if key != "resolved")
+    fields = "  ".join(f"{key}={_bare(value)}" for key, value in step[name].items())
+    resolved = "".join(f"  [{key}: {_bare(value)}]" for key, value in step.get("resolved", {}).items())
+    return f"{name} {fields}{resolved}"
+
+
+def _bare(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join(map(_bare, value))
+    return msgspec.json.encode(value).decode().replace('"', "")
+
+
+def _config_text(rehearsal: Rehearsal) -> str:
+    if not rehearsal.config:
+        return "\nconfig.json stays as it is"
+    rows = [[key, setting_text(old), "→", setting_text(new)] for key, (old, new) in rehearsal.config.items()]
+    return "\n" + table(["config.json", "", "", ""], rows)
+
+
+def _result_text(rehearsal: Rehearsal) -> str:
+    cache = rehearsal.kv_cache_bytes_per_token
+    cache_text = "unknown" if cache is None else f"{bytes_text(cache)} per token"
+    parts = [
+        f"{rehearsal.layers} layers", f"{rehearsal.tensors} tensors", f"{count_text(rehearsal.parameters)} parameters",
+        f"{bytes_text(rehearsal.bytes)}", f"KV cache {cache_text}",
+    ]  # fmt: skip
+    if rehearsal.trainable_parameters != rehearsal.parameters:
+        parts.append(f"{count_text(rehearsal.trainable_parameters)} trainable")
+    if rehearsal.adapters:
+        parts.append(f"{rehearsal.adapters} adapters")
+    lines = ["", "result: " + ", ".join(parts), f"what is written: {rehearsal.writes}"]
+    if not rehearsal.exact:
+        lines.append("~ assumes an outcome of the measurements: figures may differ where layers are unlike")
+    if rehearsal.unknown:
+        lines.append(rehearsal.unknown)
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""`surgeon schema`: the JSON Schema of recipes, generated from the operations, for editors and other programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from surgeon.cli.command import SurgeonCommand
+from surgeon.cli.figures import print_json
+from surgeon.core.operation import Operation, operations
+from surgeon.core.recipe import VERSION
+from surgeon.core.selection import GRAMMAR, Selection
+
+_SELECTION = {"$ref": "#/$defs/Selection"}
+_POSITION = {"type": "integer", "minimum": 0}
+
+
+@click.command("schema", cls=SurgeonCommand)
+def command() -> None:
+    """Print the JSON Schema of recipes. Editors complete and check YAML with it."""
+    print_json(recipe_schema())
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the schema; it takes what `load_recipe` takes, short of the language inside selections."""
+    known = operations()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "surgeon recipe",
+        "type": "object",
+        "properties": {
+            "version": {"const": VERSION},
+            "base": _closed({"model": {"type": "string"}, "fingerprint": _or_null({"type": "string"})}, ["model"]),
+            "seed": {"type": "integer"},
+            "data": {"type": "object", "additionalProperties": {"type": "string"}},
+            "steps": {"type": "array", "items": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]}},
+        },
+        "required": ["version", "base"],
+        "additionalProperties": False,
+        "$defs": {"Selection": selection_schema()},
+    }
+
+
+def selection_schema() -> dict[str, Any]:
+    """Return the schema of a selection: text, a position, a list, or a mapping."""
+    ranked = {
+        "by": {"type": "string", "description": "a score"},
+        "data": _or_null({"type": "string", "description": "a name from the recipe's data, or a file"}),
+        "protect": {"anyOf": [_SELECTION, {"type": "array", "items": _SELECTION}]},
+    }
+    count = {"anyOf": [_POSITION, {"type": "string", "pattern": "^[0-9]{1,9}%?$"}]}
+    some = {"anyOf": [_POSITION, {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}]}
+    forms = [
+        {"type": "string", "description": GRAMMAR},
+        _POSITION,
+        {"type": "array", "items": _SELECTION},
+        *(_closed({head: count, **ranked}, [head, "by"]) for head in ("lowest", "highest", "block")),
+        *(_closed({head: some}, [head]) for head in ("first", "last", "original")),
+        _closed({"except": _SELECTION}, ["except"]),
+    ]
+    return {"description": "which layers", "anyOf": forms}
+
+
+def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
+    fields = msgspec.structs.fields(kind)
+    _, parts = msgspec.json.schema_components([kind], schema_hook=_selection_hook, ref_template="{name}")
+    properties = parts[kind.__name__]["properties"]
+    body = _closed(properties, [field.encode_name for field in fields if field.required])
+    body["description"] = kind.summary
+    chosen = [key for key, value in properties.items() if "Selection" in str(value)]
+    resolved = _closed({key: {"type": "array", "items": {"type": "integer"}} for key in chosen}, [])
+    return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
+
+
+def _selection_hook(kind: type) -> dict[str, Any]:
+    if kind is Selection:
+        return dict(_SELECTION)
+    raise NotImplementedError(kind)
+
+
+def _closed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
