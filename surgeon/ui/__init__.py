@@ -1,0 +1,1 @@
+"""The terminal interface: a view of a Session and of one worker process. Loads no torch."""

@@ -1,0 +1,296 @@
+"""What takes longer than a key press: dialogs, jobs on the worker, and the tick that shows what they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import Cancelled, SurgeonError
+from surgeon.ui.board import score_kinds
+from surgeon.ui.command_line import Line, parse_line
+from surgeon.ui.commands import command_of
+from surgeon.ui.figures import bytes_text, count_text
+from surgeon.ui.proposal import propose
+
+if TYPE_CHECKING:
+    from surgeon.ui.dialogs import ExportWish, ScoreWish
+    from surgeon.ui.main_screen import MainScreen
+
+BUILT_IN_DATA = "python_docs"
+
+
+class Errands:
+    """Belongs to the main screen. Dialogs are imported when they are first opened: the first paint needs none."""
+
+    def __init__(self, screen: MainScreen) -> None:
+        self.screen = screen
+        self.room, self.desk = screen.room, screen.desk
+        self._job_seconds = 0
+
+    # ── the tick ──
+
+    def tick(self) -> None:
+        """Show what has come since the last tick. Does nothing, and paints nothing, when nothing has."""
+        changed, news = self._drain()
+        if changed:
+            columns = [column for column in self.room.columns if changed & column.values.keys()]
+            # A new value moves the others' bars and colours, within its own column's scale.
+            self.screen.table.show_rows(changed.union(*(column.values for column in columns)))
+            if self.room.sort is not None:
+                self.room.reorder()
+                self.screen.table.show_all()
+            if self.room.row.key in changed:
+                self.screen.detail.show()
+        running = self.desk.running
+        seconds = int(running.elapsed) if running is not None else 0
+        if news or seconds != self._job_seconds:
+            self._job_seconds = seconds
+            self.screen.job.refresh()
+
+    def _drain(self) -> tuple[set[str], bool]:
+        changed: set[str] = set()
+        news = bool(self.desk.events)
+        while self.desk.events:
+            event = self.desk.events.popleft()
+            if event.event == "scored":
+                key = self.room.board.put(event.body)
+                changed |= {key} if key is not None else set()
+            else:
+                self.desk.take(event)
+        return changed, news
+
+    # ── jobs ──
+
+    def _start(self, job: str, args: Mapping[str, Any], title: str, done: Any) -> None:
+        self.room.job_title = title
+        self.screen.run_worker(self._run(job, args, title, done), group="job", exit_on_error=False)
+
+    async def _run(self, job: str, args: Mapping[str, Any], title: str, done: Any) -> None:
+        try:
+            result = await self.desk.run(job, args, title, self.room.session.revision)
+        except SurgeonError as error:
+            self.tick()
+            self.room.job_title = None
+            self._failed(title, error)
+        else:
+            self.tick()
+            self.room.job_title = None
+            done(result)
+        self.room.board.end()
+        self.room.reorder()
+        self.screen.show()
+
+    def _failed(self, title: str, error: SurgeonError) -> None:
+        kept = " · what had arrived stays" if self.room.columns else ""
+        if isinstance(error, Cancelled):
+            self.room.say(f"cancelled: {title}{kept}", "warning")
+        elif self.desk.crash is not None:
+            self.room.say(f"the worker {error.what}: {title} is not finished{kept}\nthe recipe is untouched", "bad")
+        else:
+            self.room.say(f"{title} failed", "bad")
+            self._show_error(title, error)
+
+    def _show_error(self, title: str, error: SurgeonError) -> None:
+        from surgeon.ui.dialogs import ErrorDialog
+
+        self.screen.app.push_screen(ErrorDialog(title, error))
+
+    def cancel(self) -> None:
+        """Cancel the job; asked again, end the worker."""
+        self.screen.run_worker(self.desk.cancel(), group="cancel", exit_on_error=False)
+        self.screen.call_after_refresh(self.screen.job.refresh)
+
+    def restart(self) -> None:
+        """Restart the worker."""
+        self.screen.run_worker(self._restart(), group="job", exit_on_error=False)
+
+    async def _restart(self) -> None:
+        self.room.say("starting the worker…")
+        self.screen.show_message()
+        try:
+            await self.desk.restart()
+        except SurgeonError as error:
+            self.room.say(str(error), "bad")
+        else:
+            self.room.say(f"the worker runs on {self.desk.client.hello.get('device', '?')}", "good")
+        self.screen.show_message()
+
+    # ── scores ──
+
+    def choose_scores(self) -> None:
+        """Ask which scores and on what data."""
+        from surgeon.ui.dialogs import ScoreDialog
+
+        surgeon = self.screen.surgeon
+        self.screen.app.push_screen(ScoreDialog(surgeon.data, set(self.room.board.columns)), self._score_wished)
+
+    def _score_wished(self, wish: ScoreWish | None) -> None:
+        if wish is not None:
+            self.score(wish.names, wish.data, **wish.settings)
+
+    def score(self, names: tuple[str, ...], data: str | None, **settings: Any) -> None:
+        """Measure scores on the current draft."""
+        surgeon, session = self.screen.surgeon, self.room.session
+        chosen = {"device": surgeon.device, "dtype": surgeon.dtype, **settings}
+        args = session.score_job(names, data, **{name: value for name, value in chosen.items() if value is not None})
+        self.room.begin_scores(names, data or BUILT_IN_DATA)
+        titles = " ".join(column.title for column in self.room.columns if column.name in names)
+        self.room.notice = None
+        self._start("score", args, f"measure {titles}", self._scored)
+        self.screen.table.show_all()
+        self.screen.show_message()
+
+    def _scored(self, result: Mapping[str, Any]) -> None:
+        for score in self.room.session.take_scores(result):
+            self.room.board.take(score)
+        names = ", ".join(str(score["name"]) for score in result["scores"])
+        self.room.say(f"measured {names} · s sorts · * marks the lowest", "good")
+
+    # ── files ──
+
+    def write(self, path: str | None = None) -> None:
+        """Write the recipe, asking for a file name if it has none."""
+        session = self.room.session
+        if path or session.recipe_path is not None:
+            self._write(path or str(session.recipe_path))
+            return
+        self._ask_name(self._write)
+
+    def _ask_name(self, then: Any) -> None:
+        from surgeon.ui.dialogs import SaveDialog
+
+        name = self.room.session.checkpoint.path.name.lower() or "model"
+        self.screen.app.push_screen(SaveDialog(f"{name}.yaml"), lambda path: then(path) if path else None)
+
+    def _write(self, path: str) -> bool:
+        try:
+            written = self.room.session.save(Path(path).expanduser())
+        except (SurgeonError, OSError) as error:
+            self.room.say(str(error), "bad")
+            self.screen.show_message()
+            return False
+        self.room.say(f"recipe written to {written}\n$ surgeon run {written} --out DIR", "good")
+        self.screen.show()
+        return True
+
+    def export(self) -> None:
+        """Ask where to, then export."""
+        from surgeon.ui.dialogs import ExportDialog
+
+        self.screen.app.push_screen(ExportDialog(self.room.session), self._export_wished)
+
+    def _export_wished(self, wish: ExportWish | None) -> None:
+        if wish is not None:
+            self.export_to(wish.out, verify=wish.verify)
+
+    def export_to(self, out: Path, *, verify: bool) -> None:
+        """Export the applied steps."""
+        surgeon = self.screen.surgeon
+        settings = {"device": surgeon.device, "dtype": surgeon.dtype}
+        args = self.room.session.run_job(out, verify=verify, **{name: value for name, value in settings.items() if value})
+        self.room.notice = None
+        self._start("run", args, f"export {out.name}", self._exported)
+        self.screen.show_message()
+
+    def _exported(self, result: Mapping[str, Any]) -> None:
+        size = f"{count_text(result.get('parameters', 0))} params, {bytes_text(result.get('bytes', 0))}"
+        proof = "reloaded and proven equal" if result.get("proof") else "not verified"
+        self.room.say(f"exported to {result.get('out')}\n{size} · {proof}", "good")
+
+    # ── dialogs ──
+
+    def options(self) -> None:
+        """Edit the draft's options."""
+        from surgeon.ui.form import OptionsForm
+
+        if self.room.proposal is not None:
+            self.screen.app.push_screen(OptionsForm(self.room, self.room.proposal), self._options_set)
+
+    def _options_set(self, fields: dict[str, object] | None) -> None:
+        if fields is not None and self.room.proposal is not None:
+            self.room.set_fields(fields)
+            self.screen.show_marks()
+
+    def help(self) -> None:
+        """Show every command."""
+        from surgeon.ui.reading import HelpScreen
+
+        self.screen.app.push_screen(HelpScreen(self.room, self.screen.focused))
+
+    def log(self) -> None:
+        """Show what the worker said."""
+        from surgeon.ui.reading import LogScreen
+
+        self.screen.app.push_screen(LogScreen(self.desk))
+
+    def quit(self) -> None:
+        """Quit; ask first if steps are not in the recipe."""
+        if not self.room.session.unsaved:
+            self.screen.app.exit(0)
+            return
+        from surgeon.ui.dialogs import QuitDialog
+
+        self.screen.app.push_screen(QuitDialog(self.room.session), self._quit_wished)
+
+    def _quit_wished(self, answer: str | None) -> None:
+        if answer == "write":
+            session = self.room.session
+            if session.recipe_path is not None:
+                self._write_and_quit(str(session.recipe_path))
+            else:
+                self._ask_name(self._write_and_quit)
+        elif answer == "keep":
+            self.screen.surgeon.leave(keep_journal=True)
+        elif answer == "discard":
+            self.screen.surgeon.leave(keep_journal=False)
+
+    def _write_and_quit(self, path: str) -> None:
+        if self._write(path):
+            self.screen.app.exit(0)
+
+    # ── the `:` line ──
+
+    def command_line(self, text: str) -> None:
+        """Open the `:` line."""
+        from surgeon.ui.prompt import Prompt
+
+        self.screen.app.push_screen(Prompt(self.room, text), self._line_typed)
+
+    def _line_typed(self, text: str | None) -> None:
+        if not text:
+            return
+        try:
+            self._obey(parse_line(text, self.room.session.model))
+        except SurgeonError as error:
+            self.room.say(str(error), "bad")
+            self.screen.show_message()
+
+    def _obey(self, line: Line) -> None:
+        options = dict(line.options)
+        if line.operation is not None:
+            self._apply(line.operation, options)
+        elif line.word == "score" and options:
+            names = tuple(options.pop("by", tuple(score_kinds())))
+            reason = command_of("score").reason(self.room)
+            if reason is not None:
+                self.room.say(reason, "warning")
+                self.screen.show_message()
+            else:
+                self.score(names, options.pop("data", self.screen.surgeon.data), **options)
+        elif line.word == "mark":
+            self.room.mark_selection(options.get("selection", ""))
+            self.screen.show_marks()
+        elif line.word == "write" and options:
+            self.write(options["path"])
+        elif line.word == "export" and options.get("out"):
+            self.export_to(Path(options["out"]).expanduser(), verify=not options.get("no_verify", False))
+        else:
+            self.screen.action_command(line.word)
+
+    def _apply(self, operation: str, fields: dict[str, Any]) -> None:
+        proposal = propose(self.room.session, operation, fields)
+        if proposal.error is not None:
+            raise proposal.error
+        self.room.do(proposal)
+        self.screen.show()

@@ -1,0 +1,206 @@
+"""The one-line strips: header, message and proposal, job, keys. Each paints what the room and the desk say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+from textual.strip import Strip
+from textual.widget import Widget
+
+from surgeon.core.selection import spans
+from surgeon.ui.commands import Command
+from surgeon.ui.desk import Desk
+from surgeon.ui.figures import bytes_text, count_text, seconds_text
+from surgeon.ui.figures import bar as bar_text
+from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS, Looks
+from surgeon.ui.proposal import consequences
+from surgeon.ui.room import Room
+from surgeon.ui.rows import source_text
+
+_BAR_CELLS = 20
+
+
+class TextStrip(Widget):
+    """A widget that is a few lines of text."""
+
+    def __init__(self, room: Room, *, id: str) -> None:
+        super().__init__(id=id)
+        self.room = room
+
+    @property
+    def looks(self) -> Looks:
+        """The styles of the theme in use."""
+        return DARK_LOOKS if self.app.current_theme.dark else LIGHT_LOOKS
+
+
+def joined(parts: Sequence[Text | str], looks: Looks, between: str = "  ") -> Text:
+    """Join parts with a gap."""
+    return Text(between, looks.faint).join([part if isinstance(part, Text) else Text(part) for part in parts])
+
+
+class HeaderStrip(TextStrip):
+    """What lies on the table: model, size before and after, recipe."""
+
+    def render(self) -> Text:
+        """Write the name on the left, the recipe on the right."""
+        session, looks = self.room.session, self.looks
+        plan, base = session.plan, session.checkpoint
+        left = Text(no_wrap=True)
+        left.append(" surgeon ", looks.badge)
+        left.append("  ")
+        left.append(session.structure.checkpoint.path.name or session.model, looks.title)
+        left.append(f"  {session.structure.model_type}", looks.dim)
+        left.append("  ")
+        left.append_text(_before_and_after(count_text(base.parameters), count_text(plan.parameters), looks))
+        left.append("  ")
+        left.append_text(_before_and_after(bytes_text(base.nbytes), bytes_text(plan.nbytes), looks))
+        right = self._recipe()
+        if left.cell_len + right.cell_len > self.size.width:
+            left = left[: self.size.width - right.cell_len - 1]
+        left.append(" " * max(1, self.size.width - left.cell_len - right.cell_len))
+        left.append_text(right)
+        return left
+
+    def _recipe(self) -> Text:
+        session, looks = self.room.session, self.looks
+        name = session.recipe_path.name if session.recipe_path else "no recipe yet"
+        steps = f"{session.position}/{len(session.steps)}" if session.position < len(session.steps) else str(session.position)
+        text = Text(no_wrap=True)
+        text.append(name, looks.ink if session.recipe_path else looks.dim)
+        text.append("*" if session.unsaved else "", looks.warning)
+        text.append(f"  {steps} step{'' if len(session.steps) == 1 else 's'} ", looks.dim)
+        return text
+
+
+def _before_and_after(before: str, after: str, looks: Looks) -> Text:
+    if before == after:
+        return Text(before, looks.ink)
+    number, _, unit = before.partition(" ")
+    shown = number if unit and after.endswith(unit) else before
+    return Text.assemble((shown, looks.dim), ("→", looks.faint), (after, looks.accent))
+
+
+class MessageStrip(TextStrip):
+    """The proposal with what it would do and its command line; or the last message; or the layer under the cursor."""
+
+    def render(self) -> Text:
+        """Write at least two lines."""
+        if self.room.proposal is not None:
+            return self._proposal()
+        if self.room.notice is not None:
+            text, tone = self.room.notice.text, self.room.notice.tone
+            text = " " + text.replace("\n", "\n ")
+            return Text(text, self.looks.tone(tone))
+        return self._layer()
+
+    def _proposal(self) -> Text:
+        looks, proposal = self.looks, self.room.proposal
+        assert proposal is not None
+        error = proposal.error
+        where = spans(proposal.positions) if proposal.positions else ""
+        text = Text()
+        text.append(" DRAFT ", Style(bold=True, reverse=True) + (looks.bad if error else looks.mark))
+        text.append(f" {proposal.operation.replace('_', '-')} {where}  ", looks.title)
+        if error is not None:
+            text.append(f"{error.what}\n", looks.bad)
+            details = [f"allowed: {error.allowed}"] * bool(error.allowed) + [error.hint] * bool(error.hint)
+            text.append(" " + (" · ".join(details) or error.where), looks.dim)
+            return text
+        assert proposal.preview is not None
+        text.append_text(joined([Text(part) for part in consequences(self.room.session, proposal, self.room.board)], looks, " · "))
+        text.append("\n $ ", looks.accent)
+        text.append(proposal.preview.command, looks.dim)
+        return text
+
+    def _layer(self) -> Text:
+        row, looks = self.room.row, self.looks
+        if row.position is None:
+            return Text(f" layer {row.key} · pruned by step {row.removed_by}\n u takes back the newest step", looks.dim)
+        layer = row.layer
+        says = [f"{name} {value}" for name, value in layer.settings.items() if value is not None]
+        parts = [f"layer {row.key}", f"{count_text(row.parameters)} params", *says]
+        if layer.inserted:
+            parts.insert(1, source_text(layer.source))
+        marked = len(self.room.marks | self.room.range_keys)
+        text = Text(" " + " · ".join(parts), looks.dim)
+        text.append(f"\n {marked} marked" if marked else "\n ", looks.mark)
+        return text
+
+
+class JobStrip(TextStrip):
+    """The job under way, or the worker's end, or nothing."""
+
+    def __init__(self, room: Room, desk: Desk, *, id: str) -> None:
+        super().__init__(room, id=id)
+        self.desk = desk
+
+    def render(self) -> Text:
+        """Write one line."""
+        looks, running = self.looks, self.desk.running
+        if self.desk.crash is not None and running is None:
+            text = Text(f" {self.desk.crash} · S measures again · r restarts it ", looks.banner, no_wrap=True, overflow="ellipsis")
+            text.pad_right(max(0, self.size.width - text.cell_len))
+            return text
+        if running is None:
+            return self._idle()
+        text = Text(" ", no_wrap=True, overflow="ellipsis")
+        text.append(running.title, looks.title)
+        if running.total:
+            done, total = (bytes_text(n) if running.unit == "bytes" else f"{n:g}" for n in (running.done, running.total))
+            text.append(f" {done}/{total} ", looks.ink)
+            text.append(bar_text(running.done / running.total, _BAR_CELLS), looks.accent + Style(bgcolor=looks.palette.track))
+            left = running.seconds_left
+            text.append(f" {seconds_text(left)} left" if left is not None else "", looks.dim)
+        else:
+            text.append(f" {running.what or 'starting the worker'} {seconds_text(running.elapsed)}", looks.dim)
+        text.append(" · " if running.cancelling else " · x cancels", looks.dim)
+        if running.cancelling:
+            text.append("cancelling, x again ends the worker", looks.warning)
+        if running.total and running.what:
+            text.append(f" · {running.what}", looks.faint)
+        return text
+
+    def _idle(self) -> Text:
+        looks = self.looks
+        if self.desk.client.alive:
+            memory = f" · {bytes_text(self.desk.resident_bytes)}" if self.desk.resident_bytes else ""
+            return Text(f" worker idle on {self.desk.client.hello.get('device', '?')}{memory}", looks.faint)
+        return Text(" worker not started: it starts with the first measurement", looks.faint)
+
+
+class KeyStrip(TextStrip):
+    """What can be pressed now. Generated from the command table; a click does what the key does."""
+
+    def __init__(self, room: Room, commands: Sequence[Command], *, id: str) -> None:
+        super().__init__(room, id=id)
+        self.commands = commands
+
+    def render_line(self, y: int) -> Strip:
+        """Paint the keys. Not through `render`: Textual would draw what can be clicked as a link."""
+        del y
+        base = self.rich_style
+        segments = [
+            Segment(text, base + style if style else base)
+            for text, style, _ in self._keys().render(self.app.console, end="")
+        ]
+        return Strip(segments).adjust_cell_length(self.size.width, base)
+
+    def _keys(self) -> Text:
+        """Write as many keys as fit, dim where they do nothing now."""
+        text = Text(" ", no_wrap=True)
+        moded = "draft" if self.room.proposal is not None else "room"
+        for command in sorted((c for c in self.commands if c.footer and moded in c.modes), key=lambda c: c.rank):
+            off = command.reason(self.room) is not None
+            meta = Style(meta={"@click": f"screen.command('{command.id}')"})
+            part = Text.assemble(
+                (command.key_text, (self.looks.faint if off else self.looks.key) + meta),
+                (f" {command.footer}", (self.looks.faint if off else self.looks.dim) + meta),
+            )
+            if text.cell_len + part.cell_len > self.size.width - 1:
+                break
+            text.append_text(part)
+            text.append("  ")
+        return text
