@@ -1,117 +1,136 @@
-"""The pass engine: each kind of pass once, layer by layer, for all scores that asked.
+"""The activations, inputs and gradients passes: each once, for all scores that asked.
 
-How a model calls its own layers (masks, position embeddings, per-layer inputs) is not written again here: the model's
-own forward runs with its layers replaced by recorders, which tells each layer's arguments; then every layer is pushed
-over all batches before the next one is touched. So scores arrive row by row, and one layer at a time is enough.
+Layer-major: one layer is pushed over all batches before the next one is touched. So scores arrive row by row while the
+pass works, and a model whose layers lie on disk needs one of them in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from surgeon.backend.calling import LayerRunner, losses_of
+from surgeon.backend.streaming import weights_of
 from surgeon.core.jobs import IsCancelled
-from surgeon.errors import ArchitectureError, Cancelled, ScoreError
-
-
-@dataclass
-class LayerCalls:
-    """How the model called its layers for one batch: what enters the first one, and each one's other arguments."""
-
-    hidden_BTD: torch.Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a layer: notes how it is called and hands the hidden state on."""
-
-    def __init__(self, layer: nn.Module, log: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]], *, returns_tuple: bool) -> None:
-        super().__init__()
-        # Not registered as a submodule: the wrapped layer already belongs to the model.
-        object.__setattr__(self, "wrapped", layer)
-        self.log, self.returns_tuple = log, returns_tuple
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "wrapped"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            hidden, *rest = args
-        else:
-            hidden, rest = kwargs.pop("hidden_states"), []
-        self.log.append((hidden, tuple(rest), kwargs))
-        return (hidden,) if self.returns_tuple else hidden
-
-
-def record_calls(model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor, *, returns_tuple: bool) -> LayerCalls:
-    """Run the model's forward without its layers, and return how it would have called them.
-
-    Raises:
-        ArchitectureError: the forward did not call every layer once, in order, passing the hidden state along.
-    """
-    log: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]] = []
-    real = list(layers)
-    try:
-        for position, layer in enumerate(real):
-            layers[position] = _Recorder(layer, log, returns_tuple=returns_tuple)
-        model(input_ids=tokens_BT, use_cache=False)
-    finally:
-        for position, layer in enumerate(real):
-            layers[position] = layer
-    if len(log) != len(real) or any(hidden is not log[0][0] and not torch.equal(hidden, log[0][0]) for hidden, _, _ in log):
-        raise ArchitectureError(
-            "its forward does not simply pass the hidden state from layer to layer", where=type(model).__name__,
-            hint="scores that need activations cannot be measured on this model yet",
-        )
-    return LayerCalls(log[0][0], [(args, kwargs) for _, args, kwargs in log])
-
-
-def returns_tuple(model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor) -> bool:
-    """Find out whether layers return a tuple, as before transformers 5, or the bare hidden state."""
-    seen: list[bool] = []
-    handle = layers[0].register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
-    try:
-        model(input_ids=tokens_BT[:1, :2], use_cache=False)
-    finally:
-        handle.remove()
-    return bool(seen and seen[0])
+from surgeon.errors import ArchitectureError, Cancelled
 
 
 @dataclass(frozen=True)
 class LayerPass:
-    """One layer, pushed over one batch."""
+    """One layer, pushed over one batch; `last` when it has now been pushed over all of them."""
 
     layer: int
     batch: int
     hidden_in_BTD: torch.Tensor
     hidden_out_BTD: torch.Tensor
+    last: bool
+
+
+Watch = Callable[[int, nn.Module], ExitStack]
+"""Entered around all work with one layer: its position and the layer."""
 
 
 @torch.inference_mode()
-def push_layers(model: nn.Module, layers: nn.ModuleList, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:
-    """Yield every layer over every batch, layer-major: all batches of layer 0, then all of layer 1, and so on.
+def push_layers(
+    runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled, watch: Watch | None = None
+) -> Iterator[LayerPass]:
+    """Yield every layer over every batch, all batches of a layer before the next.
+
+    A family whose layers cannot be run on their own is run whole, with hooks: the same passes, in the other order.
 
     Raises:
-        ArchitectureError: the model's layers cannot be run on their own. ScoreError: a hidden state is not finite.
+        ScoreError: a hidden state is not finite.
     """
-    tupled = returns_tuple(model, layers, batches[0])
-    recorded = [record_calls(model, layers, tokens_BT, returns_tuple=tupled) for tokens_BT in batches]
-    for number, layer in enumerate(layers):
-        for batch, one in enumerate(recorded):
+    try:
+        recorded = [runner.record(tokens_BT) for tokens_BT in batches]
+    except ArchitectureError:
+        if watch is not None:
+            raise
+        yield from _push_whole(runner, batches, cancelled)
+        return
+    for number, layer in enumerate(runner.layers):
+        with weights_of(layer), watch(number, layer) if watch else ExitStack():
+            for batch, one in enumerate(recorded):
+                if cancelled():
+                    raise Cancelled
+                hidden_BTD = runner.run(layer, one.hidden_BTD, one.calls[number])
+                yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD, last=batch == len(batches) - 1)
+                one.hidden_BTD = hidden_BTD
+                one.calls[number] = ((), {})
+
+
+def _push_whole(runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:
+    for batch, tokens_BT in enumerate(batches):
+        if cancelled():
+            raise Cancelled
+        seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        with ExitStack() as hooks:
+            for number, layer in enumerate(runner.layers):
+                hooks.enter_context(_hooked(layer, number, seen))
+            runner.model(input_ids=tokens_BT, use_cache=False)
+        for number, (hidden_in_BTD, hidden_out_BTD) in sorted(seen.items()):
+            yield LayerPass(number, batch, hidden_in_BTD, hidden_out_BTD, last=batch == len(batches) - 1)
+
+
+def _hooked(layer: nn.Module, number: int, seen: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> torch.utils.hooks.RemovableHandle:
+    def note(_module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: object) -> None:
+        hidden_in_BTD = args[0] if args else kwargs["hidden_states"]
+        seen[number] = (hidden_in_BTD, output[0] if isinstance(output, tuple) else output)  # type: ignore[assignment]
+
+    return layer.register_forward_hook(note, with_kwargs=True)
+
+
+class InputCovariance:
+    """Accumulates the covariance of what enters each linear module of a layer, in float64 over all tokens."""
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        self._sums: dict[str, tuple[int, torch.Tensor, torch.Tensor]] = {}
+
+    def watch(self, layer: nn.Module) -> ExitStack:
+        """Return a context in which every linear module of the layer is watched."""
+        stack = ExitStack()
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+                stack.enter_context(module.register_forward_pre_hook(self._note(name)))
+        return stack
+
+    def _note(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            rows_ND = args[0].detach().reshape(-1, args[0].shape[-1]).double()
+            count, total, squares = self._sums.get(name, (0, 0.0, 0.0))
+            self._sums[name] = (count + rows_ND.shape[0], total + rows_ND.sum(0), squares + rows_ND.T @ rows_ND)  # type: ignore[operator]
+
+        return note
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Return the covariances by module name, and forget them."""
+        found = {}
+        for name, (count, total, squares) in self._sums.items():
+            mean = total / count
+            found[name] = squares / count - torch.outer(mean, mean)
+        self._sums = {}
+        return found
+
+
+def sequence_gradients(model: nn.Module, tokens_BT: torch.Tensor, cancelled: IsCancelled) -> Iterator[int]:
+    """Yield once per calibration sequence, when the parameters' `.grad` holds the gradient of that sequence's loss."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(parameter.is_floating_point())
+        for number, tokens_T in enumerate(tokens_BT):
             if cancelled():
                 raise Cancelled
-            args, kwargs = one.calls[number]
-            output = layer(one.hidden_BTD, *args, **kwargs)
-            hidden_BTD = output[0] if isinstance(output, tuple) else output
-            if not torch.isfinite(hidden_BTD).all():
-                raise ScoreError("the hidden state is not finite", where=f"layer {number}", hint="measure in float32: --dtype float32")
-            yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD)
-            one.hidden_BTD = hidden_BTD
-            one.calls[number] = ((), {})
+            model.zero_grad(set_to_none=True)
+            logits_BTV = model(input_ids=tokens_T[None], use_cache=False).logits
+            losses_of(logits_BTV, tokens_T[None]).sum().backward()
+            yield number
+    finally:
+        model.zero_grad(set_to_none=True)
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)

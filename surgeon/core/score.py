@@ -1,9 +1,16 @@
-"""A score: one number per layer, higher means more important, and everything that produced it."""
+"""A score: one number per layer, higher means more important, and everything that produced it.
+
+A kind of score declares the pass that feeds it and holds the mathematics; the engine in `surgeon/backend` runs each pass
+once for all kinds that asked. The protocols here are what passes hand to kinds; torch appears in annotations only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -12,44 +19,194 @@ from surgeon.core.registry import classes_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-Pass = Literal["weights", "activations", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every score declares. A subclass in `surgeon/scores/` adds the mathematics that its pass calls.
 
     name: as in recipes and on the command line.   title: at most 8 characters, a column header.
-    asks: the question it answers.   paper: where it comes from.   needs: the pass that feeds it.
+    asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
+    needs: the pass that feeds it.   data: whether it reads calibration text.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     asks: ClassVar[str]
+    cost: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[Pass]
+    data: ClassVar[bool] = True
+
+
+class Matrix(Protocol):
+    """One weight matrix as a person means it: fused projections apart, experts one by one."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, (rows, columns), in the dtype it is stored in."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def singular_values(self) -> Tensor:
+        """All singular values in float64, largest first; computed once, when first asked for."""
+        ...
 
 
 class WeightsScore(ScoreKind, frozen=True, kw_only=True):
-    """A score made of matrices, each seen once as it streams from disk."""
+    """A score made of matrices, each seen once as it streams from disk.
+
+    Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`, returns
+    a small summary instead, and turns all summaries into scores at the end.
+    """
 
     needs = "weights"
+    data = False
+    compares: ClassVar[bool] = False
 
-    def matrix(self, weight: Tensor) -> float:
-        """Return the score of one matrix as stored."""
+    def matrix(self, matrix: Matrix) -> Any:
+        """Return the score of one matrix as a float; where `compares`, a summary of it."""
+        raise NotImplementedError
+
+    def details(self, matrix: Matrix) -> Mapping[str, float]:
+        """Return further numbers about one matrix that a person may want to see."""
+        del matrix
+        return {}
+
+    def settle(self, summaries: Sequence[Any]) -> list[float]:
+        """Return the scores of all matrices from their summaries, where `compares`."""
         raise NotImplementedError
 
     def layer(self, matrices: Mapping[str, float]) -> float:
-        """Return the score of a layer from those of its matrices, by tensor name within the layer."""
-        raise NotImplementedError
+        """Return the score of a layer from those of its matrices by name within the layer: their mean, unless changed."""
+        return math.fsum(matrices.values()) / len(matrices) if matrices else 0.0
+
+
+class Average(msgspec.Struct, frozen=True):
+    """A mean over calibration sequences, and its standard error; None where one sequence cannot tell."""
+
+    value: float
+    error: float | None = None
+
+
+def average(values: Sequence[float]) -> Average:
+    """Return the mean over sequences with its standard error."""
+    mean = statistics.fmean(values)
+    return Average(mean, statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+
+
+def paired_average(values: Sequence[float], base: Sequence[float]) -> Average:
+    """Return the mean difference, paired by sequence, with its standard error."""
+    return average([value - before for value, before in zip(values, base, strict=True)])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an activations pass tells a score before it starts.
+
+    `targets_BT` holds, batch by batch, the token that follows each position (-1: none, do not count it). `head` returns
+    the output embedding (vocabulary, width), `final_norm` applies the norm before it, both on demand.
+    """
+
+    layers: int
+    targets_BT: Sequence[Tensor]
+    head: Callable[[], Tensor]
+    final_norm: Callable[[Tensor], Tensor]
+
+
+class Collector(Protocol):
+    """One activations score while it is being measured."""
+
+    def see(self, layer: int, batch: int, hidden_in_BTD: Tensor, hidden_out_BTD: Tensor) -> None:
+        """Take in the residual stream before and after one layer for one batch."""
+        ...
+
+    def value(self, layer: int) -> Average | None:
+        """Return a layer's score once it has been seen over all batches; None if it takes more layers to tell."""
+        ...
+
+    def finish(self) -> Finished:
+        """Return what could be told only at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a score adds at its end: remaining layers, scores of runs of adjacent layers, and further numbers.
+
+    `blocks` maps a run's length to the scores by first layer.
+    """
+
+    values: Mapping[int, Average] = field(default_factory=dict)
+    blocks: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ActivationsScore(ScoreKind, frozen=True, kw_only=True):
-    """A score made of the residual stream before and after each layer, averaged over sequences."""
+    """A score made of the residual stream before and after each layer."""
 
     needs = "activations"
 
-    def sequences(self, hidden_in_BTD: Tensor, hidden_out_BTD: Tensor) -> Tensor:
-        """Return one value per sequence; shape (batch,)."""
+    def collector(self, setting: Setting) -> Collector:
+        """Return what measures it once."""
+        raise NotImplementedError
+
+
+class InputsScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of each matrix and the covariance of what enters it."""
+
+    needs = "inputs"
+
+    def matrix(self, weight: Tensor, covariance: Tensor) -> float:
+        """Return the score of one matrix (out, in) whose inputs have this covariance (in, in), float64."""
+        raise NotImplementedError
+
+    def layer(self, matrices: Mapping[str, float]) -> float:
+        """Return the score of a layer from those of its matrices: their mean, unless changed."""
+        return math.fsum(matrices.values()) / len(matrices) if matrices else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One layer in a layer sequence; `silenced` names sublayers (`attention`, `mlp`) whose output is left out."""
+
+    layer: int
+    silenced: frozenset[str] = frozenset()
+
+
+LayerSequence = tuple[Visit, ...]
+Losses = Mapping[str, Sequence[float]]
+
+
+class SweepScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of the losses of layer sequences. Losses are in nats per token, one per calibration sequence."""
+
+    needs = "sweep"
+
+    def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
+        """Return the layer sequences whose losses it needs, by name; equal sequences are run once for all scores."""
+        raise NotImplementedError
+
+    def values(self, losses: Losses, layers: int) -> Finished:
+        """Return the scores."""
+        raise NotImplementedError
+
+
+class GradientsScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of weights and the gradient of the loss of one calibration sequence, averaged over sequences.
+
+    A layer's score is the sum over its matrices.
+    """
+
+    needs = "gradients"
+
+    def matrix(self, weight: Tensor, gradient: Tensor) -> float:
+        """Return the score of one matrix for one sequence; both have its shape."""
         raise NotImplementedError
 
 
@@ -75,13 +232,18 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """A measured score.
 
     values: by layer key (see `draft.Layer.key`).   errors: standard error of each value, where it is an average.
-    matrices: by layer key, then by tensor name within the layer, where the score is made of matrices.
+    matrices: by layer key, then by matrix name within the layer, where the score is made of matrices.
+    blocks: by length of a run of adjacent layers, the scores of the runs by first position.
+    details: further numbers, by layer key or by name.   notes: what a person should know before trusting it.
     """
 
     name: str
     values: dict[str, float]
     errors: dict[str, float] = {}
     matrices: dict[str, dict[str, float]] = {}
+    blocks: dict[int, list[float]] = {}
+    details: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     provenance: Provenance
 
     def ranking(self, keys: Sequence[str]) -> list[str]:

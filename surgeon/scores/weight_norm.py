@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from surgeon.core.score import WeightsScore
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from surgeon.core.score import Matrix
 
 
 class WeightNorm(WeightsScore, frozen=True, kw_only=True):
@@ -18,11 +18,12 @@ class WeightNorm(WeightsScore, frozen=True, kw_only=True):
     name = "weight_norm"
     title = "norm"
     asks = "how large are the layer's weights"
+    cost = "reads the weights once"
     paper = ""
 
-    def matrix(self, weight: Tensor) -> float:
-        """Return the Frobenius norm of one matrix (any shape), accumulated in float64."""
-        return math.sqrt(weight.double().square().sum().item())
+    def matrix(self, matrix: Matrix) -> float:
+        """Return the Frobenius norm, accumulated in float64."""
+        return math.sqrt(matrix.weight.double().square().sum().item())
 
     def layer(self, matrices: Mapping[str, float]) -> float:
         """Return the norm of all of them as one vector."""

@@ -1,0 +1,135 @@
+"""How a model calls its own layers, learned from the model instead of written again.
+
+Masks, position embeddings and per-layer inputs are the model's business: its own forward runs with recorders in the
+place of its layers, which tells each layer's arguments; and it runs again with the last hidden state injected, which
+gives the norm, the head and the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.errors import ArchitectureError, ScoreError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class LayerCalls:
+    """How the model calls its layers for one batch: what enters the first, and every layer's other arguments."""
+
+    hidden_BTD: torch.Tensor
+    calls: list[Arguments]
+
+
+class _StandIn(nn.Module):
+    """Takes a layer's place in a forward: notes how it is called and hands on a hidden state."""
+
+    def __init__(self, layer: nn.Module, log: list[tuple[torch.Tensor, Arguments]], *, tupled: bool) -> None:
+        super().__init__()
+        # Not registered as a submodule: the layer already belongs to the model.
+        object.__setattr__(self, "layer", layer)
+        self.log, self.tupled = log, tupled
+        self.inject: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "layer"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            hidden_BTD, *rest = args
+        else:
+            hidden_BTD, rest = kwargs.pop("hidden_states"), []
+        self.log.append((hidden_BTD, (tuple(rest), kwargs)))
+        out_BTD = hidden_BTD if self.inject is None else self.inject
+        return (out_BTD,) if self.tupled else out_BTD
+
+
+class LayerRunner:
+    """Runs a model layer by layer. `layers` is the live list; it is as it was whenever no method is running."""
+
+    def __init__(self, model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor) -> None:
+        """Find out on two tokens whether layers return a tuple, as before transformers 5, or the bare hidden state."""
+        self.model, self.layers = model, layers
+        seen: list[bool] = []
+        handle = layers[0].register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
+        try:
+            model(input_ids=tokens_BT[:1, :2], use_cache=False)
+        finally:
+            handle.remove()
+        self.tupled = bool(seen and seen[0])
+
+    @contextmanager
+    def _stand_ins(self) -> Iterator[tuple[list[tuple[torch.Tensor, Arguments]], list[_StandIn]]]:
+        real = list(self.layers)
+        log: list[tuple[torch.Tensor, Arguments]] = []
+        stand_ins = [_StandIn(layer, log, tupled=self.tupled) for layer in real]
+        try:
+            for position, stand_in in enumerate(stand_ins):
+                self.layers[position] = stand_in
+            yield log, stand_ins
+        finally:
+            for position, layer in enumerate(real):
+                self.layers[position] = layer
+
+    def record(self, tokens_BT: torch.Tensor) -> LayerCalls:
+        """Return how the model would call its layers for a batch.
+
+        Raises:
+            ArchitectureError: it does not call every layer once, in order, passing the hidden state along.
+        """
+        with self._stand_ins() as (log, _):
+            self.model(input_ids=tokens_BT, use_cache=False)
+        plain = len(log) == len(self.layers) and all(
+            hidden is log[0][0] or (hidden.shape == log[0][0].shape and torch.equal(hidden, log[0][0])) for hidden, _ in log
+        )
+        if not plain:
+            raise ArchitectureError(
+                "its forward does not simply pass the hidden state from layer to layer", where=type(self.model).__name__,
+                hint="scores that run layers on their own cannot be measured on this model",
+            )
+        return LayerCalls(log[0][0], [arguments for _, arguments in log])
+
+    def run(self, layer: nn.Module, hidden_BTD: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        """Run one layer on a hidden state.
+
+        Raises:
+            ScoreError: what comes out is not finite.
+        """
+        args, kwargs = arguments
+        output = layer(hidden_BTD, *args, **kwargs)
+        out_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        if not torch.isfinite(out_BTD).all():
+            raise ScoreError("the hidden state is not finite", where=type(layer).__name__, hint="measure in float32: --dtype float32")
+        return out_BTD
+
+    def logits(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Return the logits the model gives if its last layer returns `hidden_BTD`."""
+        with self._stand_ins() as (_, stand_ins):
+            stand_ins[-1].inject = hidden_BTD
+            logits_BTV: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
+        return logits_BTV
+
+
+def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Return each sequence's mean negative log-likelihood in nats per token, shape (batch,).
+
+    The prediction made at position 0, which has no context, is left out.
+    """
+    return nn.functional.cross_entropy(
+        logits_BTV[:, 1:-1].float().transpose(1, 2), tokens_BT[:, 2:], reduction="none"
+    ).mean(dim=1)
+
+
+def batches_of(tokens_BT: torch.Tensor, batch_tokens: int) -> Sequence[torch.Tensor]:
+    """Split sequences into batches of about that many tokens."""
+    return tokens_BT.split(max(1, batch_tokens // tokens_BT.shape[1]))

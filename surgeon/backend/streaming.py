@@ -1,0 +1,88 @@
+"""Models larger than memory: layers stay on disk until they are used, one at a time.
+
+accelerate does the work: its disk offload knows the shards and every renaming that transformers does on loading. Its
+hooks would fetch a layer anew for every batch; here a layer is fetched once, pushed over all batches, and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from accelerate.hooks import AlignDevicesHook, remove_hook_from_module
+from torch import nn
+
+from surgeon.core.checkpoint import Checkpoint
+from surgeon.core.structure import Structure
+
+_SHARE_OF_MEMORY = 0.6
+
+
+def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> bool:
+    """Whether the whole model fits in a safe share of what is free now."""
+    grown = 4 if dtype is torch.float32 else 2
+    wanted = max(checkpoint.parameters * grown, checkpoint.nbytes) if dtype is not None else checkpoint.nbytes
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = psutil.virtual_memory().available
+    return wanted < free * _SHARE_OF_MEMORY
+
+
+def offload_map(model: nn.Module, structure: Structure, device: torch.device) -> dict[str, str]:
+    """Return a device map that leaves the layers of the default stack on disk and puts everything else on `device`.
+
+    `model` is a skeleton without weights, to name its modules.
+    """
+    from surgeon.backend.live import layer_list
+
+    layers = layer_list(model, structure.stack())
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    offloaded = {f"{prefix}.{position}": "disk" for position in range(len(layers))}
+    kept: dict[str, str] = {}
+    _keep(model, "", prefix, kept, str(device))
+    return {**kept, **offloaded}
+
+
+def _keep(module: nn.Module, name: str, prefix: str, kept: dict[str, str], device: str) -> None:
+    """Name every largest module that does not contain the layers."""
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        if full == prefix:
+            continue
+        if prefix.startswith(f"{full}."):
+            _keep(child, full, prefix, kept, device)
+        else:
+            kept[full] = device
+    for parameter_name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        kept[f"{name}.{parameter_name}" if name else parameter_name] = device
+
+
+@contextmanager
+def weights_of(layer: nn.Module) -> Iterator[nn.Module]:
+    """Yield a layer with its weights in place; nothing happens where they already are."""
+    hooks = [
+        (module, hook)
+        for module in layer.modules()
+        if isinstance(hook := getattr(module, "_hf_hook", None), AlignDevicesHook) and hook.offload
+    ]
+    for module, hook in hooks:
+        hook.pre_forward(module)
+        hook.offload = False
+    try:
+        yield layer
+    finally:
+        for module, hook in hooks:
+            hook.offload = True
+            hook.post_forward(module, None)
+
+
+def without_hooks(layer: nn.Module) -> nn.Module:
+    """Return a copied layer that keeps the weights it holds now."""
+    for module in layer.modules():
+        hook = getattr(module, "_hf_hook", None)
+        if isinstance(hook, AlignDevicesHook):
+            hook.offload = False
+    return remove_hook_from_module(layer, recurse=True)

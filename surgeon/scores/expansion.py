@@ -1,0 +1,29 @@
+"""What the model loses when a layer is run twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, paired_average
+
+
+class Expansion(SweepScore, frozen=True, kw_only=True):
+    """The rise of the loss when one layer is duplicated in place, in nats per token.
+
+    The copy is not silenced: an identity would never change anything.
+    """
+
+    name = "expansion"
+    title = "dup"
+    asks = "how much does the loss rise when the layer is run twice"
+    cost = "about half a forward per layer, and a head each"
+    paper = "Llama SLayer, arXiv:2410.02330, section 3"
+
+    def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
+        """Return the whole model, and the model with each layer twice."""
+        whole = tuple(Visit(layer) for layer in range(layers))
+        return {"base": whole, **{f"twice {at}": whole[: at + 1] + whole[at:] for at in range(layers)}}
+
+    def values(self, losses: Losses, layers: int) -> Finished:
+        """Return the differences to the whole model, sequence by sequence."""
+        return Finished({at: paired_average(losses[f"twice {at}"], losses["base"]) for at in range(layers)})

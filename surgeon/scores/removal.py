@@ -1,0 +1,26 @@
+"""What the model loses without a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, paired_average
+
+
+class Removal(SweepScore, frozen=True, kw_only=True):
+    """The rise of the loss when one layer is left out, in nats per token."""
+
+    name = "removal"
+    title = "dNLL"
+    asks = "how much does the loss rise without the layer"
+    cost = "about a third of a forward per layer, and a head each"
+    paper = "What Matters in Transformers?, arXiv:2406.15786; measured, nothing assumed"
+
+    def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
+        """Return the whole model, and the model without each layer."""
+        whole = tuple(Visit(layer) for layer in range(layers))
+        return {"base": whole, **{f"without {gone}": whole[:gone] + whole[gone + 1 :] for gone in range(layers)}}
+
+    def values(self, losses: Losses, layers: int) -> Finished:
+        """Return the differences to the whole model, sequence by sequence."""
+        return Finished({gone: paired_average(losses[f"without {gone}"], losses["base"]) for gone in range(layers)})

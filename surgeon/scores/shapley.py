@@ -1,0 +1,66 @@
+"""How much each sublayer contributes, averaged over the company it may find itself in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from surgeon.core.score import Average, Finished, LayerSequence, Losses, SweepScore, Visit, average, paired_average
+
+SUBLAYERS = ("attention", "mlp")
+Window = tuple[int, int]
+
+
+class Shapley(SweepScore, frozen=True, kw_only=True):
+    """The mean rise of the loss when a sublayer leaves, alone or after neighbours have left; in nats per token.
+
+    Players are sublayers, attention and MLP of each layer in order. Over all windows of 1 to `longest` adjacent players
+    that have a player at an end, its contribution is loss(window gone) - loss(window without it gone): a Shapley value
+    whose coalitions are contiguous. A layer's score is the sum of its two; the sublayers' own are kept too.
+    """
+
+    name = "shapley"
+    title = "shapley"
+    asks = "how much does each sublayer contribute, whoever else is gone"
+    cost = "about a third of a forward per window: layers x 2 x longest of them"
+    paper = "Investigating Layer Importance in LLMs, arXiv:2409.14381, section 3"
+
+    longest: Annotated[int, msgspec.Meta(ge=1, description="windows of up to this many sublayers")] = 3
+
+    def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
+        """Return the whole model, and the model with each window of sublayers silenced."""
+        return {_name(window): _silenced(window, layers) for window in [(0, 0), *self._windows(layers)]}
+
+    def _windows(self, layers: int) -> list[Window]:
+        players = layers * len(SUBLAYERS)
+        return [(first, first + size) for size in range(1, self.longest + 1) for first in range(players - size + 1)]
+
+    def values(self, losses: Losses, layers: int) -> Finished:
+        """Return each layer's sum over its sublayers; `details` has every sublayer's own value."""
+        gains: dict[int, list[Average]] = {player: [] for player in range(layers * len(SUBLAYERS))}
+        for first, end in self._windows(layers):
+            whole = losses[_name((first, end))]
+            gains[first].append(paired_average(whole, losses[_name((first + 1, end))]))
+            if end - first > 1:
+                gains[end - 1].append(paired_average(whole, losses[_name((first, end - 1))]))
+        players = {player: average([gain.value for gain in found]) for player, found in gains.items()}
+        values = {layer: Average(sum(players[2 * layer + part].value for part in range(2))) for layer in range(layers)}
+        details = {
+            kind: [players[2 * layer + part].value for layer in range(layers)] for part, kind in enumerate(SUBLAYERS)
+        }
+        return Finished(values=values, details=details)
+
+
+def _name(window: Window) -> str:
+    first, end = window
+    return f"silent {first}-{end}" if end > first else "base"
+
+
+def _silenced(window: Window, layers: int) -> LayerSequence:
+    gone = range(*window)
+    return tuple(
+        Visit(layer, frozenset(kind for part, kind in enumerate(SUBLAYERS) if 2 * layer + part in gone))
+        for layer in range(layers)
+    )
