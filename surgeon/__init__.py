@@ -20,7 +20,7 @@ _HOMES = {
 if TYPE_CHECKING:
     __version__ = ""
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - resolved by __getattr__
 
 
 def __getattr__(name: str) -> object:
