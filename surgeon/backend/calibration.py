@@ -18,6 +18,10 @@ PYTHON_DOCS = "python_docs"
 """The built-in text: Python's own language reference, which every interpreter carries."""
 
 
+# Position 0 is left out of averages, so one token tells nothing; and a BOS token may take one place.
+_SHORTEST = 3
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Sequences of equal length, (sequences, length), and the digest of the text they come from."""
@@ -26,20 +30,29 @@ class Calibration:
     digest: str
 
 
-def read_calibration(data: str | None, root: Path, tokenizer: Any, *, sequences: int, length: int, seed: int) -> Calibration:
-    """Read a text, shuffle its documents by `seed`, and pack the first `sequences` x `length` tokens.
+def read_calibration(
+    data: str | None, root: Path, tokenizer: Any, *, sequences: int, length: int, seed: int
+) -> Calibration:
+    """Read a text, shuffle its documents by `seed`, and pack the first tokens into `sequences` of `length`.
+
+    Every sequence starts as the model's tokenizer starts a text: with its BOS token if it adds one, otherwise not.
 
     `data` is a file of JSON lines or plain text, relative to `root`, or None for the built-in text.
 
     Raises:
         DataError: it cannot be read, a row is of no known form, or it is too short.
     """
-    if sequences < 1 or length < 2:
-        raise DataError(f"{sequences} sequences of {length} tokens measure nothing", allowed="at least 1 sequence of 2 tokens")
+    if sequences < 1 or length < _SHORTEST:
+        raise DataError(
+            f"{sequences} sequences of {length} tokens measure nothing",
+            allowed=f"at least 1 sequence of {_SHORTEST} tokens",
+        )
     name = data or PYTHON_DOCS
     texts, digest = _python_docs() if name == PYTHON_DOCS else _read(root / Path(name).expanduser(), tokenizer)
     random.Random(seed).shuffle(texts)
-    wanted = sequences * length
+    start = _start(tokenizer)
+    room = length - len(start)
+    wanted = sequences * room
     ids: list[int] = []
     for text in texts:
         ids += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
@@ -47,10 +60,18 @@ def read_calibration(data: str | None, root: Path, tokenizer: Any, *, sequences:
             break
     if len(ids) < wanted:
         raise DataError(
-            f"holds {len(ids)} tokens", where=name, allowed=f"at least {wanted} ({sequences} sequences of {length})",
+            f"holds {len(ids)} tokens",
+            where=name,
+            allowed=f"at least {wanted} ({sequences} sequences of {length})",
             hint="give a longer file, or fewer or shorter sequences",
         )
-    return Calibration(torch.tensor(ids[:wanted]).reshape(sequences, length), digest)
+    rows = [start + ids[at : at + room] for at in range(0, wanted, room)]
+    return Calibration(torch.tensor(rows), digest)
+
+
+def _start(tokenizer: Any) -> list[int]:
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def _python_docs() -> tuple[list[str], str]:
@@ -65,7 +86,9 @@ def _read(path: Path, tokenizer: Any) -> tuple[list[str], str]:
         raw = path.read_bytes()
         text = raw.decode()
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path), allowed=f"a .jsonl or .txt file, or {PYTHON_DOCS}") from error
+        raise DataError(
+            f"cannot be read: {error.strerror}", where=str(path), allowed=f"a .jsonl or .txt file, or {PYTHON_DOCS}"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError("is not UTF-8 text", where=str(path)) from error
     rows = _rows(text, path, tokenizer) if path.suffix in (".jsonl", ".json") else iter(text.split("\n\n\n"))
@@ -74,7 +97,8 @@ def _read(path: Path, tokenizer: Any) -> tuple[list[str], str]:
 
 
 def _rows(text: str, path: Path, tokenizer: Any) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: JSON strings may hold the other line ends of Unicode.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -94,7 +118,9 @@ def _row_text(row: Any, where: str, tokenizer: Any) -> str:
             messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": answer}]
         if isinstance(messages, list):
             return _chat_text(messages, where, tokenizer)
-    raise DataError("has no text", where=where, allowed='{"text"}, {"messages"}, {"prompt", "response"} or {"prompt", "chosen"}')
+    raise DataError(
+        "has no text", where=where, allowed='{"text"}, {"messages"}, {"prompt", "response"} or {"prompt", "chosen"}'
+    )
 
 
 def _chat_text(messages: list[Any], where: str, tokenizer: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan import compile_plan
 from surgeon.core.score import ActivationsScore, Provenance, Score, WeightsScore, score_kinds
-from surgeon.errors import Cancelled, UsageError
+from surgeon.errors import Cancelled, ScoreError, UsageError
 
 _BATCH_TOKENS = 1024
 
@@ -40,7 +41,9 @@ class Settings:
     dtype: str | None = None
 
 
-def measure(draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled) -> tuple[Score, ...]:
+def measure(
+    draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled
+) -> tuple[Score, ...]:
     """Measure scores on a draft; each layer's value is emitted as `scored` the moment it is known.
 
     Raises:
@@ -49,7 +52,12 @@ def measure(draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, 
     kinds = score_kinds()
     unknown = [name for name in names if name not in kinds]
     if unknown:
-        raise UsageError(f"no score {unknown[0]!r}", where="--by", allowed=", ".join(kinds), hint="`surgeon list scores` explains them")
+        raise UsageError(
+            f"no score {unknown[0]!r}",
+            where="--by",
+            allowed=", ".join(kinds),
+            hint="`surgeon list scores` explains them",
+        )
     draft = unfrozen(draft)
     asked = [kinds[name]() for name in dict.fromkeys(names)]
     weights = [kind for kind in asked if isinstance(kind, WeightsScore)]
@@ -82,8 +90,17 @@ def _weights_pass(draft: Draft, kinds: Sequence[WeightsScore], emit: Emit, cance
                         rows[kind.name][suffix] = kind.matrix(weight)
             for kind in kinds:
                 matrices[kind.name][layer.key] = rows[kind.name]
-                values[kind.name][layer.key] = value = kind.layer(rows[kind.name])
-                emit("scored", {"score": kind.name, "layer": layer.key, "value": value, "error": None, "matrices": rows[kind.name]})
+                values[kind.name][layer.key] = value = _finite(kind.layer(rows[kind.name]), kind.name, layer.key)
+                emit(
+                    "scored",
+                    {
+                        "score": kind.name,
+                        "layer": layer.key,
+                        "value": value,
+                        "error": None,
+                        "matrices": rows[kind.name],
+                    },
+                )
     provenance = Provenance(fingerprint=draft.structure.checkpoint.fingerprint, draft=draft.digest)
     return {
         kind.name: Score(name=kind.name, values=values[kind.name], matrices=matrices[kind.name], provenance=provenance)
@@ -103,7 +120,7 @@ def _activations_pass(
     )  # fmt: skip
     emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} on {device}"})
     model = resident_model(checkpoint, dtype, device).model
-    batches = calibration.tokens_BT.to(device).split(max(1, _BATCH_TOKENS // settings.length))
+    batches = torch.split(calibration.tokens_BT.to(device), max(1, _BATCH_TOKENS // settings.length))
     keys = [layer.key for layer in draft.layers()]
     with operated(model, draft) as edited:
         results = _average(edited, layer_list_of(edited, draft), batches, kinds, keys, emit, cancelled)
@@ -112,7 +129,8 @@ def _activations_pass(
         length=settings.length, seed=settings.seed, dtype=str(dtype or "auto").removeprefix("torch."),
     )  # fmt: skip
     return {
-        name: Score(name=name, values=values, errors=errors, provenance=provenance) for name, (values, errors) in results.items()
+        name: Score(name=name, values=values, errors=errors, provenance=provenance)
+        for name, (values, errors) in results.items()
     }
 
 
@@ -126,9 +144,14 @@ Results = dict[str, tuple[dict[str, float], dict[str, float]]]
 
 
 def _average(
-    model: torch.nn.Module, layers: torch.nn.ModuleList, batches: Sequence[torch.Tensor], kinds: Sequence[ActivationsScore],
-    keys: Sequence[str], emit: Emit, cancelled: IsCancelled,
-) -> Results:  # fmt: skip
+    model: torch.nn.Module,
+    layers: torch.nn.ModuleList,
+    batches: Sequence[torch.Tensor],
+    kinds: Sequence[ActivationsScore],
+    keys: Sequence[str],
+    emit: Emit,
+    cancelled: IsCancelled,
+) -> Results:
     results: Results = {kind.name: ({}, {}) for kind in kinds}
     seen: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for one in push_layers(model, layers, batches, cancelled):
@@ -139,12 +162,26 @@ def _average(
         emit("progress", {"done": one.layer + 1, "total": len(keys), "unit": "layers", "what": "activations"})
         for kind in kinds:
             value, error = mean_and_error(seen[kind.name])
+            _finite(value, kind.name, keys[one.layer])
             results[kind.name][0][keys[one.layer]] = value
             if error is not None:
                 results[kind.name][1][keys[one.layer]] = error
-            emit("scored", {"score": kind.name, "layer": keys[one.layer], "value": value, "error": error, "matrices": None})
+            emit(
+                "scored",
+                {"score": kind.name, "layer": keys[one.layer], "value": value, "error": error, "matrices": None},
+            )
             seen[kind.name] = []
     return results
+
+
+def _finite(value: float, score: str, key: str) -> float:
+    if not math.isfinite(value):
+        raise ScoreError(
+            f"{score} is {value}",
+            where=f"layer {key}",
+            hint="its weights or hidden states hold inf or nan: check the model",
+        )
+    return value
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -153,7 +190,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def score_job(args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+def score_job(
+    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any]:
     """Perform a `score` job; see `Session.score_job` for its arguments."""
     settings = settings_of(args)
     scores = measure(read_draft(args), args["names"], settings, emit, cancelled)

@@ -29,7 +29,9 @@ class LayerCalls:
 class _Recorder(nn.Module):
     """Stands in for a layer: notes how it is called and hands the hidden state on."""
 
-    def __init__(self, layer: nn.Module, log: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]], *, returns_tuple: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, log: list[tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]], *, returns_tuple: bool
+    ) -> None:
         super().__init__()
         # Not registered as a submodule: the wrapped layer already belongs to the model.
         object.__setattr__(self, "wrapped", layer)
@@ -50,7 +52,9 @@ class _Recorder(nn.Module):
         return (hidden,) if self.returns_tuple else hidden
 
 
-def record_calls(model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor, *, returns_tuple: bool) -> LayerCalls:
+def record_calls(
+    model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor, *, returns_tuple: bool
+) -> LayerCalls:
     """Run the model's forward without its layers, and return how it would have called them.
 
     Raises:
@@ -65,9 +69,12 @@ def record_calls(model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tenso
     finally:
         for position, layer in enumerate(real):
             layers[position] = layer
-    if len(log) != len(real) or any(hidden is not log[0][0] and not torch.equal(hidden, log[0][0]) for hidden, _, _ in log):
+    if len(log) != len(real) or any(
+        hidden is not log[0][0] and not torch.equal(hidden, log[0][0]) for hidden, _, _ in log
+    ):
         raise ArchitectureError(
-            "its forward does not simply pass the hidden state from layer to layer", where=type(model).__name__,
+            "its forward does not simply pass the hidden state from layer to layer",
+            where=type(model).__name__,
             hint="scores that need activations cannot be measured on this model yet",
         )
     return LayerCalls(log[0][0], [(args, kwargs) for _, args, kwargs in log])
@@ -95,7 +102,9 @@ class LayerPass:
 
 
 @torch.inference_mode()
-def push_layers(model: nn.Module, layers: nn.ModuleList, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:
+def push_layers(
+    model: nn.Module, layers: nn.ModuleList, batches: Sequence[torch.Tensor], cancelled: IsCancelled
+) -> Iterator[LayerPass]:
     """Yield every layer over every batch, layer-major: all batches of layer 0, then all of layer 1, and so on.
 
     Raises:
@@ -111,7 +120,11 @@ def push_layers(model: nn.Module, layers: nn.ModuleList, batches: Sequence[torch
             output = layer(one.hidden_BTD, *args, **kwargs)
             hidden_BTD = output[0] if isinstance(output, tuple) else output
             if not torch.isfinite(hidden_BTD).all():
-                raise ScoreError("the hidden state is not finite", where=f"layer {number}", hint="measure in float32: --dtype float32")
+                raise ScoreError(
+                    "the hidden state is not finite",
+                    where=f"layer {number}",
+                    hint="measure in float32: --dtype float32",
+                )
             yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD)
             one.hidden_BTD = hidden_BTD
             one.calls[number] = ((), {})
