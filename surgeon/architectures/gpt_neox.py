@@ -5,4 +5,5 @@ from surgeon.core.structure import Family
 FAMILY = Family(
     model_types=("gpt_neox",),
     fused={"attention.qkv": ("attention.query", "attention.key", "attention.value")},
+    fused_by_head=True,
 )

@@ -48,6 +48,7 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
         silences=(*special.silences, *shared.RESIDUAL_OUTPUTS),
         transposed=special.transposed,
         fused=special.fused,
+        fused_by_head=special.fused_by_head,
         in_memory=special.in_memory,
     )
     stack = _main_stack(checkpoint, family)

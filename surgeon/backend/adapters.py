@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
     for adapter in adapters:
         if adapter.module not in modules:
             raise ArchitectureError(
-                "the loaded model has no module of that name", where=adapter.module,
+                "the loaded model has no module of that name",
+                where=adapter.module,
                 hint="leave this role out of masked_lora",
             )
     first = adapters[0].lora
@@ -54,13 +56,14 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         r=first.rank, lora_alpha=first.alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",  # type: ignore[arg-type]
         fan_in_fan_out=transposed,
         target_modules=sorted(adapter.module for adapter in adapters),
-        rank_pattern={adapter.module: adapter.lora.rank for adapter in adapters if adapter.lora.rank != first.rank},
-        alpha_pattern={adapter.module: adapter.lora.alpha for adapter in adapters if adapter.lora.alpha != first.alpha},
+        rank_pattern={one.module: one.lora.rank for one in adapters if one.lora.rank != first.rank},
+        alpha_pattern={one.module: one.lora.alpha for one in adapters if one.lora.alpha != first.alpha},
     )  # fmt: skip
-    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    peft_model = get_peft_model(model, config)
     layers = lora_layers(peft_model, adapters)
     for adapter, layer in zip(adapters, layers, strict=True):
-        generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(adapter.module.encode()))
+        digest = hashlib.sha256(f"{seed}:{adapter.module}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         a = layer.lora_A[NAME].weight
         bound = a.shape[1] ** -0.5  # kaiming_uniform_(a=sqrt(5)), as PEFT and nn.Linear start
         with torch.no_grad():
@@ -92,3 +95,11 @@ def write_adapter(model: nn.Module, plan: Plan, base: str, seed: int, directory:
     # False: the card is ours, and `auto` would ask a hub whether the embedding was changed.
     peft_model.save_pretrained(str(directory), save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
+    _sort_targets(directory / "adapter_config.json", [adapter.module for adapter in plan.adapters])
+
+
+def _sort_targets(path: Path, modules: Sequence[str]) -> None:
+    """Name every module in full, in order: PEFT writes a set, in another order and shortened, each time."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(modules)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -119,6 +119,34 @@ class LayerRunner:
             logits_BTV: torch.Tensor = self.model(input_ids=tokens_BT, use_cache=False).logits
         return logits_BTV
 
+    def normed(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Return what enters the output head if the last layer returns `hidden_BTD`: it, through the final norm.
+
+        Raises:
+            ArchitectureError: the model has no output head.
+        """
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        if head is None:
+            raise ArchitectureError("has no output head", where=type(self.model).__name__)
+        seen: list[torch.Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen.append(args[0])
+            raise _Enough
+
+        handle = head.register_forward_pre_hook(note)
+        try:
+            self.logits(tokens_BT, hidden_BTD)
+        except _Enough:
+            return seen[0]
+        finally:
+            handle.remove()
+        raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
+
+
+class _Enough(Exception):  # noqa: N818 - no error: ends a forward whose rest nobody needs
+    """Ends a forward early."""
+
 
 def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Return each sequence's mean negative log-likelihood in nats per token, shape (batch,).

@@ -25,7 +25,9 @@ def choose_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"{name!r} is no device", where="--device", allowed="cpu, cuda, cuda:1, mps, …") from error
     if device.type not in ("cpu", gpu.type if gpu else "cpu"):
-        raise UsageError(f"{name!r} is not available here", where="--device", allowed=f"cpu{f', {gpu.type}' if gpu else ''}")
+        raise UsageError(
+            f"{name!r} is not available here", where="--device", allowed=f"cpu{f', {gpu.type}' if gpu else ''}"
+        )
     return device
 
 
@@ -43,4 +45,6 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype | None:
 def use_threads(reserved: int = 0) -> None:
     """Use as many threads as this process may, less the reserved ones; an explicit OMP_NUM_THREADS wins."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - reserved))
+        # Only Linux can say how many of the machine's cores this process may use.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores - reserved))

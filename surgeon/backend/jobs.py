@@ -30,14 +30,17 @@ def perform(job: str, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelle
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise SurgeonError("the disk is full", where=error.filename or "", hint="free some space and try again") from error
+            raise SurgeonError(
+                "the disk is full", where=error.filename or "", hint="free some space and try again"
+            ) from error
         raise
 
 
 def _out_of_memory(what: str) -> SurgeonError:
     return SurgeonError(
-        f"{what} is not enough", allowed="--dtype bfloat16, --device cpu, shorter or fewer sequences",
-        hint="close other programs that use it, or run the worker on a larger machine: --worker 'ssh HOST surgeon worker'",
+        f"{what} is not enough",
+        allowed="--dtype bfloat16, --device cpu, shorter or fewer sequences",
+        hint="close other programs that use it, or use a larger machine: --worker 'ssh HOST surgeon worker'",
     )
 
 

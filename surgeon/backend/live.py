@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.backend.streaming import weights_of, without_hooks
 from surgeon.backend.tensors import mean_of
 from surgeon.core.draft import Draft, Identity, Original, Source, base_tensors
 from surgeon.core.plan import compile_config
@@ -78,7 +79,8 @@ def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: l
 
 def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
     if isinstance(source, Original):
-        return copy.deepcopy(base[source.index])
+        with weights_of(base[source.index]) as layer:
+            return without_hooks(copy.deepcopy(layer))
     if isinstance(source, Identity):
         module = _build(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}

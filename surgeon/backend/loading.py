@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from surgeon.core.checkpoint import Checkpoint
+from surgeon.backend.streaming import offload_map
+from surgeon.core.structure import Structure
 from surgeon.errors import ArchitectureError, CheckpointError
 
 transformers_logging.set_verbosity_error()
@@ -29,8 +34,10 @@ class Loaded:
 _resident: tuple[tuple[object, ...], Loaded] | None = None
 
 
-def load_model(path: Path, dtype: torch.dtype | None, device: torch.device) -> Loaded:
-    """Load a checkpoint in evaluation mode; `dtype` None keeps its own.
+def load_model(
+    path: Path, dtype: torch.dtype | None, device: torch.device, device_map: dict[str, str] | None = None
+) -> Loaded:
+    """Load a checkpoint in evaluation mode; `dtype` None keeps its own. A `device_map` may leave modules on disk.
 
     Raises:
         ArchitectureError: transformers has no causal language model for it.
@@ -38,24 +45,48 @@ def load_model(path: Path, dtype: torch.dtype | None, device: torch.device) -> L
     """
     try:
         AutoConfig.from_pretrained(path)
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+        offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **offload)
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArchitectureError(f"transformers cannot build it: {first}", where=str(path / "config.json")) from error
     except (OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"transformers cannot load it: {first}", where=str(path)) from error
-    return Loaded(model.eval().to(device), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")})
+    placed = model if device_map else model.to(device)
+    return Loaded(placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")})
 
 
-def resident_model(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> Loaded:
-    """Return the loaded base of a checkpoint, kept from the last job if it is the same."""
+def resident_model(
+    structure: Structure, dtype: torch.dtype | None, device: torch.device, *, stream: bool = False
+) -> Loaded:
+    """Return the loaded base of a checkpoint, kept from the last job if it is the same.
+
+    With `stream` its layers stay on disk until they are used; see `surgeon.backend.streaming`.
+    """
     global _resident  # noqa: PLW0603 - one model at a time is what a worker is for
-    key = (checkpoint.path.resolve(), checkpoint.fingerprint, dtype, device)
+    checkpoint = structure.checkpoint
+    key = (checkpoint.path.resolve(), checkpoint.fingerprint, dtype, device, stream)
     if _resident is None or _resident[0] != key:
         _resident = None
-        _resident = (key, load_model(checkpoint.path, dtype, device))
+        device_map = offload_map(skeleton(checkpoint.path), structure, device) if stream else None
+        _resident = (key, load_model(checkpoint.path, dtype, device, device_map))
     return _resident[1]
+
+
+def skeleton(path: Path) -> nn.Module:
+    """Return the model without any weights."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    return model
+
+
+@cache
+def offload_directory() -> str:
+    """Return a directory, removed at exit, for tensors that transformers changes on loading and so cannot leave where they are."""
+    directory = tempfile.mkdtemp(prefix="surgeon-offload-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def forget_model() -> None:

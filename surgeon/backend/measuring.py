@@ -2,158 +2,124 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
-from surgeon.backend.calibration import read_calibration
-from surgeon.backend.device import choose_device, choose_dtype
-from surgeon.backend.live import layer_list, operated
-from surgeon.backend.loading import load_tokenizer, resident_model
-from surgeon.backend.passes import push_layers
-from surgeon.backend.tensors import is_matrix, tensor_reader
-from surgeon.core.draft import Draft, base_tensors
+from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of
+from surgeon.backend.live_scores import activations_pass, gradients_pass, inputs_pass, sweep_pass
+from surgeon.backend.score_cache import ScoreCache
+from surgeon.backend.weighing import weights_pass
+from surgeon.core.draft import Draft
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.plan import compile_plan
-from surgeon.core.score import ActivationsScore, Provenance, Score, WeightsScore, score_kinds
-from surgeon.errors import Cancelled, UsageError
+from surgeon.core.score import Provenance, Score, ScoreKind, WeightsScore, score_kinds
+from surgeon.errors import ScoreError, UsageError
 
-_BATCH_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure: sequences x length tokens of `data` (None: the built-in text), relative to `root`."""
-
-    root: Path
-    data: str | None = None
-    sequences: int = 12
-    length: int = 256
-    seed: int = 0
-    device: str | None = None
-    dtype: str | None = None
+LivePass = Callable[[Bench, Sequence[Any], Provenance], dict[str, Score]]
+_LIVE: dict[str, LivePass] = {
+    "activations": activations_pass,
+    "inputs": inputs_pass,
+    "sweep": sweep_pass,
+    "gradients": gradients_pass,
+}
 
 
-def measure(draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled) -> tuple[Score, ...]:
+def measure(
+    draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled
+) -> tuple[Score, ...]:
     """Measure scores on a draft; each layer's value is emitted as `scored` the moment it is known.
+
+    What has been measured before on the same weights, with the same text and settings, is taken from the cache. `all`
+    stands for every score.
 
     Raises:
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
-    kinds = score_kinds()
-    unknown = [name for name in names if name not in kinds]
-    if unknown:
-        raise UsageError(f"no score {unknown[0]!r}", where="--by", allowed=", ".join(kinds), hint="`surgeon list scores` explains them")
     draft = unfrozen(draft)
-    asked = [kinds[name]() for name in dict.fromkeys(names)]
-    weights = [kind for kind in asked if isinstance(kind, WeightsScore)]
-    activations = [kind for kind in asked if isinstance(kind, ActivationsScore)]
-    found: dict[str, Score] = {}
+    asked = _kinds(names)
+    cache = ScoreCache(draft.structure.checkpoint)
+    calibration = calibration_of(draft, settings) if any(kind.data for kind in asked) else None
+    origins = {kind.name: _origin(kind, provenance_of(draft, settings, calibration if kind.data else None)) for kind in asked}
+    found = {kind.name: score for kind in asked if (score := cache.get(kind.name, origins[kind.name])) is not None}
+    for score in found.values():
+        _tell_again(score, emit)
+    missing = [kind for kind in asked if kind.name not in found]
+    fresh: dict[str, Score] = {}
+    weights = [kind for kind in missing if isinstance(kind, WeightsScore)]
     if weights:
-        found |= _weights_pass(draft, weights, emit, cancelled)
-    if activations:
-        found |= _activations_pass(draft, activations, settings, emit, cancelled)
+        fresh |= weights_pass(draft, weights, provenance_of(draft, settings), emit, cancelled)
+    live = [kind for kind in missing if kind.needs in _LIVE]
+    if live and calibration is not None:
+        fresh |= _measure_live(draft, live, settings, calibration, emit, cancelled)
+    for name, score in fresh.items():
+        _require_finite(score)
+        found[name] = msgspec.structs.replace(score, provenance=origins[name])
+        cache.put(found[name])
+        for note in score.notes:
+            emit("log", {"level": "warning", "text": f"{name}: {note}"})
     return tuple(found[kind.name] for kind in asked)
 
 
-def _weights_pass(draft: Draft, kinds: Sequence[WeightsScore], emit: Emit, cancelled: IsCancelled) -> dict[str, Score]:
-    stack = draft.structure.stack()
-    planned = {tensor.name: tensor for tensor in compile_plan(draft).tensors}
-    layers = draft.layers()
-    matrices: dict[str, dict[str, dict[str, float]]] = {kind.name: {} for kind in kinds}
-    values: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
-    with tensor_reader() as reader:
-        for position, layer in enumerate(layers):
-            emit("progress", {"done": position, "total": len(layers), "unit": "layers", "what": "weights"})
-            rows: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
-            for suffix, stored in base_tensors(layer.source, stack).items():
-                if cancelled():
-                    raise Cancelled
-                if is_matrix(stored):
-                    tensor = planned[stack.tensor_name(position, suffix)]
-                    weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-                    for kind in kinds:
-                        rows[kind.name][suffix] = kind.matrix(weight)
-            for kind in kinds:
-                matrices[kind.name][layer.key] = rows[kind.name]
-                values[kind.name][layer.key] = value = kind.layer(rows[kind.name])
-                emit("scored", {"score": kind.name, "layer": layer.key, "value": value, "error": None, "matrices": rows[kind.name]})
-    provenance = Provenance(fingerprint=draft.structure.checkpoint.fingerprint, draft=draft.digest)
-    return {
-        kind.name: Score(name=kind.name, values=values[kind.name], matrices=matrices[kind.name], provenance=provenance)
-        for kind in kinds
-    }
+def _kinds(names: Sequence[str]) -> list[ScoreKind]:
+    kinds = score_kinds()
+    wanted = list(kinds) if "all" in names else list(dict.fromkeys(names))
+    unknown = [name for name in wanted if name not in kinds]
+    if unknown:
+        raise UsageError(
+            f"no score {unknown[0]!r}", where="--by", allowed=", ".join((*kinds, "all")),
+            hint="`surgeon list scores` explains them",
+        )  # fmt: skip
+    return [kinds[name]() for name in wanted]
 
 
-def _activations_pass(
-    draft: Draft, kinds: Sequence[ActivationsScore], settings: Settings, emit: Emit, cancelled: IsCancelled
+def _origin(kind: ScoreKind, provenance: Provenance) -> Provenance:
+    return msgspec.structs.replace(provenance, settings=msgspec.to_builtins(kind))
+
+
+def _measure_live(
+    draft: Draft, kinds: Sequence[ScoreKind], settings: Settings, calibration: Any, emit: Emit, cancelled: IsCancelled
 ) -> dict[str, Score]:
-    checkpoint = draft.structure.checkpoint
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    calibration = read_calibration(
-        settings.data, settings.root, load_tokenizer(checkpoint.path),
-        sequences=settings.sequences, length=settings.length, seed=settings.seed,
-    )  # fmt: skip
-    emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} on {device}"})
-    model = resident_model(checkpoint, dtype, device).model
-    batches = calibration.tokens_BT.to(device).split(max(1, _BATCH_TOKENS // settings.length))
-    keys = [layer.key for layer in draft.layers()]
-    with operated(model, draft) as edited:
-        results = _average(edited, layer_list_of(edited, draft), batches, kinds, keys, emit, cancelled)
-    provenance = Provenance(
-        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=calibration.digest, sequences=settings.sequences,
-        length=settings.length, seed=settings.seed, dtype=str(dtype or "auto").removeprefix("torch."),
-    )  # fmt: skip
-    return {
-        name: Score(name=name, values=values, errors=errors, provenance=provenance) for name, (values, errors) in results.items()
-    }
+    """Run each pass; where memory runs out, run it again with batches half as large."""
+    fresh: dict[str, Score] = {}
+    batch_tokens = settings.batch_tokens
+    for name, live_pass in _LIVE.items():
+        wanted = [kind for kind in kinds if kind.needs == name]
+        while wanted:
+            try:
+                with bench(draft, settings, calibration, batch_tokens, emit, cancelled) as ready:
+                    fresh |= live_pass(ready, wanted, provenance_of(draft, settings, calibration))
+                break
+            except (torch.OutOfMemoryError, MemoryError):
+                if batch_tokens <= settings.length:
+                    raise
+                batch_tokens //= 2
+                emit("log", {"level": "warning", "text": f"out of memory: trying batches of {batch_tokens} tokens"})
+    return fresh
 
 
-def layer_list_of(model: torch.nn.Module, draft: Draft) -> torch.nn.ModuleList:
-    """Return the live list of a draft's layers, whose length is the draft's."""
-    stack = draft.structure.stack()
-    return layer_list(model, stack, count=len(draft.layers()))
+def _tell_again(score: Score, emit: Emit) -> None:
+    for key, value in score.values.items():
+        row = score.matrices.get(key)
+        emit("scored", {"score": score.name, "layer": key, "value": value, "error": score.errors.get(key), "matrices": row})
 
 
-Results = dict[str, tuple[dict[str, float], dict[str, float]]]
+def _require_finite(score: Score) -> None:
+    for key, value in score.values.items():
+        if math.isnan(value):
+            raise ScoreError(
+                f"{score.name} is {value}", where=f"layer {key}",
+                hint="its weights or hidden states hold inf or nan: check the model",
+            )  # fmt: skip
 
 
-def _average(
-    model: torch.nn.Module, layers: torch.nn.ModuleList, batches: Sequence[torch.Tensor], kinds: Sequence[ActivationsScore],
-    keys: Sequence[str], emit: Emit, cancelled: IsCancelled,
-) -> Results:  # fmt: skip
-    results: Results = {kind.name: ({}, {}) for kind in kinds}
-    seen: dict[str, list[float]] = {kind.name: [] for kind in kinds}
-    for one in push_layers(model, layers, batches, cancelled):
-        for kind in kinds:
-            seen[kind.name] += kind.sequences(one.hidden_in_BTD, one.hidden_out_BTD).tolist()
-        if one.batch < len(batches) - 1:
-            continue
-        emit("progress", {"done": one.layer + 1, "total": len(keys), "unit": "layers", "what": "activations"})
-        for kind in kinds:
-            value, error = mean_and_error(seen[kind.name])
-            results[kind.name][0][keys[one.layer]] = value
-            if error is not None:
-                results[kind.name][1][keys[one.layer]] = error
-            emit("scored", {"score": kind.name, "layer": keys[one.layer], "value": value, "error": error, "matrices": None})
-            seen[kind.name] = []
-    return results
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean over sequences and its standard error; None where one sequence cannot tell."""
-    mean = statistics.fmean(values)
-    return mean, statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def score_job(args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+def score_job(
+    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any]:
     """Perform a `score` job; see `Session.score_job` for its arguments."""
     settings = settings_of(args)
     scores = measure(read_draft(args), args["names"], settings, emit, cancelled)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,9 +22,12 @@ from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.score import Score
 from surgeon.core.selection import Ranked
-from surgeon.errors import CheckpointError, RecipeError
-from surgeon.export.publish import published
+from surgeon.errors import Cancelled, CheckpointError, RecipeError
+from surgeon.export.publish import published, refuse_existing, refuse_inside
 from surgeon.export.writing import ADAPTER, RECIPE, export_checkpoint, write_records
+
+if TYPE_CHECKING:
+    import torch
 
 
 def open_base(recipe: Recipe, where: str) -> Draft:
@@ -48,6 +51,10 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     """Perform a `run` job; see `Session.run_job` for its arguments."""
     recipe = recipe_from_builtins(args["recipe"])
     base = open_base(recipe, "recipe")
+    out = Path(args["out"])
+    # Before anything is measured: that may take hours.
+    refuse_existing(out)
+    refuse_inside(out, base.structure.checkpoint.path)
     draft, steps = base, []
     for number, step in enumerate(recipe.steps):
         ranked = step.operation.ranked() if step.resolved is None else ()
@@ -58,9 +65,10 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
         draft = apply_step(draft, done, number)
         steps.append(done)
     fingerprint = base.structure.checkpoint.fingerprint
-    recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, fingerprint=fingerprint), steps=tuple(steps))
+    recipe = msgspec.structs.replace(
+        recipe, base=msgspec.structs.replace(recipe.base, fingerprint=fingerprint), steps=tuple(steps)
+    )
     plan = compile_plan(draft)
-    out = Path(args["out"])
     export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
     proof = export(draft, plan, recipe, out, args, emit, cancelled)
     return {
@@ -69,7 +77,14 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     }  # fmt: skip
 
 
-def _measure(draft: Draft, ranked: tuple[Ranked, ...], recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> Measured:
+def _measure(
+    draft: Draft,
+    ranked: tuple[Ranked, ...],
+    recipe: Recipe,
+    args: Mapping[str, Any],
+    emit: Emit,
+    cancelled: IsCancelled,
+) -> Measured:
     from surgeon.backend.measuring import measure, settings_of
 
     measured: dict[Ranked, Score] = {}
@@ -93,7 +108,9 @@ def _export_checkpoint(
     from surgeon.backend.tensors import tensor_reader
 
     with tensor_reader() as reader:
-        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish)
+        return export_checkpoint(
+            plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish
+        )
 
 
 def _export_adapter(
@@ -103,23 +120,36 @@ def _export_adapter(
     from surgeon.backend.adapters import write_adapter
     from surgeon.backend.device import choose_device
     from surgeon.backend.loading import load_model
-    from surgeon.backend.verifying import check_adapter
     from surgeon.export.writing import PROOF, pretty
 
-    del emit, cancelled
     path = draft.structure.checkpoint.path
     device = choose_device(args.get("device"))
+
+    def proceed(done: int, what: str) -> None:
+        if cancelled():
+            raise Cancelled
+        emit("progress", {"done": done, "total": 2, "unit": "steps", "what": what})
+
     with published(out) as directory:
+        proceed(0, "writing")
         model = load_model(path, None, device).model
         write_adapter(model, plan, recipe.base.model, recipe.seed, directory)
         write_records(plan, recipe, directory)
         if not args.get("verify", True):
             return None
-        check = check_adapter(load_model(path, None, device).model, directory)
-        check.require(directory)
-        proof = {check.name: {"passed": check.passed, "detail": check.detail}}
+        proceed(1, "verifying")
+        proof = _adapter_proof(path, directory, device)
         (directory / PROOF).write_bytes(pretty(proof))
     return proof
+
+
+def _adapter_proof(base: Path, directory: Path, device: torch.device) -> dict[str, Any]:
+    from surgeon.backend.loading import load_model
+    from surgeon.backend.verifying import check_adapter
+
+    check = check_adapter(load_model(base, None, device).model, directory)
+    check.require(directory)
+    return {check.name: {"passed": check.passed, "detail": check.detail}}
 
 
 def _write_adapter(plan: Plan, recipe: Recipe, base: Path, directory: Path, args: Mapping[str, Any]) -> None:
@@ -132,7 +162,9 @@ def _write_adapter(plan: Plan, recipe: Recipe, base: Path, directory: Path, args
     write_adapter(model, plan, "..", recipe.seed, directory)
 
 
-def _verify(directory: Path, draft: Draft | None, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+def _verify(
+    directory: Path, draft: Draft | None, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any]:
     from surgeon.backend.device import choose_device
     from surgeon.backend.verifying import verify
 
@@ -142,12 +174,12 @@ def _verify(directory: Path, draft: Draft | None, args: Mapping[str, Any], emit:
 def verify_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
     """Perform a `verify` job: check an export against its own recipe and, where it is at hand, its base."""
     directory = Path(args["directory"])
+    if (directory / RECIPE).is_file() and (directory / "adapter_config.json").is_file():
+        return {"proof": _verify_adapter(directory, args)}
     open_checkpoint(directory)
     draft: Draft | None = None
     if (directory / RECIPE).is_file():
-        recipe = load_recipe(directory / RECIPE)
-        if args.get("base"):
-            recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=args["base"]))
+        recipe = _own_recipe(directory, args)
         try:
             draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
         except (CheckpointError, RecipeError) as error:
@@ -159,3 +191,16 @@ def verify_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> d
         proof["base"] = {"passed": True, "detail": "not at hand: nothing was compared with it"}
     return {"proof": proof}
 
+
+def _own_recipe(directory: Path, args: Mapping[str, Any]) -> Recipe:
+    recipe = load_recipe(directory / RECIPE)
+    if args.get("base"):
+        recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=args["base"]))
+    return recipe
+
+
+def _verify_adapter(directory: Path, args: Mapping[str, Any]) -> dict[str, Any]:
+    from surgeon.backend.device import choose_device
+
+    base = open_base(_own_recipe(directory, args), str(directory / RECIPE))
+    return _adapter_proof(base.structure.checkpoint.path, directory, choose_device(args.get("device")))

@@ -36,7 +36,7 @@ def offload_map(model: nn.Module, structure: Structure, device: torch.device) ->
 
     `model` is a skeleton without weights, to name its modules.
     """
-    from surgeon.backend.live import layer_list
+    from surgeon.backend.live import layer_list  # which needs `weights_of` from here
 
     layers = layer_list(model, structure.stack())
     prefix = next(name for name, module in model.named_modules() if module is layers)

@@ -35,7 +35,11 @@ class TensorReader:
             ArchitectureError: torch has no such dtype.
         """
         if stored.dtype not in DTYPES:
-            raise ArchitectureError(f"has dtype {stored.dtype}, which cannot be calculated with", where=stored.name, allowed=", ".join(DTYPES))
+            raise ArchitectureError(
+                f"has dtype {stored.dtype}, which cannot be calculated with",
+                where=stored.name,
+                allowed=", ".join(DTYPES),
+            )
         if stored.shard not in self._handles:
             self._handles[stored.shard] = os.open(stored.shard, os.O_RDONLY)
         if not stored.nbytes:
@@ -62,7 +66,11 @@ class TensorReader:
     def bytes_of(self, tensor: PlannedTensor) -> bytes:
         """Calculate a planned tensor and return its little-endian bytes."""
         value = self.evaluate(tensor.source, tensor.dtype, tensor.shape).contiguous()
-        return value.view(torch.uint8).numpy().tobytes() if value.dim() else value.reshape(1).view(torch.uint8).numpy().tobytes()
+        return (
+            value.view(torch.uint8).numpy().tobytes()
+            if value.dim()
+            else value.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
 
     def close(self) -> None:
         """Close the shards."""
@@ -89,4 +97,4 @@ def mean_of(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def is_matrix(stored: Tensor) -> bool:
     """Whether a stored tensor is a weight matrix, or a stack of them, that scores look at."""
-    return len(stored.shape) >= 2 and stored.dtype in FLOATS
+    return len(stored.shape) > 1 and stored.dtype in FLOATS

@@ -22,7 +22,7 @@ from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.errors import Cancelled, CheckpointError, VerifyError
 from surgeon.export.writing import ADAPTER, TRAINABLE
 
-_TEXT = "The surgeon opened the checkpoint, counted 30 layers, and said: \"def f(x): return x + 1\" is not prose.\n"
+_TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
 _NEW_TOKENS = 12
 
 
@@ -38,7 +38,8 @@ class Check:
         """Raise VerifyError unless it passed."""
         if not self.passed:
             raise VerifyError(
-                f"{self.name}: {self.detail}", where=str(where),
+                f"{self.name}: {self.detail}",
+                where=str(where),
                 hint="please report this: the export does not do what was planned",
             )
 
@@ -62,7 +63,11 @@ def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emi
     if base is not None and draft is not None:
         steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
         steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
-    steps += [lambda: _trainable(reloaded, directory), lambda: _adapter(reloaded, directory), lambda: _generation(reloaded)]
+    steps += [
+        lambda: _trainable(reloaded, directory),
+        lambda: _adapter(reloaded, directory),
+        lambda: _generation(reloaded),
+    ]
     proof: Proof = {}
     for number, step in enumerate(steps):
         if cancelled():
@@ -86,12 +91,16 @@ def _numberless(key: str) -> str:
 
 
 def _tokens(model: torch.nn.Module, device: torch.device, sequences: int, length: int) -> torch.Tensor:
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
-    return "equal bit for bit" if torch.equal(left, right) else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
+    return (
+        "equal bit for bit"
+        if torch.equal(left, right)
+        else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
+    )
 
 
 def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
@@ -99,12 +108,16 @@ def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
     with operated(base.model, unfrozen(draft)) as live:
         expected = live(input_ids=tokens_BT, use_cache=False).logits
     found = reloaded.model(input_ids=tokens_BT, use_cache=False).logits
-    return Check("logits", torch.equal(expected, found), f"reloaded and live edited model: {_difference(expected, found)}")
+    return Check(
+        "logits", torch.equal(expected, found), f"reloaded and live edited model: {_difference(expected, found)}"
+    )
 
 
 def _identities(base: Loaded, draft: Draft) -> Check:
     """Inserted identities must not change a bit: compare with the same model without them."""
-    without = replace(unfrozen(draft), stacks={name: tuple(filter(_acts, layers)) for name, layers in draft.stacks.items()})
+    without = replace(
+        unfrozen(draft), stacks={name: tuple(filter(_acts, layers)) for name, layers in draft.stacks.items()}
+    )
     count = sum(map(len, draft.stacks.values())) - sum(map(len, without.stacks.values()))
     if not count:
         return Check("identities", True, "none inserted")
@@ -113,7 +126,11 @@ def _identities(base: Loaded, draft: Draft) -> Check:
         expected = live(input_ids=tokens_BT, use_cache=False).logits
     with operated(base.model, without) as live:
         found = live(input_ids=tokens_BT, use_cache=False).logits
-    return Check("identities", torch.equal(expected, found), f"with and without {count} inserted layers: {_difference(expected, found)}")
+    return Check(
+        "identities",
+        torch.equal(expected, found),
+        f"with and without {count} inserted layers: {_difference(expected, found)}",
+    )
 
 
 def _acts(layer: Layer) -> bool:
@@ -123,12 +140,19 @@ def _acts(layer: Layer) -> bool:
 def _generation(reloaded: Loaded) -> Check:
     model: Any = reloaded.model.float()
     tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8)
-    options = {"attention_mask": torch.ones_like(tokens_BT), "do_sample": False, "max_new_tokens": _NEW_TOKENS, "min_new_tokens": _NEW_TOKENS,
-               "num_beams": 1}  # fmt: skip
+    options = {
+        "attention_mask": torch.ones_like(tokens_BT),
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": _NEW_TOKENS,
+        "min_new_tokens": _NEW_TOKENS,
+    }
     cached = model.generate(tokens_BT, use_cache=True, **options)
     uncached = model.generate(tokens_BT, use_cache=False, **options)
     same = torch.equal(cached, uncached)
-    return Check("generation", same, f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}")
+    return Check(
+        "generation", same, f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
+    )
 
 
 def _tokenizer(directory: Path, base: Path) -> Check:
@@ -141,7 +165,9 @@ def _tokenizer(directory: Path, base: Path) -> Check:
     same = ids == before(_TEXT)["input_ids"]
     back = after.decode(ids, skip_special_tokens=True) == before.decode(ids, skip_special_tokens=True)
     template = getattr(before, "chat_template", None) == getattr(after, "chat_template", None)
-    return Check("tokenizer", same and back and template, f"{len(ids)} token ids, their text and the chat template {'equal' if same and back and template else 'differ from'} the base's")
+    passed = same and back and template
+    seen = f"{len(ids)} token ids, their text and the chat template {'equal' if passed else 'differ from'} the base's"
+    return Check("tokenizer", passed, seen)
 
 
 def _trainable(reloaded: Loaded, directory: Path) -> Check:
@@ -149,11 +175,23 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     if not path.is_file():
         return Check("trainable", True, "nothing frozen")
     record = msgspec.json.decode(path.read_bytes())
-    names = {name for name, _ in reloaded.model.named_parameters()} | {name for name, _ in reloaded.model.named_buffers()}
+    names = {name for name, _ in reloaded.model.named_parameters()} | {
+        name for name, _ in reloaded.model.named_buffers()
+    }
     listed = {*record["trainable"], *record["frozen"]}
     tied = set(getattr(reloaded.model, "_tied_weights_keys", None) or ())
-    wrong = sorted(name for name in listed - names if _numberless(name) not in map(_numberless, reloaded.report.get("unexpected_keys", [])) and name not in tied)
-    return Check("trainable", not wrong, f"no parameter is called {wrong[0]}" if wrong else f"{len(record['trainable'])} trainable and {len(record['frozen'])} frozen names exist")
+    wrong = sorted(
+        name
+        for name in listed - names
+        if _numberless(name) not in map(_numberless, reloaded.report.get("unexpected_keys", [])) and name not in tied
+    )
+    return Check(
+        "trainable",
+        not wrong,
+        f"no parameter is called {wrong[0]}"
+        if wrong
+        else f"{len(record['trainable'])} trainable and {len(record['frozen'])} frozen names exist",
+    )
 
 
 def _adapter(reloaded: Loaded, directory: Path) -> Check:
@@ -169,12 +207,15 @@ def check_adapter(model: torch.nn.Module, directory: Path) -> Check:
 
     tokens_BT = _tokens(model, next(model.parameters()).device, 1, 16)
     before = model(input_ids=tokens_BT, use_cache=False).logits
-    adapted: Any = PeftModel.from_pretrained(model, str(directory))  # type: ignore[arg-type]
+    adapted: Any = PeftModel.from_pretrained(model, str(directory))
     after = adapted(input_ids=tokens_BT, use_cache=False).logits
     stored = load_file(directory / "adapter_model.safetensors")
     loaded = {name.replace(".default", ""): value for name, value in adapted.state_dict().items() if "lora_" in name}
-    fits = stored.keys() == loaded.keys() and all(torch.equal(stored[name].to(loaded[name].dtype), loaded[name].cpu()) for name in stored)
+    fits = stored.keys() == loaded.keys() and all(
+        torch.equal(stored[name].to(loaded[name].dtype), loaded[name].cpu()) for name in stored
+    )
     zero = all(not value.any() for name, value in stored.items() if "lora_B" in name)
     same = not zero or torch.equal(before, after)
     adapted.unload()
-    return Check("adapter", fits and same, f"{len(stored) // 2} LoRA matrices {'fit' if fits else 'do not fit'}; logits with B at zero {_difference(before, after)}")
+    fit = f"{len(stored) // 2} LoRA matrices {'fit' if fits else 'do not fit'}"
+    return Check("adapter", fits and same, f"{fit}; logits with B at zero {_difference(before, after)}")

@@ -1,7 +1,7 @@
 """The worker process: jobs come as lines on stdin, events go as lines to the real stdout.
 
-File descriptors 1 and 2 are pointed elsewhere first, so that nothing that a library prints can disturb the channel.
-A thread reads stdin, so that a cancel is seen while a job runs; the end of stdin ends the process.
+File descriptors 0, 1 and 2 are pointed elsewhere first, so that nothing that a library reads or prints can disturb the
+channel. A thread reads the jobs, so that a cancel is seen while one runs; the end of stdin ends the process.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import contextlib
 import gc
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import msgspec
@@ -20,16 +22,55 @@ import msgspec
 from surgeon import __version__
 from surgeon.backend.jobs import perform
 from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_job, encode
-from surgeon.errors import SurgeonError, WorkerError
+from surgeon.errors import Cancelled, SurgeonError, WorkerError
 
 _PROGRESS_SECONDS = 0.1
+_STAT_SECONDS = 1.0
+_LEAVE_SECONDS = 2.0
+
+
+class _Jobs:
+    """Jobs in the order they came, each with its own switch: a cancel stops all that are here, and no later one."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Job, threading.Event]] = queue.SimpleQueue()
+        self._here: set[threading.Event] = set()
+        self._change = threading.Condition()
+        self.current: Job | None = None
+
+    def put(self, job: Job) -> None:
+        switch = threading.Event()
+        with self._change:
+            self._here.add(switch)
+        self._waiting.put((job, switch))
+
+    def take(self) -> tuple[Job, threading.Event]:
+        job, switch = self._waiting.get()
+        self.current = job
+        return job, switch
+
+    def done(self, switch: threading.Event) -> None:
+        self.current = None
+        with self._change:
+            self._here.discard(switch)
+            self._change.notify_all()
+
+    def cancel(self) -> None:
+        with self._change:
+            for switch in self._here:
+                switch.set()
+
+    def wait_until_idle(self, seconds: float) -> None:
+        with self._change:
+            self._change.wait_for(lambda: not self._here, seconds)
 
 
 class _Channel:
     """Writes events; progress at most ten times a second, the last of a job always."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: BinaryIO, broken: Callable[[], None]) -> None:
         self._out = out
+        self._broken = broken
         self._lock = threading.Lock()
         self._told = 0.0
 
@@ -40,60 +81,103 @@ class _Channel:
                 return
             self._told = now
         line = encode(Event(id=job.id, event=kind, body=body, revision=job.revision)) + b"\n"
-        with self._lock:
-            self._out.write(line)
-            self._out.flush()
+        try:
+            with self._lock:
+                self._out.write(line)
+                self._out.flush()
+        except BrokenPipeError:
+            self._broken()  # nobody listens: let the job clean up after itself
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    out = os.fdopen(os.dup(1), "wb")
+    lines, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.dup2(2, 1)
     with contextlib.suppress(OSError):
         os.nice(10)
-    channel = _Channel(out)
-    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    cancel = threading.Event()
-    threading.Thread(target=_listen, args=(channel, jobs, cancel), daemon=True).start()
-    hello = {"protocol": PROTOCOL, "version": __version__, "pid": os.getpid()}
-    channel.send(Job(id=0, job="hello"), "hello", hello)
+    jobs = _Jobs()
+    channel = _Channel(out, jobs.cancel)
+    channel.send(_nobody(), "hello", {"protocol": PROTOCOL, "version": __version__, "pid": os.getpid()})
+    threading.Thread(target=_listen, args=(lines, channel, jobs), daemon=True).start()
     _warm_up()
+    threading.Thread(target=_tell_stats, args=(channel, jobs), daemon=True).start()
     while True:
-        _serve(channel, jobs.get(), cancel)
+        job, switch = jobs.take()
+        try:
+            _serve(channel, job, switch)
+        finally:
+            jobs.done(switch)
 
 
-def _listen(channel: _Channel, jobs: queue.SimpleQueue[Job], cancel: threading.Event) -> None:
-    with os.fdopen(0, "rb", closefd=False) as lines:
-        for line in lines:
-            try:
-                job = decode_job(line)
-            except msgspec.MsgspecError as error:
-                channel.send(Job(id=0, job=""), "error", WorkerError(f"not understood: {error}", where="worker").to_dict())
-                continue
-            if job.job == "cancel":
-                cancel.set()
-            else:
-                jobs.put(job)
-    os._exit(0)  # whoever started this process has gone; a thread cannot end it in any gentler way
+def _nobody() -> Job:
+    """Return what events belong to that belong to no job."""
+    return Job(id=0, job="")
+
+
+def _listen(lines: BinaryIO, channel: _Channel, jobs: _Jobs) -> None:
+    for line in lines:
+        try:
+            job = decode_job(line)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            fault = WorkerError(f"not understood: {error}", where="worker", allowed='{"id", "job", "args", "revision"}')
+            channel.send(_nobody(), "error", fault.to_dict())
+            continue
+        if job.job == "cancel":
+            jobs.cancel()
+        else:
+            jobs.put(job)
+    # Whoever started this process has gone. What is under way may clean up; then this thread can only end it so.
+    jobs.cancel()
+    jobs.wait_until_idle(_LEAVE_SECONDS)
+    os._exit(0)
 
 
 def _warm_up() -> None:
-    """Import torch while nobody waits, and keep what is imported out of the garbage collector's sight."""
-    from surgeon.backend.device import use_threads
+    """Import what every measurement needs while nobody waits, and keep it out of the garbage collector's sight."""
+    try:
+        from surgeon.backend.device import use_threads
+        from surgeon.backend.measuring import measure
 
-    use_threads(reserved=1)
+        del measure
+        use_threads(reserved=1)
+    except Exception:  # the job that needs it will say what is missing
+        traceback.print_exc()
     gc.collect()
     gc.freeze()
 
 
-def _serve(channel: _Channel, job: Job, cancel: threading.Event) -> None:
-    cancel.clear()
+def _tell_stats(channel: _Channel, jobs: _Jobs) -> None:
+    import psutil
+
+    process = psutil.Process()
+    while True:
+        time.sleep(_STAT_SECONDS)
+        job = jobs.current
+        if job is not None:
+            channel.send(job, "stat", {"rss_bytes": process.memory_info().rss, **_torch_stats()})
+
+
+def _torch_stats() -> dict[str, int]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {"device_bytes": 0, "threads": 1}
+    used = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+    return {"device_bytes": used, "threads": torch.get_num_threads()}
+
+
+def _serve(channel: _Channel, job: Job, switch: threading.Event) -> None:
     channel.send(job, "ack", {})
     try:
-        result = perform(job.job, job.args, lambda kind, body: channel.send(job, kind, body), cancel.is_set)
+        if switch.is_set():
+            raise Cancelled
+        result = perform(job.job, job.args, lambda kind, body: channel.send(job, kind, body), switch.is_set)
         channel.send(job, "result", result)
     except SurgeonError as error:
         channel.send(job, "error", error.to_dict())
-    except Exception as error:  # whatever a library raises must reach the person, and not end the worker
+    except (Exception, SystemExit) as error:  # whatever a library raises must reach the person, and not end the worker
         traceback.print_exc()
-        channel.send(job, "error", WorkerError(f"{type(error).__name__}: {error}", where=job.job, hint="the log has the trace").to_dict())
+        fault = WorkerError(f"{type(error).__name__}: {error}", where=job.job, hint="the log has the trace")
+        channel.send(job, "error", fault.to_dict())

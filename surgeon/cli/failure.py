@@ -26,7 +26,8 @@ def exit_status(error: BaseException, words: Sequence[str], *, debug: bool) -> i
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):
-        return _leave_quietly()
+        _let_go()
+        return READER_GONE
     known = _known(error)
     if debug and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
@@ -39,8 +40,9 @@ def exit_status(error: BaseException, words: Sequence[str], *, debug: bool) -> i
         print(f"surgeon: {known}", file=sys.stderr)
         if "--json" in words:
             print_json({"error": {**known.to_dict(), "exit": known.exit_code}})
-    except BrokenPipeError:
-        return _leave_quietly()
+        sys.stdout.flush()
+    except OSError:
+        _let_go()
     return known.exit_code
 
 
@@ -54,8 +56,9 @@ def _known(error: BaseException) -> SurgeonError | None:
         hint = f"{context.command_path} --help" if context is not None else "surgeon --help"
         message = error.format_message().strip()
         return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=hint)
-    if isinstance(error, OSError) and error.filename is not None:
-        return SurgeonError(f"{error.strerror or error}", where=str(error.filename))
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = "output" if error.filename is None else str(error.filename)
+        return SurgeonError(error.strerror[:1].lower() + error.strerror[1:], where=where)
     return None
 
 
@@ -70,11 +73,10 @@ def _write_log(error: BaseException, words: Sequence[str]) -> Path:
     return path
 
 
-def _leave_quietly() -> int:
-    # Python flushes stdout once more when it ends, and would complain there.
+def _let_go() -> None:
+    """Point both streams nowhere: Python flushes them once more when it ends, and would complain there."""
     for stream in (sys.stdout, sys.stderr):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except (OSError, ValueError):
             continue
-    return READER_GONE

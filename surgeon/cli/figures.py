@@ -32,7 +32,7 @@ def value_text(value: Any) -> str:
     """Write a measured value with four significant digits."""
     if not isinstance(value, (int, float)):
         return "–"
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return f"{value:#.4g}".rstrip(".") if math.isfinite(value) else str(value)
 
 
 def setting_text(value: Any) -> str:

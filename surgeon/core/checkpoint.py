@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,41 +20,21 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.dtypes import BITS
+from surgeon.core.header import Tensor, read_header, unrepeated_json
 from surgeon.errors import CheckpointError
+
+__all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Weights in other formats: they would no longer be those of this model.
+_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz", ".tflite")
+# The only folder that transformers reads beside the files of a checkpoint's own directory.
+_CHAT_TEMPLATES = "additional_chat_templates"
 _SAMPLE_BYTES = 4096
 # Keys that say who wrote the file or how to load it, not what the model computes.
 _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One stored tensor. `start` and `end` are byte offsets in the file at `shard`, not in its data section."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    shard: Path
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk."""
-        return self.end - self.start
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,10 @@ class Checkpoint:
         A tensor of up to 16 KiB is read whole, of a longer one four pieces of 4 KiB spread over it, so a 400 B
         model takes seconds. How the tensors are spread over shards does not matter.
         """
+        with _explaining(self.path):
+            return self._digest()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -117,6 +104,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: anything is missing, truncated, inconsistent, outside the directory, or a pickle.
     """
     path = Path(path)
+    with _explaining(path):
+        return _open(path)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(error.filename or path),
+            hint="check its permissions, and that every link leads to a file",
+        ) from error
+
+
+def _open(path: Path) -> Checkpoint:
     config = _read_config(path)
     shards, weight_map = _find_shards(path)
     tensors: dict[str, Tensor] = {}
@@ -127,8 +131,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         for tensor in found:
             if tensor.name in tensors:
                 raise CheckpointError(
-                    f"tensor {tensor.name!r} is also in {tensors[tensor.name].shard.name}", where=str(shard),
-                    allowed="each tensor in one shard", hint="download or save the checkpoint again",
+                    f"tensor {tensor.name!r} is also in {tensors[tensor.name].shard.name}",
+                    where=str(shard),
+                    allowed="each tensor in one shard",
+                    hint="download or save the checkpoint again",
                 )
             tensors[tensor.name] = tensor
     if weight_map is not None:
@@ -148,18 +154,27 @@ def _read_config(path: Path) -> dict[str, Any]:
     where = path / "config.json"
     if not path.is_dir():
         raise CheckpointError("no such directory", where=str(path), allowed="a directory with config.json")
+    adapter = (path / "adapter_config.json").is_file()
     if not where.is_file():
-        adapter = (path / "adapter_config.json").is_file()
         raise CheckpointError(
-            "there is no config.json", where=str(path), allowed="a Hugging Face checkpoint directory",
+            "there is no config.json",
+            where=str(path),
+            allowed="a Hugging Face checkpoint directory",
             hint="this is a PEFT adapter: name its base model instead" if adapter else "check the path",
         )
+    if adapter:
+        raise CheckpointError(
+            "holds a PEFT adapter beside the weights, which transformers would put on top of them",
+            where=str(path),
+            hint="merge the adapter into the weights, or move its files elsewhere",
+        )
     try:
-        config = msgspec.json.decode(where.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"is not valid JSON: {error}", where=str(where)) from error
+        # Python's json and not msgspec: configs may hold Infinity, as transformers reads and writes it.
+        config = json.loads(where.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"is not valid JSON: {error}", where=str(where), hint="download it again") from error
     if not isinstance(config, dict):
-        raise CheckpointError("is not a JSON object", where=str(where))
+        raise CheckpointError("is not a JSON object", where=str(where), allowed='{"model_type": …}')
     return config
 
 
@@ -169,43 +184,62 @@ def _find_shards(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     if (path / SINGLE).is_file():
         return [path / SINGLE], None
     strays = sorted(path.glob("*.safetensors"))
-    if len(strays) == 1:
+    if len(strays) == 1 and not re.search(r"-\d+-of-\d+", strays[0].name):
         return strays, None
     if strays:
         raise CheckpointError(
-            f"{len(strays)} safetensors files but no {INDEX}", where=str(path),
-            allowed=f"{SINGLE}, or shards with {INDEX}", hint="the download is incomplete: fetch the index too",
+            f"{len(strays)} of several safetensors files, but no {INDEX}",
+            where=str(path),
+            allowed=f"{SINGLE}, or shards with {INDEX}",
+            hint="the download is incomplete: fetch the index too",
         )
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(
-            f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened", where=str(path),
+            f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened",
+            where=str(path),
             allowed="safetensors",
-            hint="if you trust them, convert: python -c \"from transformers import AutoModelForCausalLM as M; "
-            f"M.from_pretrained('{path}').save_pretrained('{path}-safetensors')\", "
-            "and copy the tokenizer files beside it",
+            hint=f"if you trust them: {_conversion(path)}",
         )
-    raise CheckpointError("there are no safetensors files", where=str(path), allowed=f"{SINGLE}, or shards with {INDEX}")
+    raise CheckpointError(
+        "there are no safetensors files", where=str(path), allowed=f"{SINGLE}, or shards with {INDEX}"
+    )
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that turns pickles into safetensors, tokenizer included."""
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; _, old, new = sys.argv; "
+        "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
+    )
+    return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
 
 
 def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
     where = path / INDEX
     try:
-        weight_map = msgspec.json.decode(where.read_bytes())["weight_map"]
-        weight_map = msgspec.convert(weight_map, dict[str, str])
-    except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"has no readable weight_map: {error}", where=str(where)) from error
+        weight_map = msgspec.convert(unrepeated_json(where.read_bytes())["weight_map"], dict[str, str])
+    except (msgspec.ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"has no readable weight_map: {error}",
+            where=str(where),
+            allowed='{"weight_map": {TENSOR: FILE, …}}',
+            hint="download it again",
+        ) from error
     names = list(dict.fromkeys(weight_map.values()))
     for name in names:
         inside = Path(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or inside.suffix != ".safetensors":
             raise CheckpointError(
-                f"names {name!r}, which is not a safetensors file inside the directory", where=str(where),
-                allowed="relative *.safetensors paths without '..'", hint="do not trust this checkpoint",
+                f"names {name!r}, which is not a safetensors file inside the directory",
+                where=str(where),
+                allowed="relative *.safetensors paths without '..'",
+                hint="do not trust this checkpoint",
             )
         if not (path / inside).is_file():
             raise CheckpointError(
-                f"names {name!r}, which is missing", where=str(where),
+                f"names {name!r}, which is missing",
+                where=str(where),
                 hint="the download is incomplete: fetch that file again",
             )
     return [path / name for name in sorted(names)], weight_map
@@ -214,92 +248,29 @@ def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
 def _check_index(where: Path, weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise CheckpointError(f"promises tensor {name!r} in {shard}, which does not hold it", where=str(where))
+            raise CheckpointError(
+                f"promises tensor {name!r} in {shard}, which does not hold it",
+                where=str(where),
+                hint="index and shards are of different downloads: fetch all of them again",
+            )
         if tensors[name].shard != where.parent / shard:
-            raise CheckpointError(f"puts {name!r} in {shard}, but it is in {tensors[name].shard.name}", where=str(where))
-
-
-def read_header(shard: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """Read one shard's header: its tensors in the order of their offsets, and its metadata.
-
-    Raises:
-        CheckpointError: the file is truncated, or the header contradicts itself or the file.
-    """
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
-        prefix = file.read(8)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > size - 8:
             raise CheckpointError(
-                f"is truncated: {size} bytes, but its header alone claims {header_bytes + 8}", where=str(shard),
-                hint="download it again",
+                f"puts {name!r} in {shard}, but it is in {tensors[name].shard.name}",
+                where=str(where),
+                hint="index and shards are of different downloads: fetch all of them again",
             )
-        if header_bytes > _MAX_HEADER_BYTES:
-            raise CheckpointError(
-                f"claims a header of {header_bytes} bytes", where=str(shard),
-                allowed=f"at most {_MAX_HEADER_BYTES}", hint="this is not a safetensors file",
-            )
-        raw = file.read(header_bytes)
-    try:
-        header = msgspec.json.decode(raw, type=dict[str, dict[str, Any]])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"has a header that is not valid JSON: {error}", where=str(shard)) from error
-    metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
-    tensors = [_tensor(shard, name, entry, 8 + header_bytes) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
-    _check_offsets(shard, tensors, 8 + header_bytes, size)
-    return tensors, metadata
-
-
-def _tensor(shard: Path, name: str, entry: Mapping[str, Any], data_start: int) -> Tensor:
-    where = f"{shard}, tensor {name!r}"
-    try:
-        dtype = msgspec.convert(entry["dtype"], str)
-        shape = msgspec.convert(entry["shape"], tuple[int, ...])
-        start, end = msgspec.convert(entry["data_offsets"], tuple[int, int])
-    except (KeyError, msgspec.ValidationError) as error:
-        raise CheckpointError(f"has a malformed entry: {error}", where=where) from error
-    if dtype not in BITS:
-        raise CheckpointError(f"has dtype {dtype!r}", where=where, allowed=", ".join(BITS))
-    tensor = Tensor(name, dtype, shape, shard, data_start + start, data_start + end)
-    if min((*shape, 0)) < 0 or start < 0 or end < start:
-        raise CheckpointError("has a negative size or offset", where=where, hint="do not trust this file")
-    bits = tensor.parameters * BITS[dtype]
-    if bits != 8 * tensor.nbytes:
-        raise CheckpointError(
-            f"of shape {list(shape)} and dtype {dtype} needs {bits // 8} bytes, but its offsets span {tensor.nbytes}",
-            where=where, hint="do not trust this file",
-        )
-    return tensor
-
-
-def _check_offsets(shard: Path, tensors: Iterable[Tensor], data_start: int, size: int) -> None:
-    position = data_start
-    for tensor in tensors:
-        if tensor.end > size:
-            raise CheckpointError(
-                f"is truncated: tensor {tensor.name!r} ends at byte {tensor.end} of {size}", where=str(shard),
-                hint="download it again",
-            )
-        if tensor.start != position:
-            fault = "overlaps the one before it" if tensor.start < position else "leaves a hole before it"
-            raise CheckpointError(
-                f"tensor {tensor.name!r} {fault}", where=str(shard), allowed="contiguous offsets",
-                hint="do not trust this file",
-            )
-        position = tensor.end
-    if position != size:
-        raise CheckpointError(f"holds {size - position} bytes that no tensor owns", where=str(shard))
 
 
 def _side_files(path: Path, shards: set[str]) -> list[str]:
     skipped = {"config.json", INDEX, *shards}
-    return sorted(
+    found = [
         file.name
         for file in path.iterdir()
         if file.is_file()
         and file.name not in skipped
         and not file.name.startswith(".")
-        and file.suffix not in (*_PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
+        and file.suffix not in _WEIGHTS
         and not file.name.endswith(".index.json")
-    )
+    ]
+    templates = (path / _CHAT_TEMPLATES).glob("*.jinja")
+    return sorted([*found, *(f"{_CHAT_TEMPLATES}/{file.name}" for file in templates if file.is_file())])

@@ -48,13 +48,16 @@ def locate_model(name: str) -> Path:
         return _demo()
     if path.is_file():
         raise CheckpointError(
-            "is a file", where=name, allowed="a directory that holds config.json and *.safetensors",
+            "is a file",
+            where=name,
+            allowed="a directory that holds config.json and *.safetensors",
             hint=f"name its directory: {path.parent}",
         )
     if _HUB_ID.fullmatch(name):
         return _download(name)
     raise CheckpointError(
-        "no such directory", where=name,
+        "no such directory",
+        where=name,
         allowed="a directory with config.json and *.safetensors, a hub id such as org/model, or `demo`",
         hint="check the spelling, or run `surgeon demo` for a model to try",
     )
@@ -68,15 +71,15 @@ def _demo() -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"is no directory here, and the hub did not give it: {reason}", where=name,
+            f"is no directory here, and the hub did not give it: {reason}",
+            where=name,
             allowed="a directory, a hub id that this machine can reach, or `demo`",
             hint="check the spelling and the network; for a gated model log in with `hf auth login`",
         ) from error

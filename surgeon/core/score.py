@@ -109,14 +109,14 @@ def paired_average(values: Sequence[float], base: Sequence[float]) -> Average:
 class Setting:
     """What an activations pass tells a score before it starts.
 
-    `targets_BT` holds, batch by batch, the token that follows each position (-1: none, do not count it). `head` returns
-    the output embedding (vocabulary, width), `final_norm` applies the norm before it, both on demand.
+    `targets_BT` holds, batch by batch, the label of each position: the token that follows, or -1 where none counts. `head`
+    returns the output embedding (vocabulary, width); `final_norm(batch, hidden)` applies the norm before it.
     """
 
     layers: int
     targets_BT: Sequence[Tensor]
     head: Callable[[], Tensor]
-    final_norm: Callable[[Tensor], Tensor]
+    final_norm: Callable[[int, Tensor], Tensor]
 
 
 class Collector(Protocol):

@@ -42,7 +42,7 @@ class DeviationCollector:
         import torch
 
         targets_BT = self._targets_BT[batch]
-        hidden_BTD = hidden_BTD if self._normed is None else self._normed(hidden_BTD)
+        hidden_BTD = hidden_BTD if self._normed is None else self._normed(batch, hidden_BTD)
         for hidden_TD, targets_T in zip(hidden_BTD, targets_BT, strict=True):
             wanted = targets_T >= 0
             if not wanted.any():

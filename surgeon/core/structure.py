@@ -42,6 +42,7 @@ class Family:
     silences: alternatives, best first; the first whose every role occurs in a layer is used for it.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
+    fused_by_head: whether query, key and value follow each other head by head rather than one after another.
     in_memory: (regular expression, replacement) for tensor names that transformers changes when it loads them, such
         as experts that are stored one by one and stacked in memory.
     """
@@ -52,6 +53,7 @@ class Family:
     silences: tuple[tuple[Silence, ...], ...] = ()
     transposed: frozenset[str] = frozenset()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from surgeon.core.plan import Plan
 from surgeon.core.recipe import Recipe, dump_recipe
 
+_HOME = "https://pypi.org/project/model-surgeon/"
 _LICENCE = re.compile(r"^(license(?:_name|_link)?): *(.+)$", re.MULTILINE)
 
 
@@ -15,13 +16,19 @@ def model_card(plan: Plan, recipe: Recipe) -> str:
     """Return the README.md of an export."""
     before = plan.structure.checkpoint
     base = recipe.base.model
-    layers = ", ".join(
-        f"{len(stack.layers)} → {_count(plan, name)}" for name, stack in plan.structure.stacks.items()
-    )
-    lines = ["---", *_licence(before.path), *_base_line(base), "library_name: transformers", "tags: [model-surgeon]", "---", ""]
+    layers = ", ".join(f"{len(stack.layers)} → {_count(plan, name)}" for name, stack in plan.structure.stacks.items())
+    lines = [
+        "---",
+        *_licence(before.path),
+        *_base_line(base),
+        "library_name: transformers",
+        "tags: [model-surgeon]",
+        "---",
+        "",
+    ]
     lines += [
         f"# {Path(base).name}, operated", "",
-        f"Made from `{base}` (fingerprint `{before.fingerprint}`) by [surgeon](https://pypi.org/project/model-surgeon/).", "",
+        f"Made from `{base}` (fingerprint `{before.fingerprint}`) by [surgeon]({_HOME}).", "",
         "| | base | this model |", "|---|---:|---:|",
         f"| layers | {layers.replace(' → ', ' | ')} |",
         f"| parameters | {before.parameters:,} | {plan.parameters:,} |",

@@ -1,6 +1,6 @@
 """Puts a directory in its place all at once: written as `OUT.partial`, then renamed. Never overwrites.
 
-Whoever looks sees nothing or all of it. A directory left by a killed run is recognised and removed.
+Whoever looks sees nothing or all of it. A directory left by a killed run is recognised by a file in it, and emptied.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from surgeon.errors import ExportError
 
 _SPARE_BYTES = 16 * 2**20
+_MARK = ".being-written-by-surgeon"
 
 
 def refuse_existing(out: Path) -> None:
@@ -24,9 +25,13 @@ def refuse_existing(out: Path) -> None:
     Raises:
         ExportError: there is something at `out`.
     """
-    if out.exists() or out.is_symlink():
-        raise ExportError("already exists", where=str(out), allowed="a new directory: nothing is ever overwritten",
-                          hint="choose another name, or remove it first")  # fmt: skip
+    if os.path.lexists(out):
+        raise ExportError(
+            "already exists",
+            where=str(out),
+            allowed="a new directory: nothing is ever overwritten",
+            hint="choose another name, or remove it first",
+        )
 
 
 def require_space(out: Path, wanted_bytes: int) -> None:
@@ -35,58 +40,126 @@ def require_space(out: Path, wanted_bytes: int) -> None:
     Raises:
         ExportError: the file system has less free space than `wanted_bytes`.
     """
-    parent = next(place for place in (out, *out.parents) if place.exists())
+    parent = next(place for place in (out, *out.parents) if os.path.exists(place))  # noqa: PTH110 - a name too long is no error here
     free = shutil.disk_usage(parent).free
     if free < wanted_bytes + _SPARE_BYTES:
         raise ExportError(
-            f"needs {wanted_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free", where=str(parent),
+            f"needs {wanted_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free",
+            where=str(parent),
             hint="free some space, or export to another disk",
+        )
+
+
+def refuse_inside(out: Path, base: Path) -> None:
+    """Refuse a target within the directory of the model it is made from, which is only read.
+
+    Raises:
+        ExportError: `out` lies inside `base`.
+    """
+    if out.resolve().is_relative_to(base.resolve()):
+        raise ExportError(
+            "lies inside the directory of the base model",
+            where=str(out),
+            allowed="a directory elsewhere: the base is only read",
+            hint="choose another place",
         )
 
 
 @contextmanager
 def published(out: Path) -> Iterator[Path]:
-    """Yield an empty directory; on success it becomes `out`, on any error it is removed.
+    """Yield a directory that holds nothing but a mark; on success it becomes `out`, on any error it is removed.
 
     Raises:
         ExportError: `out` exists, another process is writing it, or the file system refuses.
     """
-    refuse_existing(out)
-    partial = out.with_name(out.name + ".partial")
     try:
-        handle = _claim(partial)
+        refuse_existing(out)
+        partial = out.with_name(out.name + ".partial")
+        made = _make_parents(out)
+        handle = -1
         try:
+            handle = _claim(partial)
+            refuse_existing(out)
             yield partial
-            for file in partial.iterdir():
-                _sync(file)
-            _sync(partial)
+            _sync_tree(partial)
+            (partial / _MARK).unlink()
             refuse_existing(out)
             partial.rename(out)
             _sync(out.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if handle >= 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
             raise
         finally:
-            os.close(handle)
+            if handle >= 0:
+                os.close(handle)
     except OSError as error:
         raise _explain(error, out) from error
 
 
+def _make_parents(out: Path) -> list[Path]:
+    """Make the directories above `out` that are missing; return them, the deepest first."""
+    missing = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
 def _claim(partial: Path) -> int:
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    """Lock `partial`, mark it as ours and empty it; return the handle that holds the lock."""
     while True:
         partial.mkdir(exist_ok=True)
-        handle = os.open(partial, os.O_RDONLY)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held the lock may have renamed or removed this very directory in between.
+            if _is_at(handle, partial):
+                _empty(partial)
+                return handle
         except BlockingIOError:
             os.close(handle)
-            raise ExportError("is being written by another process", where=str(partial), hint="wait for it, or choose another name") from None
-        if not any(partial.iterdir()):
-            return handle
-        # Locked by nobody but not empty: what a killed run left.
-        shutil.rmtree(partial)
+            raise ExportError(
+                "is being written by another process",
+                where=str(partial),
+                hint="wait for it, or choose another name",
+            ) from None
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _empty(partial: Path) -> None:
+    found = sorted(partial.iterdir())
+    mark = partial / _MARK
+    if found and mark not in found:
+        raise ExportError(
+            f"holds {found[0].name}, and is not what an interrupted run of surgeon left",
+            where=str(partial),
+            hint="move it elsewhere, or choose another name",
+        )
+    mark.touch()
+    for file in found:
+        if file.is_dir() and not file.is_symlink():
+            shutil.rmtree(file)
+        elif file != mark:
+            file.unlink()
+
+
+def _sync_tree(directory: Path) -> None:
+    for place, _, names in os.walk(directory):
+        for name in names:
+            _sync(Path(place, name))
+        _sync(Path(place))
 
 
 def _sync(path: Path) -> None:
@@ -99,5 +172,13 @@ def _sync(path: Path) -> None:
 
 def _explain(error: OSError, out: Path) -> ExportError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ExportError("the disk is full; what was written has been removed", where=str(out.parent), hint="free some space and run it again")
-    return ExportError(f"cannot be written: {error.strerror or error}", where=error.filename or str(out), hint="check the path and its permissions")
+        return ExportError(
+            "the disk is full; what was written has been removed",
+            where=str(out.parent),
+            hint="free some space and run it again",
+        )
+    return ExportError(
+        f"cannot be written: {error.strerror or error}",
+        where=str(error.filename or out),
+        hint="check the path and its permissions",
+    )

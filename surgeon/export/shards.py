@@ -18,7 +18,7 @@ from surgeon.core.checkpoint import INDEX, SINGLE
 from surgeon.core.dtypes import constant_bytes
 from surgeon.core.jobs import IsCancelled
 from surgeon.core.plan import Copy, Fill, Plan, PlannedTensor
-from surgeon.errors import Cancelled
+from surgeon.errors import Cancelled, CheckpointError
 
 SHARD_BYTES = 5_000_000_000
 _PIECE = 64 * 2**20
@@ -43,7 +43,9 @@ class _Range:
 _Piece = _Range | PlannedTensor
 
 
-def write_shards(plan: Plan, directory: Path, arithmetic: Arithmetic | None, advance: Advance, cancelled: IsCancelled) -> None:
+def write_shards(
+    plan: Plan, directory: Path, arithmetic: Arithmetic | None, advance: Advance, cancelled: IsCancelled
+) -> None:
     """Write every tensor of a plan, and the index if there are several shards.
 
     Raises:
@@ -89,7 +91,11 @@ def _header(tensors: Sequence[PlannedTensor]) -> bytes:
 
 
 def _write_shard(
-    path: Path, tensors: Sequence[PlannedTensor], arithmetic: Arithmetic | None, advance: Advance, cancelled: IsCancelled
+    path: Path,
+    tensors: Sequence[PlannedTensor],
+    arithmetic: Arithmetic | None,
+    advance: Advance,
+    cancelled: IsCancelled,
 ) -> None:
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     sources: dict[Path, int] = {}
@@ -100,7 +106,7 @@ def _write_shard(
                 raise Cancelled
             if isinstance(piece, _Range):
                 if piece.path not in sources:
-                    sources[piece.path] = os.open(piece.path, os.O_RDONLY)
+                    sources[piece.path] = _open_source(piece.path)
                 _copy(sources[piece.path], piece, out, advance, cancelled)
             else:
                 _write_all(out, _made(piece, arithmetic))
@@ -109,6 +115,17 @@ def _write_shard(
     finally:
         for handle in (out, *sources.values()):
             os.close(handle)
+
+
+def _open_source(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read any more: {error.strerror}",
+            where=str(path),
+            hint="leave the base alone while it is copied",
+        ) from error
 
 
 def _merge_ranges(tensors: Sequence[PlannedTensor]) -> Iterator[_Piece]:
@@ -162,7 +179,11 @@ def _copy(source: int, piece: _Range, out: int, advance: Advance, cancelled: IsC
         if not in_kernel:
             data = os.pread(source, min(wanted, 8 * 2**20), position)
             if not data:
-                raise OSError(errno.EIO, "the source shard became shorter while it was read")
+                raise CheckpointError(
+                    "became shorter while it was copied",
+                    where=str(piece.path),
+                    hint="leave the base alone while it is copied",
+                )
             _write_all(out, data)
             moved = len(data)
         position += moved

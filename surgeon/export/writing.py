@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan import Plan
 from surgeon.core.recipe import Recipe, dump_recipe
-from surgeon.errors import VerifyError
+from surgeon.errors import CheckpointError, VerifyError
 from surgeon.export.card import model_card
-from surgeon.export.publish import published, refuse_existing, require_space
+from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
 from surgeon.export.shards import Arithmetic, write_shards
 
 RECIPE = "recipe.yaml"
@@ -39,7 +38,9 @@ def export_checkpoint(
         ExportError: it exists, does not fit or cannot be written. VerifyError: it is not what was planned.
     """
     refuse_existing(out)
-    require_space(out, plan.nbytes)
+    checkpoint = plan.structure.checkpoint
+    refuse_inside(out, checkpoint.path)
+    require_space(out, plan.nbytes + sum((checkpoint.path / name).stat().st_size for name in checkpoint.side_files))
     done = 0
 
     def advance(count: int) -> None:
@@ -60,8 +61,8 @@ def export_checkpoint(
 
 
 def pretty(value: Any) -> bytes:
-    """Return JSON as Hugging Face writes it: two spaces, a newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    """Return JSON as Hugging Face writes it: two spaces, numbers as Python has them, a newline at the end."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def write_config(plan: Plan, directory: Path) -> None:
@@ -75,7 +76,21 @@ def copy_side_files(plan: Plan, directory: Path) -> None:
     for name in checkpoint.side_files:
         if name not in _OURS:
             (directory / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint.path / name, directory / name)
+            _copy_side_file(checkpoint.path / name, directory / name)
+
+
+def _copy_side_file(source: Path, target: Path) -> None:
+    try:
+        # Opened here, so that a source that vanished is not mistaken for a target that cannot be written.
+        file = source.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read any more: {error.strerror}",
+            where=str(source),
+            hint="leave the base alone while it is copied",
+        ) from error
+    with file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def write_records(plan: Plan, recipe: Recipe, directory: Path) -> None:
@@ -84,7 +99,11 @@ def write_records(plan: Plan, recipe: Recipe, directory: Path) -> None:
     (directory / "README.md").write_text(model_card(plan, recipe), encoding="utf-8")
     if plan.frozen or plan.inserted:
         names = plan.structure.memory_names
-        record = {"trainable": names(plan.trainable), "frozen": names(sorted(plan.frozen)), "inserted": list(plan.inserted)}
+        record = {
+            "trainable": names(plan.trainable),
+            "frozen": names(sorted(plan.frozen)),
+            "inserted": list(plan.inserted),
+        }
         (directory / TRAINABLE).write_bytes(pretty(record))
 
 
@@ -99,7 +118,9 @@ def check_written(plan: Plan, directory: Path) -> None:
     found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in written.tensors.values()}
     wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
     if wrong:
-        raise VerifyError(f"tensor {wrong[0]!r} is {found.get(wrong[0])}, planned was {planned.get(wrong[0])}", where=str(directory))
+        raise VerifyError(
+            f"tensor {wrong[0]!r} is {found.get(wrong[0])}, planned was {planned.get(wrong[0])}", where=str(directory)
+        )
     if dict(written.config) != dict(plan.config):
         raise VerifyError("is not what was planned", where=str(directory / "config.json"))
     read_structure(written)

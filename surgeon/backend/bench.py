@@ -1,0 +1,107 @@
+"""A model with its calibration text, ready to be measured: loaded once, shared by all passes that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.backend.calibration import Calibration, read_calibration
+from surgeon.backend.calling import LayerRunner, batches_of
+from surgeon.backend.device import choose_device, choose_dtype
+from surgeon.backend.live import layer_list, operated
+from surgeon.backend.loading import load_tokenizer, resident_model
+from surgeon.backend.streaming import fits_in_memory
+from surgeon.core.draft import Draft
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.score import Average, Provenance
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: sequences x length tokens of `data` (None: the built-in text), relative to `root`.
+
+    `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where the
+    search for a batch size starts; it is halved whenever memory runs out.
+    """
+
+    root: Path
+    data: str | None = None
+    sequences: int = 12
+    length: int = 256
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    stream: bool | None = None
+    batch_tokens: int = 1024
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a pass needs. `keys` are the layer keys of the draft, in order."""
+
+    draft: Draft
+    model: nn.Module
+    runner: LayerRunner
+    calibration: Calibration
+    batches: Sequence[torch.Tensor]
+    targets: Sequence[torch.Tensor]
+    keys: Sequence[str]
+    emit: Emit
+    cancelled: IsCancelled
+
+    def progress(self, done: int, total: int, what: str, unit: str = "layers") -> None:
+        """Tell how far a pass is."""
+        self.emit("progress", {"done": done, "total": total, "unit": unit, "what": what})
+
+    def scored(self, score: str, layer: int, average: Average, matrices: dict[str, float] | None = None) -> None:
+        """Tell one layer's score the moment it is known."""
+        body = {"score": score, "layer": self.keys[layer], "value": average.value, "error": average.error, "matrices": matrices}
+        self.emit("scored", body)
+
+
+def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | None = None) -> Provenance:
+    """Return what a measurement with these settings is made from."""
+    checkpoint = draft.structure.checkpoint
+    if calibration is None:
+        return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
+    device = choose_device(settings.device)
+    return Provenance(
+        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=calibration.digest, sequences=settings.sequences,
+        length=settings.length, seed=settings.seed, dtype=str(choose_dtype(settings.dtype, device) or "auto").removeprefix("torch."),
+    )  # fmt: skip
+
+
+def calibration_of(draft: Draft, settings: Settings) -> Calibration:
+    """Read the calibration text with the model's own tokenizer."""
+    tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
+    return read_calibration(
+        settings.data, settings.root, tokenizer, sequences=settings.sequences, length=settings.length, seed=settings.seed
+    )
+
+
+@contextmanager
+def bench(
+    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled
+) -> Iterator[Bench]:
+    """Load the model, operate on it as the draft says, and yield it with its text on the device."""
+    checkpoint = draft.structure.checkpoint
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
+    how = "layer by layer from disk" if stream else "whole"
+    emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} {how} on {device}"})
+    model = resident_model(draft.structure, dtype, device, stream=stream).model
+    with operated(model, draft) as edited:
+        layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
+        batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)
+        yield Bench(
+            draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
+            batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
+            keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
+        )  # fmt: skip

@@ -1,0 +1,213 @@
+"""Scores that need the model to run: what each pass gives, put together into scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.backend.bench import Bench
+from surgeon.backend.matrices import matrices_of
+from surgeon.backend.passes import InputCovariance, push_layers, sequence_gradients
+from surgeon.backend.streaming import weights_of
+from surgeon.backend.sweep import sweep_losses
+from surgeon.core.score import (
+    ActivationsScore,
+    Average,
+    Collector,
+    Finished,
+    GradientsScore,
+    InputsScore,
+    LayerSequence,
+    Provenance,
+    Score,
+    ScoreKind,
+    Setting,
+    SweepScore,
+    average,
+)
+from surgeon.errors import ArchitectureError
+
+# Which tensors' module puts out what a sublayer adds to the residual stream.
+_OUTPUTS = {"attention": ("attention.output", "mixer.output"), "mlp": ("mlp.down", "experts.down")}
+
+
+@dataclass
+class _Tally:
+    """One score while its pass is running."""
+
+    values: dict[int, Average] = field(default_factory=dict)
+    matrices: dict[str, dict[str, float]] = field(default_factory=dict)
+    blocks: dict[int, list[float]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def finish(self, end: Finished) -> None:
+        self.values |= end.values
+        self.blocks |= {length: list(values) for length, values in end.blocks.items()}
+        self.details |= end.details
+
+    def score(self, kind: ScoreKind, keys: Sequence[str], provenance: Provenance) -> Score:
+        return Score(
+            name=kind.name, values={keys[layer]: one.value for layer, one in sorted(self.values.items())},
+            errors={keys[layer]: one.error for layer, one in sorted(self.values.items()) if one.error is not None},
+            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(_doubts(self.values)),
+            provenance=provenance,
+        )  # fmt: skip
+
+
+def _doubts(values: Mapping[int, Average]) -> Iterable[str]:
+    """Warn where the data are too few to tell the two least important layers apart."""
+    ranked = sorted((one.value, one.error, layer) for layer, one in values.items() if one.error is not None)
+    if len(ranked) > 1:
+        (low, low_error, first), (high, high_error, second) = ranked[:2]
+        if high - low < 2 * (low_error**2 + high_error**2) ** 0.5:
+            yield f"too few data to tell the least important layers, {first} and {second}, apart: give more sequences"
+
+
+def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance: Provenance) -> dict[str, Score]:
+    """Push every layer over all batches once, and let every score watch."""
+    setting = Setting(
+        layers=len(bench.keys), targets_BT=bench.targets, head=lambda: _head(bench.model),
+        final_norm=lambda batch, hidden_BTD: bench.runner.normed(bench.batches[batch], hidden_BTD),
+    )  # fmt: skip
+    collectors: dict[str, Collector] = {kind.name: kind.collector(setting) for kind in kinds}
+    tallies = {kind.name: _Tally() for kind in kinds}
+    for one in push_layers(bench.runner, bench.batches, bench.cancelled):
+        for name, collector in collectors.items():
+            collector.see(one.layer, one.batch, one.hidden_in_BTD, one.hidden_out_BTD)
+            value = collector.value(one.layer) if one.last else None
+            if value is not None:
+                tallies[name].values[one.layer] = value
+                bench.scored(name, one.layer, value)
+        if one.last:
+            bench.progress(one.layer + 1, len(bench.keys), "activations")
+    for name, collector in collectors.items():
+        tallies[name].finish(collector.finish())
+    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+
+
+def _head(model: nn.Module) -> torch.Tensor:
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise ArchitectureError("has no output head", where=type(model).__name__)
+    weight: torch.Tensor = head.weight
+    return weight
+
+
+def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenance) -> dict[str, Score]:
+    """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
+    tallies = {kind.name: _Tally() for kind in kinds}
+    covariance = InputCovariance()
+    for one in push_layers(bench.runner, bench.batches, bench.cancelled, lambda _number, layer: covariance.watch(layer)):
+        if not one.last:
+            continue
+        layer = bench.runner.layers[one.layer]
+        entered = covariance.take()
+        for kind in kinds:
+            row = _compare(bench, kind, layer, entered)
+            value = Average(kind.layer(row))
+            tallies[kind.name].values[one.layer] = value
+            tallies[kind.name].matrices[bench.keys[one.layer]] = row
+            bench.scored(kind.name, one.layer, value, row)
+        bench.progress(one.layer + 1, len(bench.keys), "inputs")
+    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+
+
+def _compare(bench: Bench, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    structure = bench.draft.structure
+    config = structure.stack_config(structure.stack())
+    modules = dict(layer.named_modules())
+    row: dict[str, float] = {}
+    for name, covariance in entered.items():
+        transposed = structure.role(f"{name}.weight") in structure.family.transposed
+        for part, matrix in matrices_of(structure, config, f"{name}.weight", modules[name].weight):  # type: ignore[arg-type]
+            row[part] = kind.matrix(matrix.weight.T if transposed else matrix.weight, covariance)
+    return row
+
+
+def sweep_pass(bench: Bench, kinds: Sequence[SweepScore], provenance: Provenance) -> dict[str, Score]:
+    """Measure the losses of all layer sequences that any score asked for, each distinct one once."""
+    layers = len(bench.keys)
+    wanted: dict[LayerSequence, str] = {}
+    asked: dict[str, Mapping[str, LayerSequence]] = {}
+    for kind in kinds:
+        asked[kind.name] = kind.sequences(layers)
+        for path in asked[kind.name].values():
+            wanted.setdefault(path, f"{len(wanted)}")
+    losses: dict[str, list[float]] = {}
+    waiting = {kind.name: kind for kind in kinds}
+    tallies = {kind.name: _Tally() for kind in kinds}
+    sequences = {name: path for path, name in wanted.items()}
+    for name, values in sweep_losses(
+        bench.runner, bench.batches, sequences, bench.cancelled, lambda layer, gone: _silence(bench, layer, gone),
+        lambda done, total: bench.progress(done, total, "sweep", "layer forwards"),
+    ):  # fmt: skip
+        losses[name] = values
+        bench.progress(len(losses), len(sequences), "losses", "sequences")
+        for kind in [kind for kind in waiting.values() if all(wanted[path] in losses for path in asked[kind.name].values())]:
+            named = {own: losses[wanted[path]] for own, path in asked[kind.name].items()}
+            tallies[kind.name].finish(kind.values(named, layers))
+            for layer, value in sorted(tallies[kind.name].values.items()):
+                bench.scored(kind.name, layer, value)
+            del waiting[kind.name]
+    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+
+
+def _silence(bench: Bench, layer: nn.Module, gone: frozenset[str]) -> ExitStack:
+    stack = ExitStack()
+    structure = bench.draft.structure
+    for sublayer in gone:
+        children = {
+            name.partition(".")[0]
+            for name, _ in layer.named_parameters()
+            if structure.role(name) in _OUTPUTS[sublayer]
+        }
+        if not children:
+            raise ArchitectureError(f"no {sublayer} sublayer is known in its layers", where=structure.model_type)
+        for child in children:
+            stack.enter_context(layer.get_submodule(child).register_forward_hook(_zero))
+    return stack
+
+
+def _zero(_module: nn.Module, _args: object, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
+
+
+def gradients_pass(bench: Bench, kinds: Sequence[GradientsScore], provenance: Provenance) -> dict[str, Score]:
+    """Run one backward per calibration sequence, and average each matrix's score over sequences."""
+    structure = bench.draft.structure
+    seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in bench.keys] for kind in kinds}
+    sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in bench.keys] for kind in kinds}
+    total = len(bench.calibration.tokens_BT)
+    tokens_BT = torch.cat(list(bench.batches))
+    for number in sequence_gradients(bench.model, tokens_BT, bench.cancelled):
+        for layer, module in enumerate(bench.runner.layers):
+            for kind in kinds:
+                row = _row(kind, structure, module)
+                sums[kind.name][layer].append(sum(row.values()))
+                for name, value in row.items():
+                    seen[kind.name][layer][name] = seen[kind.name][layer].get(name, 0.0) + value / total
+        bench.progress(number + 1, total, "gradients", "sequences")
+    tallies = {kind.name: _Tally() for kind in kinds}
+    for kind in kinds:
+        for layer, key in enumerate(bench.keys):
+            value = average(sums[kind.name][layer])
+            tallies[kind.name].values[layer] = value
+            tallies[kind.name].matrices[key] = seen[kind.name][layer]
+            bench.scored(kind.name, layer, value, seen[kind.name][layer])
+    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+
+
+def _row(kind: GradientsScore, structure: Any, layer: nn.Module) -> dict[str, float]:
+    with weights_of(layer):
+        return {
+            name: kind.matrix(parameter.detach(), parameter.grad)
+            for name, parameter in layer.named_parameters()
+            if parameter.dim() >= 2 and parameter.grad is not None
+        }
