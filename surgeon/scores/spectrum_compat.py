@@ -28,12 +28,15 @@ class SpectrumCompat(WeightsScore, frozen=True, kw_only=True):
     paper = "Spectrum, arXiv:2406.06623"
 
     def matrix(self, matrix: Matrix) -> float:
-        """Return the ratio; infinite where nothing lies below the threshold, 0 for a matrix of zeros."""
+        """Return the ratio; 0 for a matrix of zeros.
+
+        Where nothing lies below the threshold the ratio would be infinite: the smallest value stands for the noise.
+        """
         values = matrix.singular_values
         if not values[0] > 0:
             return 0.0
         sigma = float(values.quantile(0.75) - values.quantile(0.25)) / _NORMAL_QUARTILES
         threshold = sigma * (1 + math.sqrt(min(matrix.shape) / max(matrix.shape)))
-        noise = float(values[values <= threshold].sum())
+        noise = float(values[values <= threshold].sum()) or max(float(values[-1]), 1e-12)
         signal = float(values[values > threshold].sum())
-        return signal / noise / float(values[0]) if noise else math.inf
+        return signal / noise / float(values[0])
