@@ -6,6 +6,7 @@ Knows nothing of operations; what the parts mean is `recipe.py`'s business.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,9 +15,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from surgeon.core.selection import Selection
 from surgeon.errors import RecipeError
+
+_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # read as line breaks, or dropped, unless they are escaped
 
 Spot = tuple[str | int, ...]
 """A way into a document: keys and list positions."""
@@ -26,13 +31,18 @@ def read_document(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        RecipeError: it cannot be read, is not YAML, or repeats a key.
+        RecipeError: it cannot be read, is not YAML, repeats a key, or uses aliases.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(path), hint="check the path") from error
     try:
+        # Editing what is written once and meant twice would change both.
+        aliases = [event for event in _yaml().parse(text) if isinstance(event, AliasEvent)]
+        if aliases:
+            line = aliases[0].start_mark.line + 1
+            raise RecipeError(f"*{aliases[0].anchor} is an alias", where=f"{path}, line {line}", allowed="written out")
         return _yaml().load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
@@ -151,6 +161,7 @@ class Problems:
 def _yaml() -> YAML:
     yaml = YAML()
     yaml.width = 120
+    yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml
 
@@ -169,7 +180,7 @@ def _merge(old: CommentedMap, new: Mapping[str, Any]) -> None:
         elif isinstance(before, CommentedSeq) and isinstance(value, list) and value:
             _merge_list(before, value)
         elif before != value or key not in old:
-            old[key] = _flow(value)
+            old[_flow(key)] = _flow(value)
 
 
 def _merge_list(old: CommentedSeq, new: list[Any]) -> None:
@@ -186,7 +197,7 @@ def _merge_list(old: CommentedSeq, new: list[Any]) -> None:
 def _flow(value: Any, depth: int = 0) -> Any:
     """Write the inside of a step on one line, and lists of numbers too."""
     if isinstance(value, dict):
-        node = CommentedMap({key: _flow(item, depth + 1) for key, item in value.items()})
+        node = CommentedMap({_flow(key): _flow(item, depth + 1) for key, item in value.items()})
         if depth:
             node.fa.set_flow_style()
         return node
@@ -195,4 +206,6 @@ def _flow(value: Any, depth: int = 0) -> Any:
         if not any(isinstance(item, dict) for item in value):
             sequence.fa.set_flow_style()
         return sequence
+    if isinstance(value, str) and _BREAKS.search(value):
+        return DoubleQuotedScalarString(value)
     return value

@@ -97,12 +97,7 @@ def recipe_from_builtins(plain: Any, where: str = "recipe", overrides: Mapping[s
     for path, value in (overrides or {}).items():
         override(plain, path, value)
     problems = Problems(where, plain)
-    try:
-        recipe = _recipe(plain, problems)
-    except RecursionError as error:
-        raise RecipeError(
-            "contains itself", where=where, hint="remove the alias (*NAME) inside its own anchor"
-        ) from error
+    recipe = _recipe(plain, problems)
     problems.raise_any()
     assert recipe is not None
     return recipe
@@ -174,7 +169,7 @@ def _step(plain: Any, path: Spot, problems: Problems) -> Step | None:
         problems.unknown(path, name, list(known))
         return None
     operation = _operation(known[name], {} if plain[name] is None else plain[name], (*path, name), problems)
-    resolved = _resolved(plain["resolved"], operation, path, problems) if "resolved" in plain else None
+    resolved = _resolved(plain["resolved"], operation or known[name], path, problems) if "resolved" in plain else None
     return Step(operation, resolved) if operation is not None else None
 
 
@@ -203,14 +198,15 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
 
 
 def _resolved(
-    plain: Any, operation: Operation | None, path: Spot, problems: Problems
+    plain: Any, operation: Operation | type[Operation], path: Spot, problems: Problems
 ) -> dict[str, tuple[int, ...]] | None:
     try:
         resolved = msgspec.convert(built_in(plain), dict[str, tuple[int, ...]])
     except msgspec.ValidationError as error:
         problems.add((*path, "resolved"), str(error))
         return None
-    known = list(operation.selections()) if operation is not None else list(resolved)
+    fields = [field.encode_name for field in msgspec.structs.fields(operation)]
+    known = list(operation.selections()) if isinstance(operation, Operation) else fields
     for name in resolved:
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)

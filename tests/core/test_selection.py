@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgeon.core.draft import Identity, Layer, Original
+from surgeon.core.score import Provenance, Score
+from surgeon.core.selection import Selection, parse_selection, select, spans
+from surgeon.errors import SelectionError
+
+COUNT = 12
+
+
+def layers_of(count: int, inserted_after: tuple[int, ...] = ()) -> tuple[Layer, ...]:
+    layers: list[Layer] = []
+    for at in range(count):
+        layers.append(Layer(str(at), Original(at), at, {}))
+        if at in inserted_after:
+            layers.append(Layer(f"{at}+1", Identity(Original(at)), None, {}))
+    return tuple(layers)
+
+
+def score_of(values: list[float]) -> Score:
+    return Score(
+        name="any", values={str(at): value for at, value in enumerate(values)}, provenance=Provenance(fingerprint="")
+    )
+
+
+def chosen(raw: Any, values: list[float] | None = None, count: int = COUNT) -> tuple[int, ...]:
+    selection = parse_selection(raw)
+    scores = {ranked: score_of(values or [0.0] * count) for ranked in selection.ranked()}
+    return selection.positions(layers_of(count), scores)
+
+
+positions = st.integers(0, COUNT - 1)
+ranges = st.tuples(positions, positions).map(lambda ends: f"{min(ends)}-{max(ends)}")
+ranked_texts = st.builds(
+    "{} {} by block_influence".format, st.sampled_from(["lowest", "highest", "block"]), st.integers(1, 6)
+)
+plain_texts = st.one_of(
+    positions.map(str),
+    ranges,
+    ranges.map("original {}".format),
+    st.sampled_from(["all", "first", "last", "inserted"]),
+    st.builds("{} {}".format, st.sampled_from(["first", "last"]), st.integers(0, COUNT)),
+)
+term_lists = st.lists(st.one_of(plain_texts, ranked_texts), min_size=1, max_size=4).map(",".join)
+texts = st.one_of(term_lists, term_lists.map("except {}".format))
+nested = st.one_of(texts, positions, st.lists(st.one_of(positions, term_lists), min_size=1, max_size=4))
+values = st.lists(st.floats(-1e6, 1e6), min_size=COUNT, max_size=COUNT)
+
+
+@settings(deadline=None)
+@given(nested)
+def test_a_selection_prints_as_text_that_means_the_same(raw: Any) -> None:
+    once = parse_selection(raw)
+    again = parse_selection(str(once))
+    assert again == once
+    assert str(again) == str(once)
+    assert hash(again) == hash(once)
+
+
+@settings(deadline=None)
+@given(texts, values)
+def test_positions_are_sorted_unique_and_in_range(text: str, numbers: list[float]) -> None:
+    found = chosen(text, numbers)
+    assert list(found) == sorted(set(found))
+    assert all(0 <= position < COUNT for position in found)
+
+
+@settings(deadline=None)
+@given(term_lists, values)
+def test_except_is_the_complement(text: str, numbers: list[float]) -> None:
+    inside, outside = set(chosen(text, numbers)), set(chosen(f"except {text}", numbers))
+    assert inside | outside == set(range(COUNT))
+    assert not inside & outside
+
+
+@settings(deadline=None)
+@given(
+    order=st.sampled_from(["lowest", "highest", "block"]),
+    count=st.integers(1, 6),
+    protect=st.lists(st.one_of(positions, st.sampled_from(["first", "last", "first 2"])), max_size=3),
+    numbers=values,
+)
+def test_a_protected_layer_is_never_chosen(order: str, count: int, protect: list[Any], numbers: list[float]) -> None:
+    raw = {order: count, "by": "any", "protect": protect}
+    protected = {position for one in protect for position in chosen(one)}
+    try:
+        found = chosen(raw, numbers)
+    except SelectionError as error:
+        assert order == "block"
+        assert "adjacent" in error.what
+        return
+    assert len(found) == count
+    assert not protected & set(found)
+
+
+@settings(deadline=None)
+@given(values, st.integers(1, COUNT))
+def test_lowest_takes_the_smallest_values_and_highest_the_largest(numbers: list[float], count: int) -> None:
+    low, high = chosen(f"lowest {count} by any", numbers), chosen(f"highest {count} by any", numbers)
+    assert sorted(numbers[at] for at in low) == sorted(numbers)[:count]
+    assert sorted(numbers[at] for at in high) == sorted(numbers)[-count:]
+
+
+@settings(deadline=None)
+@given(values, st.integers(1, COUNT))
+def test_a_block_is_adjacent_and_has_the_lowest_sum(numbers: list[float], count: int) -> None:
+    found = chosen(f"block {count} by any", numbers)
+    assert found == tuple(range(found[0], found[0] + count))
+    least = min(sum(numbers[at : at + count]) for at in range(COUNT - count + 1))
+    assert sum(numbers[at] for at in found) == pytest.approx(least, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.sets(positions, min_size=1))
+def test_spans_and_select_are_inverse(wanted: set[int]) -> None:
+    assert chosen(spans(sorted(wanted))) == select(*wanted).positions(layers_of(COUNT)) == tuple(sorted(wanted))
+
+
+def test_percent_counts_against_all_layers() -> None:
+    assert len(chosen("lowest 25% by any")) == 3
+
+
+def test_original_positions_follow_the_layers_of_the_base() -> None:
+    layers = layers_of(4, inserted_after=(1,))
+    assert parse_selection("original 2-3").positions(layers) == (3, 4)
+    assert parse_selection("inserted").positions(layers) == (2,)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ("12", "12 is out of range"),
+        ("5-3", "runs backwards"),
+        ("first 13", "first 13 of 12"),
+        ("middle", "'middle' is no selection"),
+        ("", "'' is no selection"),
+        ("1,,2", "'' is no selection"),
+        (None, "None is no selection"),
+        (True, "True is no selection"),
+        (1.5, "1.5 is no selection"),
+        ({"lowest": 2}, "needs `by: SCORE`"),
+        ({"lowest": 2, "by": "any", "form": 1}, "unknown key 'form'"),
+        ({"first": 1, "protect": "last"}, "does not go with"),
+        ({"by": "any"}, "one of lowest"),
+        ({"lowest": 13, "by": "any"}, "asks for 13 of 12"),
+        ({"lowest": -1, "by": "any"}, "no count and score"),
+        ({"lowest": 2, "by": "any", "data": 3}, "data: 3 is no name"),
+        ([{"except": "1"}, 5], "two meanings"),
+        ("original 0-999999999", "original layer 12 is not in the model"),
+        ("9" * 5000, "is no selection"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_words(raw: Any, said: str) -> None:
+    with pytest.raises(SelectionError) as caught:
+        chosen(raw)
+    assert said in caught.value.what
+
+
+def test_a_score_that_was_not_measured_is_asked_for_by_name() -> None:
+    with pytest.raises(SelectionError, match="any has not been measured here"):
+        parse_selection("lowest 2 by any").positions(layers_of(COUNT))
+
+
+def test_a_layer_without_a_finite_value_is_named() -> None:
+    with pytest.raises(SelectionError, match="any has no value for layer 3"):
+        chosen("lowest 2 by any", [0.0, 1.0, 2.0, float("nan"), *[1.0] * 8])
+
+
+def test_a_selection_equals_only_selections_of_the_same_meaning() -> None:
+    assert parse_selection("3,4") == parse_selection([3, "4"])
+    assert parse_selection("3") != parse_selection("4")
+    assert parse_selection("3") != "3"
+    assert repr(parse_selection("3")) == "Selection(3)"
+    assert isinstance(parse_selection(parse_selection("3")), Selection)
