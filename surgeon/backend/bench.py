@@ -26,8 +26,8 @@ from surgeon.core.score import Average, Provenance
 class Settings:
     """How to measure: sequences x length tokens of `data` (None: the built-in text), relative to `root`.
 
-    `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where the
-    search for a batch size starts; it is halved whenever memory runs out.
+    `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where
+    the search for a batch size starts; it is halved whenever memory runs out.
     """
 
     root: Path
@@ -61,7 +61,13 @@ class Bench:
 
     def scored(self, score: str, layer: int, average: Average, matrices: dict[str, float] | None = None) -> None:
         """Tell one layer's score the moment it is known."""
-        body = {"score": score, "layer": self.keys[layer], "value": average.value, "error": average.error, "matrices": matrices}
+        body = {
+            "score": score,
+            "layer": self.keys[layer],
+            "value": average.value,
+            "error": average.error,
+            "matrices": matrices,
+        }
         self.emit("scored", body)
 
 
@@ -70,10 +76,10 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     checkpoint = draft.structure.checkpoint
     if calibration is None:
         return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
-    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=draft.digest, data=calibration.digest, sequences=settings.sequences,
-        length=settings.length, seed=settings.seed, dtype=str(choose_dtype(settings.dtype, device) or "auto").removeprefix("torch."),
+        length=settings.length, seed=settings.seed, dtype=str(dtype or "auto").removeprefix("torch."),
     )  # fmt: skip
 
 
@@ -81,7 +87,12 @@ def calibration_of(draft: Draft, settings: Settings) -> Calibration:
     """Read the calibration text with the model's own tokenizer."""
     tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
     return read_calibration(
-        settings.data, settings.root, tokenizer, sequences=settings.sequences, length=settings.length, seed=settings.seed
+        settings.data,
+        settings.root,
+        tokenizer,
+        sequences=settings.sequences,
+        length=settings.length,
+        seed=settings.seed,
     )
 
 

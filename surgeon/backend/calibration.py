@@ -26,8 +26,9 @@ _SHORTEST = 3
 class Calibration:
     """Sequences of equal length, (sequences, length), and the digest of the text they come from.
 
-    `targets_BT` holds the label of each position or -1. Where rows have an answer, the one label of a row is the answer's
-    first token, at the last token of the prompt; otherwise every position but the first is labelled with what follows.
+    `targets_BT` holds the label of each position or -1. Where rows have an answer, the one label of a row is the
+    answer's first token, at the last token of the prompt; otherwise every position but the first is labelled with
+    what follows.
     """
 
     tokens_BT: torch.Tensor
@@ -157,7 +158,11 @@ def _chat_text(messages: list[Any], where: str, tokenizer: Any) -> _Document:
     if getattr(tokenizer, "chat_template", None):
         try:
             whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-            prompt = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)) if messages[1:] else ""
+            prompt = (
+                str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
+                if messages[1:]
+                else ""
+            )
         except Exception as error:  # a template may raise anything, from jinja2 or its own checks
             raise DataError(f"does not fit the model's chat template: {error}", where=where) from error
         answered = bool(prompt) and messages[-1].get("role") == "assistant" and whole.startswith(prompt)

@@ -90,11 +90,13 @@ class LayerRunner:
         with self._stand_ins() as (log, _):
             self.model(input_ids=tokens_BT, use_cache=False)
         plain = len(log) == len(self.layers) and all(
-            hidden is log[0][0] or (hidden.shape == log[0][0].shape and torch.equal(hidden, log[0][0])) for hidden, _ in log
+            hidden is log[0][0] or (hidden.shape == log[0][0].shape and torch.equal(hidden, log[0][0]))
+            for hidden, _ in log
         )
         if not plain:
             raise ArchitectureError(
-                "its forward does not simply pass the hidden state from layer to layer", where=type(self.model).__name__,
+                "its forward does not simply pass the hidden state from layer to layer",
+                where=type(self.model).__name__,
                 hint="scores that run layers on their own cannot be measured on this model",
             )
         return LayerCalls(log[0][0], [arguments for _, arguments in log])
@@ -109,7 +111,9 @@ class LayerRunner:
         output = layer(hidden_BTD, *args, **kwargs)
         out_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
         if not torch.isfinite(out_BTD).all():
-            raise ScoreError("the hidden state is not finite", where=type(layer).__name__, hint="measure in float32: --dtype float32")
+            raise ScoreError(
+                "the hidden state is not finite", where=type(layer).__name__, hint="measure in float32: --dtype float32"
+            )
         return out_BTD
 
     def logits(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
@@ -144,7 +148,7 @@ class LayerRunner:
         raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
 
 
-class _Enough(Exception):  # noqa: N818 - no error: ends a forward whose rest nobody needs
+class _Enough(Exception):
     """Ends a forward early."""
 
 
@@ -160,4 +164,4 @@ def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor
 
 def batches_of(tokens_BT: torch.Tensor, batch_tokens: int) -> Sequence[torch.Tensor]:
     """Split sequences into batches of about that many tokens."""
-    return tokens_BT.split(max(1, batch_tokens // tokens_BT.shape[1]))
+    return torch.split(tokens_BT, max(1, batch_tokens // tokens_BT.shape[1]))

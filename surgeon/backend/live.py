@@ -31,7 +31,11 @@ def layer_list(model: nn.Module, stack: Stack, count: int | None = None) -> nn.M
     """
     last = stack.prefix.rpartition(".")[2]
     count = len(stack.layers) if count is None else count
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count}
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
     exact = [module for name, module in lists.items() if name == stack.prefix]
     alike = [module for name, module in lists.items() if name.endswith(stack.prefix) or stack.prefix.endswith(name)]
     named = [module for name, module in lists.items() if name.rpartition(".")[2] == last]
@@ -39,8 +43,10 @@ def layer_list(model: nn.Module, stack: Stack, count: int | None = None) -> nn.M
         if len(found) == 1:
             return found[0]
     raise ArchitectureError(
-        "the loaded model has no list of modules for these layers", where=f"{stack.prefix}.0-{len(stack.layers) - 1}",
-        allowed=", ".join(lists) or "none found", hint="this model can be edited on disk, not measured or verified",
+        "the loaded model has no list of modules for these layers",
+        where=f"{stack.prefix}.0-{len(stack.layers) - 1}",
+        allowed=", ".join(lists) or "none found",
+        hint="this model can be edited on disk, not measured or verified",
     )
 
 
@@ -62,7 +68,7 @@ def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
         for modules, base in restores:
             _refill(modules, base)
         for module, config in configs:
-            module.config = config  # type: ignore[assignment]
+            module.config = config
 
 
 def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:
@@ -112,12 +118,15 @@ def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:
 def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
     """Give every submodule the edited config it belongs to; return what each had before."""
     old = model.config
-    new = type(old).from_dict(plain)  # type: ignore[union-attr, operator]
+    new = type(old).from_dict(plain)
     pairs = {id(old): new}
     for name, part in vars(old).items():
         if hasattr(part, "to_dict") and hasattr(new, name):
             pairs[id(part)] = getattr(new, name)
-    for before, after in ((old, new), *((getattr(old, name), getattr(new, name)) for name in vars(old) if id(getattr(old, name)) in pairs)):
+    for before, after in (
+        (old, new),
+        *((getattr(old, name), getattr(new, name)) for name in vars(old) if id(getattr(old, name)) in pairs),
+    ):
         after._attn_implementation = before._attn_implementation
         after.dtype = before.dtype
     swapped = []

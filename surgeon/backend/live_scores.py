@@ -102,7 +102,9 @@ def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenan
     """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
     tallies = {kind.name: _Tally() for kind in kinds}
     covariance = InputCovariance()
-    for one in push_layers(bench.runner, bench.batches, bench.cancelled, lambda _number, layer: covariance.watch(layer)):
+    for one in push_layers(
+        bench.runner, bench.batches, bench.cancelled, lambda _number, layer: covariance.watch(layer)
+    ):
         if not one.last:
             continue
         layer = bench.runner.layers[one.layer]
@@ -117,14 +119,16 @@ def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenan
     return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
 
 
-def _compare(bench: Bench, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def _compare(
+    bench: Bench, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]
+) -> dict[str, float]:
     structure = bench.draft.structure
     config = structure.stack_config(structure.stack())
     modules = dict(layer.named_modules())
     row: dict[str, float] = {}
     for name, covariance in entered.items():
         transposed = structure.role(f"{name}.weight") in structure.family.transposed
-        for part, matrix in matrices_of(structure, config, f"{name}.weight", modules[name].weight):  # type: ignore[arg-type]
+        for part, matrix in matrices_of(structure, config, f"{name}.weight", modules[name].weight):
             row[part] = kind.matrix(matrix.weight.T if transposed else matrix.weight, covariance)
     return row
 
@@ -148,7 +152,9 @@ def sweep_pass(bench: Bench, kinds: Sequence[SweepScore], provenance: Provenance
     ):  # fmt: skip
         losses[name] = values
         bench.progress(len(losses), len(sequences), "losses", "sequences")
-        for kind in [kind for kind in waiting.values() if all(wanted[path] in losses for path in asked[kind.name].values())]:
+        for kind in [
+            kind for kind in waiting.values() if all(wanted[path] in losses for path in asked[kind.name].values())
+        ]:
             named = {own: losses[wanted[path]] for own, path in asked[kind.name].items()}
             tallies[kind.name].finish(kind.values(named, layers))
             for layer, value in sorted(tallies[kind.name].values.items()):
@@ -162,9 +168,7 @@ def _silence(bench: Bench, layer: nn.Module, gone: frozenset[str]) -> ExitStack:
     structure = bench.draft.structure
     for sublayer in gone:
         children = {
-            name.partition(".")[0]
-            for name, _ in layer.named_parameters()
-            if structure.role(name) in _OUTPUTS[sublayer]
+            name.partition(".")[0] for name, _ in layer.named_parameters() if structure.role(name) in _OUTPUTS[sublayer]
         }
         if not children:
             raise ArchitectureError(f"no {sublayer} sublayer is known in its layers", where=structure.model_type)
@@ -197,10 +201,10 @@ def gradients_pass(bench: Bench, kinds: Sequence[GradientsScore], provenance: Pr
     tallies = {kind.name: _Tally() for kind in kinds}
     for kind in kinds:
         for layer, key in enumerate(bench.keys):
-            value = average(sums[kind.name][layer])
-            tallies[kind.name].values[layer] = value
+            mean = average(sums[kind.name][layer])
+            tallies[kind.name].values[layer] = mean
             tallies[kind.name].matrices[key] = seen[kind.name][layer]
-            bench.scored(kind.name, layer, value, seen[kind.name][layer])
+            bench.scored(kind.name, layer, mean, seen[kind.name][layer])
     return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
 
 

@@ -19,8 +19,12 @@ from surgeon.backend.streaming import offload_map
 from surgeon.core.structure import Structure
 from surgeon.errors import ArchitectureError, CheckpointError
 
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+# Its methods are typed as returning less than they do.
+_CAUSAL_LM: Any = AutoModelForCausalLM
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def load_model(
     try:
         AutoConfig.from_pretrained(path)
         offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **offload)
+        model, report = _CAUSAL_LM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **offload)
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArchitectureError(f"transformers cannot build it: {first}", where=str(path / "config.json")) from error
@@ -54,7 +58,9 @@ def load_model(
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"transformers cannot load it: {first}", where=str(path)) from error
     placed = model if device_map else model.to(device)
-    return Loaded(placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")})
+    return Loaded(
+        placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")}
+    )
 
 
 def resident_model(
@@ -77,13 +83,13 @@ def resident_model(
 def skeleton(path: Path) -> nn.Module:
     """Return the model without any weights."""
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+        model: nn.Module = _CAUSAL_LM.from_config(AutoConfig.from_pretrained(path))
     return model
 
 
 @cache
 def offload_directory() -> str:
-    """Return a directory, removed at exit, for tensors that transformers changes on loading and so cannot leave where they are."""
+    """Return a directory, removed at exit, for tensors that change on loading and so cannot stay where they are."""
     directory = tempfile.mkdtemp(prefix="surgeon-offload-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
@@ -105,4 +111,8 @@ def load_tokenizer(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"has no tokenizer that transformers can load: {first}", where=str(path), hint="copy the tokenizer files of the model into it") from error
+        raise CheckpointError(
+            f"has no tokenizer that transformers can load: {first}",
+            where=str(path),
+            hint="copy the tokenizer files of the model into it",
+        ) from error

@@ -33,10 +33,12 @@ class StoredMatrix:
         """
         wide = self.weight.double()
         gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-        return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
+        return torch.flip(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt(), (0,))
 
 
-def matrices_of(structure: Structure, config: Mapping[str, Any], suffix: str, weight: torch.Tensor) -> Iterator[tuple[str, StoredMatrix]]:
+def matrices_of(
+    structure: Structure, config: Mapping[str, Any], suffix: str, weight: torch.Tensor
+) -> Iterator[tuple[str, StoredMatrix]]:
     """Yield the matrices of one stored tensor of a layer with their names: the tensor's, and what part of it.
 
     Raises:
@@ -57,21 +59,24 @@ def matrices_of(structure: Structure, config: Mapping[str, Any], suffix: str, we
         yield f"{suffix}[{part}]", StoredMatrix(piece.T if transposed else piece)
 
 
-def _split(rows: torch.Tensor, parts: tuple[str, ...], structure: Structure, config: Mapping[str, Any], suffix: str) -> list[torch.Tensor]:
+def _split(
+    rows: torch.Tensor, parts: tuple[str, ...], structure: Structure, config: Mapping[str, Any], suffix: str
+) -> list[torch.Tensor]:
     if len(parts) == 2:
         return list(rows.chunk(2))
     heads = _first(config, "num_attention_heads", "n_head")
     groups = _first(config, "num_key_value_heads") or heads
     if not heads or not groups or rows.shape[0] % (heads + 2 * groups):
         raise ArchitectureError(
-            f"has {rows.shape[0]} rows, which {heads} query and {groups} key-value heads do not divide", where=suffix,
+            f"has {rows.shape[0]} rows, which {heads} query and {groups} key-value heads do not divide",
+            where=suffix,
             hint="scores of this matrix's parts cannot be told apart",
         )
     head = rows.shape[0] // (heads + 2 * groups)
     if structure.family.fused_by_head:
         by_head = rows.reshape(heads, 3, head, -1)
         return [by_head[:, part].reshape(heads * head, -1) for part in range(3)]
-    return list(rows.split([heads * head, groups * head, groups * head]))
+    return list(torch.split(rows, [heads * head, groups * head, groups * head]))
 
 
 def _first(config: Mapping[str, Any], *keys: str) -> int:

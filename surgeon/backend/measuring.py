@@ -44,7 +44,9 @@ def measure(
     asked = _kinds(names)
     cache = ScoreCache(draft.structure.checkpoint)
     calibration = calibration_of(draft, settings) if any(kind.data for kind in asked) else None
-    origins = {kind.name: _origin(kind, provenance_of(draft, settings, calibration if kind.data else None)) for kind in asked}
+    origins = {
+        kind.name: _origin(kind, provenance_of(draft, settings, calibration if kind.data else None)) for kind in asked
+    }
     found = {kind.name: score for kind in asked if (score := cache.get(kind.name, origins[kind.name])) is not None}
     for score in found.values():
         _tell_again(score, emit)
@@ -105,7 +107,10 @@ def _measure_live(
 def _tell_again(score: Score, emit: Emit) -> None:
     for key, value in score.values.items():
         row = score.matrices.get(key)
-        emit("scored", {"score": score.name, "layer": key, "value": value, "error": score.errors.get(key), "matrices": row})
+        emit(
+            "scored",
+            {"score": score.name, "layer": key, "value": value, "error": score.errors.get(key), "matrices": row},
+        )
 
 
 def _require_finite(score: Score) -> None:

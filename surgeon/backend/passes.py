@@ -76,8 +76,12 @@ def _push_whole(runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled:
             yield LayerPass(number, batch, hidden_in_BTD, hidden_out_BTD, last=batch == len(batches) - 1)
 
 
-def _hooked(layer: nn.Module, number: int, seen: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> torch.utils.hooks.RemovableHandle:
-    def note(_module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: object) -> None:
+def _hooked(
+    layer: nn.Module, number: int, seen: dict[int, tuple[torch.Tensor, torch.Tensor]]
+) -> torch.utils.hooks.RemovableHandle:
+    def note(
+        _module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: object
+    ) -> None:
         hidden_in_BTD = args[0] if args else kwargs["hidden_states"]
         seen[number] = (hidden_in_BTD, output[0] if isinstance(output, tuple) else output)  # type: ignore[assignment]
 
@@ -103,7 +107,7 @@ class InputCovariance:
         def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             rows_ND = args[0].detach().reshape(-1, args[0].shape[-1]).double()
             count, total, squares = self._sums.get(name, (0, 0.0, 0.0))
-            self._sums[name] = (count + rows_ND.shape[0], total + rows_ND.sum(0), squares + rows_ND.T @ rows_ND)  # type: ignore[operator]
+            self._sums[name] = (count + rows_ND.shape[0], total + rows_ND.sum(0), squares + rows_ND.T @ rows_ND)
 
         return note
 
@@ -128,7 +132,7 @@ def sequence_gradients(model: nn.Module, tokens_BT: torch.Tensor, cancelled: IsC
                 raise Cancelled
             model.zero_grad(set_to_none=True)
             logits_BTV = model(input_ids=tokens_T[None], use_cache=False).logits
-            losses_of(logits_BTV, tokens_T[None]).sum().backward()
+            torch.autograd.backward(losses_of(logits_BTV, tokens_T[None]).sum())
             yield number
     finally:
         model.zero_grad(set_to_none=True)

@@ -85,4 +85,5 @@ def without_hooks(layer: nn.Module) -> nn.Module:
         hook = getattr(module, "_hf_hook", None)
         if isinstance(hook, AlignDevicesHook):
             hook.offload = False
-    return remove_hook_from_module(layer, recurse=True)
+    remove_hook_from_module(layer, recurse=True)
+    return layer

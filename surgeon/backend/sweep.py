@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ class Trie:
             ScoreError: a sequence runs backwards.
         """
         for name, path in sequences.items():
-            if any(after.layer < before.layer for before, after in zip(path, path[1:], strict=False)):
+            if any(after.layer < before.layer for before, after in pairwise(path)):
                 raise ScoreError("runs backwards through the layers", where=f"layer sequence {name}")
         self.ends = dict(sequences)
         self.prefixes = {path[:length] for path in sequences.values() for length in range(1, len(path) + 1)}
@@ -99,7 +100,9 @@ def _advance(
     return after
 
 
-def _losses(runner: LayerRunner, batches: Sequence[torch.Tensor], states: Sequence[torch.Tensor], cancelled: IsCancelled) -> list[float]:
+def _losses(
+    runner: LayerRunner, batches: Sequence[torch.Tensor], states: Sequence[torch.Tensor], cancelled: IsCancelled
+) -> list[float]:
     losses: list[float] = []
     for tokens_BT, hidden_BTD in zip(batches, states, strict=True):
         if cancelled():

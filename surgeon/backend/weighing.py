@@ -40,7 +40,8 @@ def weights_pass(
 
 def _weigh(
     draft: Draft, stack: Stack, position: int, layer: Layer, kinds: Sequence[WeightsScore], reader: TensorReader,
-    planned: Mapping[str, PlannedTensor], rows: dict[str, Rows], details: dict[str, dict[str, Any]], cancelled: IsCancelled,
+    planned: Mapping[str, PlannedTensor], rows: dict[str, Rows], details: dict[str, dict[str, Any]],
+    cancelled: IsCancelled,
 ) -> None:  # fmt: skip
     config = draft.structure.stack_config(stack)
     for kind in kinds:
@@ -58,7 +59,12 @@ def _weigh(
 
 
 def _apply(
-    kinds: Sequence[WeightsScore], key: str, name: str, matrix: StoredMatrix, rows: dict[str, Rows], details: dict[str, dict[str, Any]]
+    kinds: Sequence[WeightsScore],
+    key: str,
+    name: str,
+    matrix: StoredMatrix,
+    rows: dict[str, Rows],
+    details: dict[str, dict[str, Any]],
 ) -> None:
     for kind in kinds:
         rows[kind.name][key][name] = kind.matrix(matrix)

@@ -90,9 +90,10 @@ class Draft:
 
     @property
     def moved(self) -> bool:
-        """Whether any layer was removed, inserted, reordered or computed: whether the weights differ from the base's."""
+        """Whether the weights differ from the base's: a layer was removed, inserted, reordered or computed."""
         return any(
-            [layer.source for layer in layers] != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
+            [layer.source for layer in layers]
+            != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
             for name, layers in self.stacks.items()
         )
 

@@ -62,7 +62,9 @@ def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen
 def _in_range(positions: Sequence[int], count: int, where: str) -> tuple[int, ...]:
     stray = [position for position in positions if not 0 <= position < count]
     if stray:
-        raise SelectionError(f"{stray[0]} is out of range", where=where, allowed=f"the model has layers 0-{count - 1} at this step")
+        raise SelectionError(
+            f"{stray[0]} is out of range", where=where, allowed=f"the model has layers 0-{count - 1} at this step"
+        )
     return tuple(sorted(set(positions)))
 
 
@@ -88,6 +90,7 @@ def changes_of(before: Draft, after: Draft) -> str:
 def unfrozen(draft: Draft) -> Draft:
     """Return the draft without freezes and adapters: what the weights alone are."""
     stacks = {
-        name: tuple(replace(layer, frozen=frozenset(), lora={}) for layer in layers) for name, layers in draft.stacks.items()
+        name: tuple(replace(layer, frozen=frozenset(), lora={}) for layer in layers)
+        for name, layers in draft.stacks.items()
     }
     return replace(draft, stacks=stacks, frozen=frozenset())

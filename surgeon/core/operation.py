@@ -78,7 +78,9 @@ def matching_roles(draft: Draft, wanted: tuple[str, ...], stack: str | None) -> 
         fits = {role for role in present if pattern in ("all", role, role.partition(".")[0])}
         if not fits:
             raise SelectionError(
-                f"no tensor in a layer has role {pattern!r}", where="roles", allowed=", ".join(sorted(present - {OTHER})) + ", all"
+                f"no tensor in a layer has role {pattern!r}",
+                where="roles",
+                allowed=", ".join(sorted(present - {OTHER})) + ", all",
             )
         found |= fits
     return frozenset(found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Draft, Identity, Layer, Lora, Mean, Original, Source, base_tensors
+from surgeon.core.draft import Draft, Identity, Layer, Lora, Original, Source, base_tensors
 from surgeon.core.dtypes import FLOATS
 from surgeon.core.structure import OTHER, Stack, Structure
 from surgeon.errors import ArchitectureError
@@ -154,7 +154,12 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
             for suffix, model in base_tensors(layer.source, stack).items():
                 expression = _express(draft.structure, stack, layer.source, suffix)
                 yield PlannedTensor(
-                    stack.tensor_name(position, suffix), model.dtype, model.shape, expression, model.nbytes, model.parameters
+                    stack.tensor_name(position, suffix),
+                    model.dtype,
+                    model.shape,
+                    expression,
+                    model.nbytes,
+                    model.parameters,
                 )
 
 
@@ -171,7 +176,9 @@ def _express(structure: Structure, stack: Stack, source: Source, suffix: str) ->
     dtype = base_tensors(source, stack)[suffix].dtype
     if dtype not in FLOATS:
         raise ArchitectureError(
-            f"has dtype {dtype}, of which no mean can be taken", where=f"tensor {suffix!r}", allowed=", ".join(FLOATS),
+            f"has dtype {dtype}, of which no mean can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
             hint="use init: copy, which only moves bytes",
         )
     return MeanOf(left, right)

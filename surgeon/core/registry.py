@@ -36,6 +36,8 @@ def classes_of(package: str, base: type[Kind]) -> dict[str, type[Kind]]:
             if not isinstance(name, str):
                 raise SurgeonError(f"{thing.__qualname__} has no name", where=module.__name__)
             if name in found:
-                raise SurgeonError(f"the name {name!r} is used twice", where=f"{module.__name__}, {found[name].__module__}")
+                raise SurgeonError(
+                    f"the name {name!r} is used twice", where=f"{module.__name__}, {found[name].__module__}"
+                )
             found[name] = thing
     return found

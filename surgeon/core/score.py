@@ -1,7 +1,7 @@
 """A score: one number per layer, higher means more important, and everything that produced it.
 
-A kind of score declares the pass that feeds it and holds the mathematics; the engine in `surgeon/backend` runs each pass
-once for all kinds that asked. The protocols here are what passes hand to kinds; torch appears in annotations only.
+A kind of score declares the pass that feeds it and holds the mathematics; the engine in `surgeon/backend` runs each
+pass once for all kinds that asked. The protocols here are what passes hand to kinds; torch appears in annotations only.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Matrix(Protocol):
 class WeightsScore(ScoreKind, frozen=True, kw_only=True):
     """A score made of matrices, each seen once as it streams from disk.
 
-    Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`, returns
-    a small summary instead, and turns all summaries into scores at the end.
+    Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`,
+    returns a small summary instead, and turns all summaries into scores at the end.
     """
 
     needs = "weights"
@@ -83,7 +83,7 @@ class WeightsScore(ScoreKind, frozen=True, kw_only=True):
         raise NotImplementedError
 
     def layer(self, matrices: Mapping[str, float]) -> float:
-        """Return the score of a layer from those of its matrices by name within the layer: their mean, unless changed."""
+        """Return the score of a layer from those of its matrices, by name within it: their mean, unless changed."""
         return math.fsum(matrices.values()) / len(matrices) if matrices else 0.0
 
 
@@ -109,8 +109,8 @@ def paired_average(values: Sequence[float], base: Sequence[float]) -> Average:
 class Setting:
     """What an activations pass tells a score before it starts.
 
-    `targets_BT` holds, batch by batch, the label of each position: the token that follows, or -1 where none counts. `head`
-    returns the output embedding (vocabulary, width); `final_norm(batch, hidden)` applies the norm before it.
+    `targets_BT` holds, batch by batch, the label of each position: the token that follows, or -1 where none counts.
+    `head` returns the output embedding (vocabulary, width); `final_norm(batch, hidden)` applies the norm before it.
     """
 
     layers: int

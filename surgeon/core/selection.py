@@ -119,7 +119,9 @@ def parse_selection(raw: Any) -> Selection:
         return raw
     terms = tuple(_parse(raw))
     if len(terms) > 1 and any(isinstance(term, _Except) for term in terms):
-        raise SelectionError("`except` beside other terms has two meanings", allowed="except 0-3,7: everything but all of them")
+        raise SelectionError(
+            "`except` beside other terms has two meanings", allowed="except 0-3,7: everything but all of them"
+        )
     return Selection(terms, raw)
 
 
@@ -191,7 +193,9 @@ def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
         raise SelectionError(f"{head!r} needs `by: SCORE`", hint="`surgeon list scores` shows them")
     match = _RANKED.fullmatch(f"{head} {raw[head]} by {raw['by']}")
     if not match:
-        raise SelectionError(f"{head}: {raw[head]!r} by {raw['by']!r} is no count and score", allowed="lowest: 4 or lowest: 25%")
+        raise SelectionError(
+            f"{head}: {raw[head]!r} by {raw['by']!r} is no count and score", allowed="lowest: 4 or lowest: 25%"
+        )
     protect = raw.get("protect", ())
     protect = (protect,) if isinstance(protect, (str, int)) else protect
     data = raw.get("data")
@@ -223,10 +227,14 @@ def _resolve_range(term: _Positions, layers: Sequence[Layer]) -> Sequence[int]:
         places = {layer.original: position for position, layer in enumerate(layers) if layer.original is not None}
         gone = next((number for number in wanted if number not in places), None)
         if gone is not None:
-            raise SelectionError(f"original layer {gone} is not in the model at this step", allowed=spans(sorted(places)))
+            raise SelectionError(
+                f"original layer {gone} is not in the model at this step", allowed=spans(sorted(places))
+            )
         return [places[number] for number in wanted]
     if term.last >= len(layers):
-        raise SelectionError(f"{term.last} is out of range", allowed=f"the model has layers 0-{len(layers) - 1} at this step")
+        raise SelectionError(
+            f"{term.last} is out of range", allowed=f"the model has layers 0-{len(layers) - 1} at this step"
+        )
     return wanted
 
 
@@ -251,7 +259,9 @@ def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranke
 def _finite(score: Score, layers: Sequence[Layer]) -> list[float]:
     for layer in layers:
         if not math.isfinite(score.values.get(layer.key, math.nan)):
-            raise SelectionError(f"{score.name} has no value for layer {layer.key}", hint="measure it on the model at this step")
+            raise SelectionError(
+                f"{score.name} has no value for layer {layer.key}", hint="measure it on the model at this step"
+            )
     return [score.values[layer.key] for layer in layers]
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class DeviationCollector:
     """Keeps for every labelled token how far each latent space h_0 … h_L (before the final norm) is from its label.
 
-    The deviation is 1 - cos(h, s_y) with the semantic basis s_y = w_y W+ of the label y: a row of the output embedding W
-    times its pseudo-inverse, found from one width x width solve in float64. The formulas of the layer-freezing paper are
-    not public; this is our reading of it.
+    The deviation is 1 - cos(h, s_y) with the semantic basis s_y = w_y W+ of the label y: a row of the output
+    embedding W times its pseudo-inverse, found from one width x width solve in float64. The formulas of the
+    layer-freezing paper are not public; this is our reading of it.
     """
 
     def __init__(self, setting: Setting, *, normed: bool) -> None:
@@ -27,7 +27,7 @@ class DeviationCollector:
         self._seen: dict[int, list[list[float]]] = {}
         self._targets_BT = setting.targets_BT
         head_VD = setting.head().detach().double()
-        labels = torch.cat([targets_BT[targets_BT >= 0] for targets_BT in setting.targets_BT]).unique()
+        labels = torch.unique(torch.cat([targets_BT[targets_BT >= 0] for targets_BT in setting.targets_BT]))
         basis_ND = torch.linalg.solve(head_VD.T @ head_VD, head_VD[labels].T).T
         self._basis_ND = torch.nn.functional.normalize(basis_ND, dim=-1).float()
         self._rows = {int(label): row for row, label in enumerate(labels.tolist())}

@@ -16,8 +16,8 @@ _SIGMAS = 3.0
 class ActivationOverlap(InputsScore, frozen=True, kw_only=True):
     """The share of right singular vectors that overlap an eigenvector of the input covariance more than chance allows.
 
-    O_k = max over j of |v_k . f_j|; the absolute value, since the sign of either vector means nothing. Chance is the mean
-    plus three standard deviations of the same maximum over random unit vectors.
+    O_k = max over j of |v_k . f_j|; the absolute value, since the sign of either vector means nothing. Chance is the
+    mean plus three standard deviations of the same maximum over random unit vectors.
     """
 
     name = "activation_overlap"
@@ -39,7 +39,7 @@ def overlaps(weight: Tensor, covariance: Tensor) -> Tensor:
 
     _, _, right_KD = torch.linalg.svd(weight.double(), full_matrices=False)
     _, directions_DJ = torch.linalg.eigh(covariance)
-    return (right_KD @ directions_DJ).abs().amax(dim=1)
+    return torch.amax((right_KD @ directions_DJ).abs(), dim=1)
 
 
 def chance(width: int) -> tuple[float, float]:

@@ -27,7 +27,9 @@ class BlockRemoval(SweepScore, frozen=True, kw_only=True):
     def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
         """Return the whole model, and the model without each run; something must stay."""
         whole = tuple(Visit(layer) for layer in range(layers))
-        runs = {f"without {first}+{length}": whole[:first] + whole[first + length :] for length, first in self._runs(layers)}
+        runs = {
+            f"without {first}+{length}": whole[:first] + whole[first + length :] for length, first in self._runs(layers)
+        }
         return {"base": whole, **runs}
 
     def _runs(self, layers: int) -> list[tuple[int, int]]:
@@ -37,7 +39,10 @@ class BlockRemoval(SweepScore, frozen=True, kw_only=True):
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return the differences to the whole model, sequence by sequence."""
         base = losses["base"]
-        rises = {(length, first): paired_average(losses[f"without {first}+{length}"], base) for length, first in self._runs(layers)}
+        rises = {
+            (length, first): paired_average(losses[f"without {first}+{length}"], base)
+            for length, first in self._runs(layers)
+        }
         lengths = sorted({length for length, _ in rises})
         return Finished(
             values={first: rise for (length, first), rise in rises.items() if length == 1},

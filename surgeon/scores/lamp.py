@@ -35,7 +35,8 @@ class Lamp(WeightsScore, frozen=True, kw_only=True):
     def matrix(self, matrix: Matrix) -> Tensor:
         """Return the histogram of log10 LAMP scores, from 1e-16 to 1.
 
-        Weights are counted by magnitude, which bfloat16 has 32768 of, instead of sorted; wider dtypes are rounded to it.
+        Weights are counted by magnitude, which bfloat16 has 32768 of, instead of sorted; wider dtypes are rounded to
+        it.
         """
         import torch
 

@@ -36,7 +36,8 @@ class PowerLawAlpha(WeightsScore, frozen=True, kw_only=True):
 def fit_exponent(ascending: Tensor) -> float:
     """Return the maximum-likelihood exponent of the tail whose Kolmogorov-Smirnov distance is smallest.
 
-    `ascending` are positive values in float64. All tail starts are tried at once, so memory is quadratic in their number.
+    `ascending` are positive values in float64. All tail starts are tried at once, so memory is quadratic in their
+    number.
     """
     import torch
 

@@ -81,8 +81,8 @@ def edges(long: int, short: int) -> tuple[float, float]:
 def median_of_bulk(ratio: float) -> float:
     """Return the median of the Marchenko-Pastur law of unit variance for `ratio` = short / long in (0, 1].
 
-    The density sqrt((high - x)(x - low)) / (2 pi ratio x) is summed over x = middle - half cos(t), which makes it smooth
-    at both edges.
+    The density sqrt((high - x)(x - low)) / (2 pi ratio x) is summed over x = middle - half cos(t), which makes it
+    smooth at both edges.
     """
     root = math.sqrt(ratio)
     low, high = (1 - root) ** 2, (1 + root) ** 2

@@ -22,7 +22,9 @@ class SemanticDeviation(ActivationsScore, frozen=True, kw_only=True):
     cost = "one forward, and one width x width solve"
     paper = "Semantic-based Layer Freezing, arXiv:2406.11753; basis: Vocabulary-Defined Semantics, arXiv:2401.16184"
 
-    state: Annotated[Literal["raw", "normed"], msgspec.Meta(description="hidden state as it is, or through the final norm")] = "raw"
+    state: Annotated[
+        Literal["raw", "normed"], msgspec.Meta(description="hidden state as it is, or through the final norm")
+    ] = "raw"
 
     def collector(self, setting: Setting) -> Collector:
         """Measure the deviation before every layer."""

@@ -22,8 +22,8 @@ class SemanticGain(ActivationsScore, frozen=True, kw_only=True):
     """How much a layer brings the hidden state nearer to the label: deviation before minus deviation after.
 
     The paper freezes everything up to the layer of the largest gain. The last layers are left out of that choice: their
-    gain is the largest of all in small models, and freezing up to them would freeze everything. `end_of_freezing` in the
-    details is the choice, with a bootstrap interval over sequences and the histogram of per-token choices.
+    gain is the largest of all in small models, and freezing up to them would freeze everything. `end_of_freezing` in
+    the details is the choice, with a bootstrap interval over sequences and the histogram of per-token choices.
     """
 
     name = "semantic_gain"
@@ -32,8 +32,12 @@ class SemanticGain(ActivationsScore, frozen=True, kw_only=True):
     cost = "one forward, and one width x width solve"
     paper = "Semantic-based Layer Freezing, arXiv:2406.11753; the formula is our reading of it"
 
-    state: Annotated[Literal["raw", "normed"], msgspec.Meta(description="hidden state as it is, or through the final norm")] = "raw"
-    gain: Annotated[Literal["difference", "log"], msgspec.Meta(description="difference of deviations, or of logarithms")] = "difference"
+    state: Annotated[
+        Literal["raw", "normed"], msgspec.Meta(description="hidden state as it is, or through the final norm")
+    ] = "raw"
+    gain: Annotated[
+        Literal["difference", "log"], msgspec.Meta(description="difference of deviations, or of logarithms")
+    ] = "difference"
     leave_out: Annotated[int, msgspec.Meta(ge=0, description="last layers that freezing may not end at")] = 1
     train_at_most: Annotated[int | None, msgspec.Meta(ge=1, description="budget: layers that may be trained")] = None
 
@@ -66,8 +70,10 @@ class _Gain(DeviationCollector):
         votes = Counter(max(allowed, key=lambda layer: tokens[layer][token]) for token in range(len(tokens[chosen])))
         details = {
             **super().finish().details,
-            "end_of_freezing": chosen, "interval": [low, high], "votes": {str(layer): votes[layer] for layer in allowed},
-        }  # fmt: skip
+            "end_of_freezing": chosen,
+            "interval": [low, high],
+            "votes": {str(layer): votes[layer] for layer in allowed},
+        }
         return Finished(details=details)
 
 
