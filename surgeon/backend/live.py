@@ -117,7 +117,7 @@ def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:
 
 def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
     """Give every submodule the edited config it belongs to; return what each had before."""
-    old = model.config
+    old: Any = model.config
     new = type(old).from_dict(plain)
     pairs = {id(old): new}
     for name, part in vars(old).items():
