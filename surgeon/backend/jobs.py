@@ -51,6 +51,13 @@ def _score(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[
     return score_job(args, read_draft, emit, cancelled)
 
 
+def _ablate(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.ablation import ablate_job
+    from surgeon.backend.running import read_draft
+
+    return ablate_job(args, read_draft, emit, cancelled)
+
+
 def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
     from surgeon.backend.running import run_job
 
@@ -70,4 +77,4 @@ def _demo(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[s
     return {"path": str(fetch_demo(emit, cancelled))}
 
 
-_JOBS = {"score": _score, "run": _run, "verify": _verify, "demo": _demo}
+_JOBS = {"score": _score, "ablate": _ablate, "run": _run, "verify": _verify, "demo": _demo}

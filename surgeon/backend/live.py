@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.backend.matrices import truncate
 from surgeon.backend.streaming import weights_of, without_hooks
 from surgeon.backend.tensors import mean_of
-from surgeon.core.draft import Draft, Identity, Original, Source, base_tensors
-from surgeon.core.plan import compile_config
+from surgeon.core.draft import Draft, Identity, Original, Source, Truncated, base_tensors
+from surgeon.core.plan import compile_config, truncated_pieces
 from surgeon.core.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
@@ -95,6 +96,13 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                 role = structure.role(name)
                 if role in ways:
                     parameter.fill_(ways[role])
+        return module
+    if isinstance(source, Truncated):
+        module = _build(structure, stack, source.of, base)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                pieces = truncated_pieces(structure, stack, source, name, tuple(parameter.shape))
+                truncate(parameter.data, pieces, source.how)
         return module
     module = _build(structure, stack, source.left, base)
     right = dict(_build(structure, stack, source.right, base).state_dict())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from surgeon.core.draft import Truncation
+from surgeon.core.pieces import Piece, pieces_of
 from surgeon.core.structure import Structure
-from surgeon.errors import ArchitectureError
 
 
 class StoredMatrix:
@@ -48,36 +49,53 @@ def matrices_of(
         for expert, one in enumerate(weight.flatten(0, -3)):
             yield f"{suffix}[{expert}]", StoredMatrix(one)
         return
-    role = structure.role(suffix)
-    parts = structure.family.fused.get(role)
-    if parts is None:
-        yield suffix, StoredMatrix(weight)
-        return
-    transposed = role in structure.family.transposed
-    rows = weight.T if transposed else weight
-    for part, piece in zip(parts, _split(rows, parts, structure, config, suffix), strict=True):
-        yield f"{suffix}[{part}]", StoredMatrix(piece.T if transposed else piece)
+    pieces = pieces_of(structure, config, suffix, tuple(weight.shape))
+    for piece in pieces:
+        name = f"{suffix}[{piece.role}]" if len(pieces) > 1 else suffix
+        yield name, StoredMatrix(cut(weight, piece))
 
 
-def _split(
-    rows: torch.Tensor, parts: tuple[str, ...], structure: Structure, config: Mapping[str, Any], suffix: str
-) -> list[torch.Tensor]:
-    if len(parts) == 2:
-        return list(rows.chunk(2))
-    heads = _first(config, "num_attention_heads", "n_head")
-    groups = _first(config, "num_key_value_heads") or heads
-    if not heads or not groups or rows.shape[0] % (heads + 2 * groups):
-        raise ArchitectureError(
-            f"has {rows.shape[0]} rows, which {heads} query and {groups} key-value heads do not divide",
-            where=suffix,
-            hint="scores of this matrix's parts cannot be told apart",
-        )
-    head = rows.shape[0] // (heads + 2 * groups)
-    if structure.family.fused_by_head:
-        by_head = rows.reshape(heads, 3, head, -1)
-        return [by_head[:, part].reshape(heads * head, -1) for part in range(3)]
-    return list(torch.split(rows, [heads * head, groups * head, groups * head]))
+def cut(weight: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """Return one matrix of a stored weight; a view where it is one run."""
+    runs = [weight.narrow(piece.axis, start, stop - start) for start, stop in piece.runs]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=piece.axis)
 
 
-def _first(config: Mapping[str, Any], *keys: str) -> int:
-    return next((int(config[key]) for key in keys if isinstance(config.get(key), int)), 0)
+def put_back(weight: torch.Tensor, piece: Piece, matrix: torch.Tensor) -> None:
+    """Write a matrix over the part of a stored weight that it was cut from."""
+    at = 0
+    for start, stop in piece.runs:
+        weight.narrow(piece.axis, start, stop - start).copy_(matrix.narrow(piece.axis, at, stop - start))
+        at += stop - start
+
+
+def zero_directions(weight: torch.Tensor, gone: slice | torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return the matrix without some of its singular directions, and the share of energy that went with them.
+
+    Computed in float64 and rounded once to the matrix's dtype. `gone` indexes singular values, largest first.
+    """
+    left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    kept = values.clone()
+    kept[gone] = 0
+    energy = values.square().sum()
+    lost = float(1 - kept.square().sum() / energy) if energy > 0 else 0.0
+    return ((left * kept) @ right).to(weight.dtype), lost
+
+
+def truncate(weight: torch.Tensor, pieces: Sequence[Piece], how: Truncation) -> None:
+    """Zero singular directions of some matrices of a weight, in place; of every expert where they are stacked."""
+    for one in weight.flatten(0, -3) if weight.dim() > 2 else (weight,):
+        for piece in pieces:
+            matrix = cut(one, piece)
+            rank = min(matrix.shape)
+            gone = torch.zeros(rank, dtype=torch.bool)
+            for number in how.deciles:
+                gone[decile(rank, number)] = True
+            if how.rank is not None:
+                gone[how.rank :] = True
+            put_back(one, piece, zero_directions(matrix, gone)[0])
+
+
+def decile(rank: int, number: int) -> slice:
+    """Return which singular values are in a decile; 1 holds the largest tenth, 10 the smallest."""
+    return slice(round(rank * (number - 1) / 10), round(rank * number / 10))

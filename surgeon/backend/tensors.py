@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from surgeon.backend.matrices import truncate
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.dtypes import FLOATS
-from surgeon.core.plan import Copy, Expression, Fill, PlannedTensor
+from surgeon.core.plan import Copy, Expression, Fill, PlannedTensor, TruncatedOf
 from surgeon.errors import ArchitectureError
 
 DTYPES = {
@@ -59,6 +60,10 @@ class TensorReader:
             return self.read(expression.tensor)
         if isinstance(expression, Fill):
             return torch.full(shape, expression.value, dtype=DTYPES[dtype])
+        if isinstance(expression, TruncatedOf):
+            weight = self.evaluate(expression.of, dtype, shape).clone()
+            truncate(weight, expression.pieces, expression.how)
+            return weight
         left = self.evaluate(expression.left, dtype, shape)
         right = self.evaluate(expression.right, dtype, shape)
         return mean_of(left, right)

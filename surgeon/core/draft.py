@@ -35,7 +35,24 @@ class Identity:
     of: Source
 
 
-Source = Original | Mean | Identity
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Which singular directions of a matrix go: all beyond `rank`, or tenths; 1 is the largest, 10 the smallest."""
+
+    deciles: tuple[int, ...] = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """A layer's weights with singular directions of the matrices of some roles set to zero."""
+
+    of: Source
+    roles: frozenset[str]
+    how: Truncation
+
+
+Source = Original | Mean | Identity | Truncated
 
 
 @dataclass(frozen=True, slots=True)

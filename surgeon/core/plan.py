@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Draft, Identity, Layer, Lora, Original, Source, base_tensors
+from surgeon.core.draft import Draft, Identity, Layer, Lora, Original, Source, Truncated, Truncation, base_tensors
 from surgeon.core.dtypes import FLOATS
+from surgeon.core.pieces import Piece, pieces_of
 from surgeon.core.structure import OTHER, Stack, Structure
 from surgeon.errors import ArchitectureError
 
@@ -39,7 +40,16 @@ class MeanOf:
     right: Expression
 
 
-Expression = Copy | Fill | MeanOf
+@dataclass(frozen=True, slots=True)
+class TruncatedOf:
+    """A weight without some singular directions of some of the matrices it holds; of each expert's, where stacked."""
+
+    of: Expression
+    pieces: tuple[Piece, ...]
+    how: Truncation
+
+
+Expression = Copy | Fill | MeanOf | TruncatedOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class Plan:
     @property
     def needs_arithmetic(self) -> bool:
         """Whether any tensor is calculated rather than copied or filled."""
-        return any(isinstance(tensor.source, MeanOf) for tensor in self.tensors)
+        return any(isinstance(tensor.source, (MeanOf, TruncatedOf)) for tensor in self.tensors)
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -169,6 +179,8 @@ def _express(structure: Structure, stack: Stack, source: Source, suffix: str) ->
     if isinstance(source, Identity):
         constant = _silenced(structure, stack, source, suffix)
         return _express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
+    if isinstance(source, Truncated):
+        return _truncated(structure, stack, source, suffix)
     left = _express(structure, stack, source.left, suffix)
     right = _express(structure, stack, source.right, suffix)
     if left == right:
@@ -184,6 +196,37 @@ def _express(structure: Structure, stack: Stack, source: Source, suffix: str) ->
     return MeanOf(left, right)
 
 
+def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
+    inner = _express(structure, stack, source.of, suffix)
+    model = base_tensors(source, stack)[suffix]
+    pieces = truncated_pieces(structure, stack, source, suffix, model.shape)
+    if not pieces or isinstance(inner, Fill):
+        return inner
+    if model.dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {model.dtype}, of which no singular values can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
+            hint="dequantise the checkpoint first",
+        )
+    return TruncatedOf(inner, pieces, source.how)
+
+
+def truncated_pieces(
+    structure: Structure, stack: Stack, source: Truncated, suffix: str, shape: tuple[int, ...]
+) -> tuple[Piece, ...]:
+    """Return the matrices of one tensor that a truncation means; a fused weight by its own role or by a part's."""
+    if len(shape) < 2:
+        return ()
+    role = structure.role(suffix)
+    if len(shape) > 2:
+        return (Piece(role, 0, ((0, shape[-2]),)),) if role in source.roles else ()
+    if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
+        return ()
+    pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
+    return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
+
+
 def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
     role = structure.role(suffix)
     if role == OTHER:
@@ -193,8 +236,8 @@ def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str)
 
 
 def _first_leaf(expression: Expression, own_name: str) -> str:
-    while isinstance(expression, MeanOf):
-        expression = expression.left
+    while isinstance(expression, (MeanOf, TruncatedOf)):
+        expression = expression.left if isinstance(expression, MeanOf) else expression.of
     return expression.tensor.name if isinstance(expression, Copy) else own_name
 
 

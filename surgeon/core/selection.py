@@ -2,9 +2,9 @@
 
 As text, terms separated by commas: `0-3`, `7`, `all`, `first`, `first 2`, `last`, `last 4`, `inserted`,
 `original 21-24`, `lowest 4 by block_influence`, `highest 25% by weight_norm`, `block 4 by block_influence`
-(adjacent layers with the lowest sum), and `except TERMS` in front of everything. In YAML also as a list, or as a
-mapping such as `{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. Positions count from 0 in the
-model at that step; `original` positions count in the base.
+(adjacent layers: the lowest run where the score measures runs, else the lowest sum), and `except TERMS` in front of
+everything. In YAML also as a list, or as a mapping such as `{lowest: 4, by: block_influence, data: docs,
+protect: [first, last]}`. Positions count from 0 in the model at that step; `original` positions count in the base.
 """
 
 from __future__ import annotations
@@ -251,7 +251,10 @@ def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranke
         starts = [start for start in range(len(layers) - count + 1) if not protected & set(range(start, start + count))]
         if not starts:
             raise SelectionError(f"no {count} adjacent layers are free of protected ones")
-        start = min(starts, key=lambda start: math.fsum(values[start : start + count]))
+        runs = scores[term].blocks.get(count) or [
+            math.fsum(values[at : at + count]) for at in range(len(layers) - count + 1)
+        ]
+        start = min(starts, key=lambda start: runs[start])
         return range(start, start + count)
     return sorted(free, key=lambda position: values[position], reverse=term.order == "highest")[:count]
 
