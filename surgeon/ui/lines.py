@@ -73,7 +73,6 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
             return Strip.blank(width, under)
         line = self.lines[at]
         segments = [
-            Segment(text, under + style if style else under)
-            for text, style, _ in line.render(self.app.console, end="")
+            Segment(text, under + style if style else under) for text, style, _ in line.render(self.app.console, end="")
         ]
         return Strip(segments).adjust_cell_length(width, under)
