@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -61,6 +62,12 @@ class SurgeonApp(App[int]):
                 "warning",
             )
 
+    def on_ready(self) -> None:
+        """Collect garbage again, but never what was loaded to get here: that alone would be a pause of milliseconds."""
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+
     def _signalled(self, number: signal.Signals) -> None:
         self.exit(128 + number)
 
@@ -112,6 +119,7 @@ def run_app(
             allowed="a terminal that is not `dumb`",
             hint="`surgeon --help` lists what works without one",
         )
+    gc.disable()  # until the first paint, which it would delay by a tenth
     app = SurgeonApp(session, worker, data, device, dtype)
     try:
         app.run()

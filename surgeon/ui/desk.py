@@ -74,7 +74,7 @@ class Desk:
             return await self.client.run(job, args, revision)
         except SurgeonError as error:
             if isinstance(error, WorkerError) and not self.client.alive:
-                self.crash = f"the worker {error.what}" + (f" · {error.hint}" if error.hint else "")
+                self.crash = f"worker {error.what}"
             self.log.append(str(error))
             raise
         finally:

@@ -82,11 +82,12 @@ class Errands:
         self.screen.show()
 
     def _failed(self, title: str, error: SurgeonError) -> None:
-        kept = " · what had arrived stays" if self.room.columns else ""
+        kept = "what has arrived stays" if self.room.columns else ""
         if isinstance(error, Cancelled):
-            self.room.say(f"cancelled: {title}{kept}", "warning")
+            self.room.say(f"cancelled: {title}\n{kept}", "warning")
         elif self.desk.crash is not None:
-            self.room.say(f"the worker {error.what}: {title} is not finished{kept}\nthe recipe is untouched", "bad")
+            more = " · ".join(part for part in (kept, "the recipe is untouched", error.hint) if part)
+            self.room.say(f"the worker {error.what}: {title} is not finished\n{more}", "bad")
         else:
             self.room.say(f"{title} failed", "bad")
             self._show_error(title, error)
@@ -122,8 +123,8 @@ class Errands:
         """Ask which scores and on what data."""
         from surgeon.ui.score_dialog import ScoreDialog
 
-        surgeon = self.screen.surgeon
-        self.screen.app.push_screen(ScoreDialog(surgeon.data, set(self.room.board.columns)), self._score_wished)
+        dialog = ScoreDialog(self.screen.surgeon.data, set(self.room.board.columns))
+        self.screen.app.push_screen(dialog, self._score_wished)
 
     def _score_wished(self, wish: ScoreWish | None) -> None:
         if wish is not None:

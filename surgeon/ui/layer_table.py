@@ -42,6 +42,7 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
         self.room = room
         self._builds: dict[object, dict[str, int]] = {}
         self._shape: Shape | None = None
+        self._ground = Style.null()
 
     @property
     def looks(self) -> Looks:
@@ -116,10 +117,15 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
 
     # ── painting ──
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Work out the ground colour once for all lines of one painting; Textual would do it for each."""
+        self._ground = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """Paint the line at `y` of what is in view."""
         width = self.size.width
-        base = self.rich_style
+        base = self._ground
         if y == 0:
             return self._strip(list(self._header()), base + self.looks.on_raised, width)
         place = y - 1 + self.scroll_offset.y
