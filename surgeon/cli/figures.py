@@ -69,5 +69,5 @@ def _scaled(number: int, units: Sequence[str], gap: str) -> str:
         scaled, unit = scaled / _STEP, unit + 1
     if unit == 0:
         return f"{number}{gap}{units[0]}".rstrip()
-    digits = 2 if abs(scaled) < 10 and not gap else 1  # noqa: PLR2004 - one digit before the point
+    digits = 2 if abs(scaled) < 10 and not gap else 1
     return f"{scaled:.{digits}f}{gap}{units[unit]}"
