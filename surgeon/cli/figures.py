@@ -37,7 +37,7 @@ def value_text(value: Any) -> str:
 
 def setting_text(value: Any) -> str:
     """Write a config value on one line, long ones shortened; a list that was long says how many entries it has."""
-    text = msgspec.json.encode(value).decode()
+    text = msgspec.json.encode(value, enc_hook=str).decode()
     if len(text) <= _LONGEST:
         return text
     many = f" ({len(value)} entries)" if isinstance(value, (list, dict)) else ""
@@ -60,7 +60,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
 
 
 def _scaled(number: int, units: Sequence[str], gap: str) -> str:

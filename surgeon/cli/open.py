@@ -40,7 +40,9 @@ def open_model(context: click.Context, model: str, recipe: Path | None = None, *
     session = Session.open(model, recipe)
     from surgeon.ui.app import run_app
 
-    run_app(session, **settings)
+    status = run_app(session, **settings)
+    if status:
+        context.exit(status)
 
 
 def reads_keys() -> bool:

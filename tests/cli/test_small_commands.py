@@ -84,9 +84,10 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """A terminal, and an interface that only notes what it was opened with."""
     calls: list[tuple[Any, dict[str, Any]]] = []
 
-    def run_app(session: Any, **settings: Any) -> None:
+    def run_app(session: Any, **settings: Any) -> int:
         calls.append((session, settings))
         session.close()
+        return 4 if settings.get("data") == "fail" else 0
 
     stand_in = types.ModuleType("surgeon.ui.app")
     stand_in.run_app = run_app  # type: ignore[attr-defined]
@@ -103,6 +104,10 @@ def test_a_model_is_opened_in_the_interface(run: Run, model: str, opened: list[A
     for session, settings in opened:
         assert session.model == model
         assert settings == {"worker": "far", "data": "d.txt", "device": "cpu", "dtype": "float16"}
+
+
+def test_the_exit_status_is_the_interfaces(run: Run, model: str, opened: list[Any]) -> None:
+    assert run(model, "--data", "fail").exit_code == 4
 
 
 def test_a_recipe_alone_names_its_model(run: Run, recipe: Path, model: str, opened: list[Any]) -> None:
