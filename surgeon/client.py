@@ -43,6 +43,7 @@ class WorkerClient:
         self._reader: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._greeted: asyncio.Future[None] | None = None
+        self._starting = asyncio.Lock()
         self._next = 1
 
     @property
@@ -61,9 +62,13 @@ class WorkerClient:
         Raises:
             WorkerError: the command cannot be started, ends at once, or speaks another protocol.
         """
-        if self.alive and self._greeted is not None:
+        async with self._starting:
+            if not self.alive:
+                await self._launch()
+            assert self._greeted is not None
             await asyncio.shield(self._greeted)
-            return
+
+    async def _launch(self) -> None:
         if self._reader is not None:  # the last words of the one before must not be taken for this one's
             self._signal(signal.SIGKILL)
             await self._reader
@@ -78,7 +83,6 @@ class WorkerClient:
             raise WorkerError(f"cannot be started: {error.strerror}", where=shlex.join(self.command)) from error
         self._greeted = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(self._process))
-        await self._greeted
 
     async def submit(self, job: str, args: Mapping[str, Any], revision: int = 0) -> int:
         """Send a job, starting the worker if need be, and return its id."""
@@ -135,7 +139,8 @@ class WorkerClient:
         await self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._reader is not None and not self._reader.done():
+        reading = self._reader is not None and not self._reader.done()
+        if self._process is not None and (reading or self._process.returncode is None):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
@@ -180,7 +185,9 @@ class WorkerClient:
             self._greeted.set_result(None)
         else:
             version = event.body.get("version")
-            self._greeted.set_exception(WorkerError(f"speaks another protocol (surgeon {version})", where=shlex.join(self.command)))
+            self._greeted.set_exception(
+                WorkerError(f"speaks another protocol (surgeon {version})", where=shlex.join(self.command))
+            )
 
     def _ended(self, code: int, broken: WorkerError | None) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
@@ -247,9 +254,11 @@ async def _run_there(job: str, args: Mapping[str, Any], on_event: OnEvent, worke
     client = WorkerClient(on_event, worker)
     loop = asyncio.get_running_loop()
 
+    asked: list[asyncio.Task[None]] = []
+
     def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        loop.create_task(client.cancel())  # noqa: RUF006 - the loop ends with the job
+        politely = client.busy and not asked
+        asked.append(loop.create_task(client.cancel() if politely else client.kill()))
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     try:

@@ -292,6 +292,11 @@ def command_line(step: Step, model: str) -> str:
     words = ["surgeon", step.operation.name.replace("_", "-"), model]
     for name, value in plain.items():
         words += [f"--{name.replace('_', '-')}", option_text(value)]
+    ranked = next((one for one in step.operation.ranked() if one.data or one.protect), None)
+    if ranked is not None and ranked.data:
+        words += ["--data", ranked.data]
+    if ranked is not None and ranked.protect:
+        words += ["--protect", ",".join(map(str, ranked.protect))]
     return " ".join(map(shlex.quote, words))
 
 

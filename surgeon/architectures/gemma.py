@@ -1,26 +1,65 @@
-"""Gemma 2 and 3: norms before and after each sublayer that multiply by 1 + w; sliding and full attention in turn."""
+"""Gemma: norms that multiply by 1 + w, from Gemma 2 on also after each sublayer; sliding and full attention in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
-from surgeon.core.layer_fields import EachLayer
+from surgeon.architectures.positions import FULL, every
+from surgeon.architectures.shared import SANDWICH, post_norms
+from surgeon.core.layer_counts import LastCount
+from surgeon.core.layer_fields import Config, Derived, EachLayer, LayerField
+from surgeon.core.layer_ties import Borrows
 from surgeon.core.structure import Family, Silence
 
-
-def _alternating(config: Mapping[str, Any], count: int) -> Sequence[str]:
-    period = 2 if config.get("model_type") == "gemma2" else config.get("sliding_window_pattern", 6)
-    return ["sliding_attention" if (index + 1) % period else "full_attention" for index in range(count)]
+_SLICES = (r"embed_tokens_per_layer\.", r"per_layer_model_projection\.")
 
 
-FAMILY = Family(
-    model_types=("gemma2", "gemma3", "gemma3_text"),
-    roles=(
-        (r"post_attention_layernorm\.weight", "norm.post_attention"),
-        (r"pre_feedforward_layernorm\.weight", "norm.mlp"),
-        (r"post_feedforward_layernorm\.weight", "norm.post_mlp"),
+def _shared_kv(layer_types: Derived, default: int) -> tuple[LayerField, ...]:
+    """The last layers use the keys and values of the last layer of their kind that has its own."""
+
+    def lenders(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
+        own = count - (config.get("num_kv_shared_layers") or (default if "num_kv_shared_layers" not in config else 0))
+        kinds = config.get("layer_types") or layer_types(config, count) or [FULL] * count
+        return [(kind, index >= own) for index, kind in enumerate(kinds)]
+
+    return LastCount("num_kv_shared_layers", default), Borrows("shared keys and values", "num_kv_shared_layers", lenders)
+
+
+def _sparse_start(config: Config, count: int) -> Sequence[float]:
+    del config
+    number = 10 if count > 10 else 0  # noqa: PLR2004 - as the config class has it
+    return [0.95] * number + [0.0] * (count - number)
+
+
+def _sandwich(*types: str, value: float, fields: tuple[LayerField, ...], slices: tuple[str, ...] = ()) -> Family:
+    return Family(model_types=types, roles=SANDWICH, fields=fields, silences=post_norms(value), outside_slices=slices)
+
+
+_GEMMA3N = every(5)
+_GEMMA4 = every(6, last=FULL)
+
+FAMILIES = (
+    Family(model_types=("gemma",)),
+    _sandwich("gemma2", value=-1.0, fields=(EachLayer("layer_types", every(2)),)),
+    Family(model_types=("vaultgemma",), fields=(EachLayer("layer_types", every(2)),)),
+    _sandwich(
+        "gemma3", "gemma3_text", value=-1.0,
+        fields=(EachLayer("layer_types", every(6, "sliding_window_pattern"), ("sliding_window_pattern",)),),
     ),
-    fields=(EachLayer("layer_types", derived=_alternating),),
-    silences=((Silence("norm.post_attention", -1.0), Silence("norm.post_mlp", -1.0)),),
-)
+    Family(
+        model_types=("gemma3n", "gemma3n_text"),
+        fields=(
+            EachLayer("layer_types", _GEMMA3N), EachLayer("activation_sparsity_pattern", _sparse_start), *_shared_kv(_GEMMA3N, 15),
+        ),
+        no_identity="its layers mix four streams with weights that no values of its tensors turn into an identity",
+        outside_slices=_SLICES,
+    ),
+    Family(
+        model_types=("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+        roles=SANDWICH,
+        fields=(EachLayer("layer_types", _GEMMA4, ends_with=FULL), *_shared_kv(_GEMMA4, 0)),
+        silences=((*post_norms()[0], Silence("norm.post_input")), *post_norms()),
+        outside_slices=_SLICES,
+    ),
+)  # fmt: skip
+

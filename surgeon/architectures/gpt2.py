@@ -3,7 +3,7 @@
 from surgeon.core.structure import Family
 
 FAMILY = Family(
-    model_types=("gpt2",),
+    model_types=("gpt2", "gpt-sw3"),
     transposed=frozenset({"attention.qkv", "attention.output", "mlp.up", "mlp.down"}),
     fused={"attention.qkv": ("attention.query", "attention.key", "attention.value")},
     in_memory=((r"^(h\.\d+|wte|wpe|ln_f)\.", r"transformer.\1."),),

@@ -1,9 +1,16 @@
 """GPT-NeoX and Pythia: attention and MLP in parallel, biases, query, key and value interleaved by head."""
 
+from surgeon.core.layer_counts import FixedEnds
 from surgeon.core.structure import Family
 
-FAMILY = Family(
-    model_types=("gpt_neox",),
-    fused={"attention.qkv": ("attention.query", "attention.key", "attention.value")},
-    fused_by_head=True,
+_FUSED = {"attention.qkv": ("attention.query", "attention.key", "attention.value")}
+
+FAMILIES = (
+    Family(model_types=("gpt_neox",), fused=_FUSED),
+    Family(
+        model_types=("gpt_neox_japanese",),
+        roles=((r"attention\.dense_bias", "attention.output"),),
+        fused=_FUSED,
+        fields=(FixedEnds("attention.dense_bias", last=1),),
+    ),
 )

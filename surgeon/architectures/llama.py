@@ -1,4 +1,4 @@
-"""Llama and the families built like it: pre-norm, separate or fused projections, one residual stream."""
+"""Llama and the families built like it: pre-norm, separate projections, one residual stream."""
 
 from surgeon.core.structure import Family
 

@@ -3,7 +3,7 @@
 from surgeon.core.structure import Family
 
 FAMILY = Family(
-    model_types=("phi3",),
+    model_types=("phi3", "phi4_multimodal"),
     fused={
         "attention.qkv": ("attention.query", "attention.key", "attention.value"),
         "mlp.gate_up": ("mlp.gate", "mlp.up"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,14 @@ from surgeon.core.plan import Adapter, Plan
 from surgeon.errors import ArchitectureError
 
 NAME = "default"
+
+
+@contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Keep to ourselves what PEFT calls in transformers that will be gone one day: nobody here can mend it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 class Gate(nn.Module):
@@ -59,7 +69,8 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         rank_pattern={one.module: one.lora.rank for one in adapters if one.lora.rank != first.rank},
         alpha_pattern={one.module: one.lora.alpha for one in adapters if one.lora.alpha != first.alpha},
     )  # fmt: skip
-    peft_model = get_peft_model(model, config)
+    with without_deprecations():
+        peft_model = get_peft_model(model, config)
     layers = lora_layers(peft_model, adapters)
     for adapter, layer in zip(adapters, layers, strict=True):
         digest = hashlib.sha256(f"{seed}:{adapter.module}".encode()).digest()

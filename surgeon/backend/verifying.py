@@ -205,9 +205,12 @@ def check_adapter(model: torch.nn.Module, directory: Path) -> Check:
     from peft import PeftModel
     from safetensors.torch import load_file
 
+    from surgeon.backend.adapters import without_deprecations
+
     tokens_BT = _tokens(model, next(model.parameters()).device, 1, 16)
     before = model(input_ids=tokens_BT, use_cache=False).logits
-    adapted: Any = PeftModel.from_pretrained(model, str(directory))
+    with without_deprecations():
+        adapted: Any = PeftModel.from_pretrained(model, str(directory))
     after = adapted(input_ids=tokens_BT, use_cache=False).logits
     stored = load_file(directory / "adapter_model.safetensors")
     loaded = {name.replace(".default", ""): value for name, value in adapted.state_dict().items() if "lora_" in name}

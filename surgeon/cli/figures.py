@@ -37,7 +37,7 @@ def value_text(value: Any) -> str:
 
 def setting_text(value: Any) -> str:
     """Write a config value on one line, long ones shortened; a list that was long says how many entries it has."""
-    text = msgspec.json.encode(value).decode()
+    text = msgspec.json.encode(value, enc_hook=str).decode()
     if len(text) <= _LONGEST:
         return text
     many = f" ({len(value)} entries)" if isinstance(value, (list, dict)) else ""
@@ -60,7 +60,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
 
 
 def _scaled(number: int, units: Sequence[str], gap: str) -> str:
@@ -69,5 +69,5 @@ def _scaled(number: int, units: Sequence[str], gap: str) -> str:
         scaled, unit = scaled / _STEP, unit + 1
     if unit == 0:
         return f"{number}{gap}{units[0]}".rstrip()
-    digits = 2 if abs(scaled) < 10 and not gap else 1  # noqa: PLR2004 - one digit before the point
+    digits = 2 if abs(scaled) < 10 and not gap else 1
     return f"{scaled:.{digits}f}{gap}{units[unit]}"

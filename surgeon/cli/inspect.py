@@ -150,12 +150,12 @@ def _layers_table(report: Report, each: bool) -> str:
 
 
 def _alike(layers: Sequence[Report], each: bool) -> list[list[Report]]:
-    """Return runs of neighbours that differ in nothing but their position."""
+    """Return runs of neighbours that differ in nothing but their position and what is tied to it."""
     if each:
         return [[layer] for layer in layers]
 
     def look(layer: Report) -> Report:
-        return {key: value for key, value in layer.items() if key != "position"}
+        return {**layer, "position": None, "settings": _plain_settings(layer["settings"])}
 
     return [list(run) for _, run in groupby(layers, key=look)]
 
@@ -175,7 +175,13 @@ def _elements(tensor: Report) -> int:
     return count
 
 
+def _plain_settings(settings: Mapping[str, Any]) -> Report:
+    """Leave out what only says where in the base a layer stands; such values are tuples."""
+    return {key: value for key, value in settings.items() if not isinstance(value, tuple)}
+
+
 def _settings_text(settings: Mapping[str, Any]) -> str:
+    settings = _plain_settings(settings)
     return "  ".join(
         f"{key}={value if isinstance(value, str) else setting_text(value)}" for key, value in settings.items()
     )

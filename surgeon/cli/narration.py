@@ -16,7 +16,7 @@ _BAR_CELLS = 24
 
 def on_terminal(stream: Any) -> bool:
     """Whether a stream is a terminal that can redraw a line."""
-    return bool(stream.isatty()) and os.environ.get("TERM", "") != "dumb"
+    return bool(stream.isatty()) and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @dataclass

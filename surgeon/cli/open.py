@@ -34,13 +34,20 @@ def command(context: click.Context, /, model: str | None, recipe: Path | None, *
 
 def open_model(context: click.Context, model: str, recipe: Path | None = None, **settings: Any) -> None:
     """Open a model in the interface; where there is no terminal, show the help instead."""
-    if not on_terminal(sys.stdout) or not sys.stdin.isatty():
+    if not on_terminal(sys.stdout) or not reads_keys():
         _show_help(context)
         return
     session = Session.open(model, recipe)
     from surgeon.ui.app import run_app
 
-    run_app(session, **settings)
+    status = run_app(session, **settings)
+    if status:
+        context.exit(status)
+
+
+def reads_keys() -> bool:
+    """Whether a person can press keys: stdin is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _show_help(context: click.Context) -> None:

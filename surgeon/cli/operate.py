@@ -41,11 +41,11 @@ def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] 
     if order.dry_run:
         show_rehearsal(fold_recipe(recipe, order.where), order.as_json)
         return None
-    if order.out is None:
-        raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
     # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
     if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
         fold_recipe(recipe, order.where)
+    if order.out is None:
+        raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
     out = order.out.expanduser().absolute()
     if order.worker is None and out.exists():
         raise ExportError("is there already", where=str(out), allowed="a directory that does not exist yet")

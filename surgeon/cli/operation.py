@@ -156,10 +156,16 @@ def _reader(bare: Any) -> Any:
         if text is None or bare in (Selection, str):
             return text
         if (get_origin(bare) or bare) in (tuple, list) and not text.startswith("["):
-            return [part.strip() for part in text.split(",") if part.strip()]
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            return parts if _holds_words(bare) else list(map(parse_value, parts))
         return parse_value(text)
 
     return read
+
+
+def _holds_words(bare: Any) -> bool:
+    element = _bare_type(next(iter(get_args(bare)), str))
+    return element is str or get_origin(element) is Literal
 
 
 def _bare_type(kind: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Kinds of config fields that speak about layers, and how to turn each into per-layer values and back.
+"""Config fields that list something for each layer, and how to turn each into per-layer values and back.
 
 Before an edit every such field is read as one value per layer; a draft carries the value with the layer; after the
 edit the field is written from the values of the layers that are there. A kind that cannot express the result
-refuses by the field's name.
+refuses by the field's name. Counts and periods are in `layer_counts.py`, ties between layers in `layer_ties.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from typing import Any, Protocol
 from surgeon.errors import ArchitectureError
 
 Config = Mapping[str, Any]
+Derived = Callable[[Config, int], Sequence[Any] | None]
+
+REMOVED = object()
+"""Written in place of a value: the key is taken out of the config."""
 
 
 class LayerField(Protocol):
@@ -24,12 +28,17 @@ class LayerField(Protocol):
         """The config key it goes by."""
         ...
 
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Other keys that mean nothing once this one is written; they are taken out."""
+        ...
+
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return one value per layer, or None where the field says nothing in this config."""
         ...
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Return the config keys to set so that they say `values`; a key set to None is removed if it was absent.
+        """Return the config keys to set so that they say `values`; REMOVED takes a key out.
 
         Raises:
             ArchitectureError: the field cannot say it.
@@ -41,17 +50,23 @@ class LayerField(Protocol):
 class EachLayer:
     """A list with one entry per layer, such as `layer_types`.
 
-    `derived` gives the list that the model assumes when the key is absent, where that depends on the position; the
-    list is then written out, so that the layers that stay keep what they were.
+    derived: gives the list that the model assumes when the key is absent or empty, where that depends on the position;
+        the list is then written out, so that the layers that stay keep what they were.
+    replaces: keys that `derived` reads and that mean nothing beside a written list.
+    ends_with: what transformers forces the last entry to be.
+    needs: entries without which transformers refuses the config.
     """
 
     key: str
-    derived: Callable[[Config, int], Sequence[Any] | None] | None = None
+    derived: Derived | None = None
+    replaces: tuple[str, ...] = ()
+    ends_with: str | None = None
+    needs: tuple[str, ...] = ()
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return the list, or the derived one."""
         value = config.get(self.key)
-        if value is None:
+        if not value:
             value = self.derived(config, count) if self.derived else None
         if value is None:
             return None
@@ -61,82 +76,50 @@ class EachLayer:
                 f"has {length} entries, but there are {count} layers", where=f"config.json, {self.key}",
                 allowed="a list with one entry per layer", hint="the config and the weights disagree",
             )
-        return tuple(value)
+        return (*value[:-1], self.ends_with) if self.ends_with else tuple(value)
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write the list."""
-        del config
-        return {self.key: list(values)}
+        """Write the list, and take out what it replaces."""
+        if self.ends_with and values[-1] != self.ends_with:
+            raise ArchitectureError(
+                f"must end with {self.ends_with}: transformers forces it, and the last layer would be {values[-1]}",
+                where=f"config field {self.key}", allowed=f"edits after which a layer of {self.ends_with} is the last",
+                hint="keep the last layer where it is",
+            )
+        missing = [entry for entry in self.needs if entry not in values]
+        if missing:
+            raise ArchitectureError(
+                f"needs at least one {missing[0]}, or transformers refuses the config", where=f"config field {self.key}",
+                allowed=f"edits that leave a layer of each of {', '.join(self.needs)}", hint="keep one of them",
+            )
+        return {self.key: list(values), **dict.fromkeys((key for key in self.replaces if key in config), REMOVED)}
 
 
 @dataclass(frozen=True)
 class Indices:
-    """A list of the layers that are special, such as `mlp_only_layers`."""
+    """A list of the layers that are special, such as `mlp_only_layers`.
+
+    `default` is what the model assumes when the key is absent; `first` is the number of the first layer in it.
+    """
 
     key: str
+    default: tuple[int, ...] | None = None
+    first: int = 0
+    replaces: tuple[str, ...] = ()
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return True for the layers that the list names."""
         value = config.get(self.key)
+        value = self.default if value is None else value
         if value is None:
             return None
-        special = {index % count if index < 0 else index for index in value}
+        special = {index % count if index < 0 else index - self.first for index in value}
         return tuple(index in special for index in range(count))
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
         """Write the positions of the True values."""
         del config
-        return {self.key: [position for position, special in enumerate(values) if special]}
-
-
-@dataclass(frozen=True)
-class FirstCount:
-    """A number k: the first k layers are special, such as `first_k_dense_replace`."""
-
-    key: str
-
-    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return True for the first k layers."""
-        value = config.get(self.key)
-        if not isinstance(value, int):
-            return None
-        return tuple(index < value for index in range(count))
-
-    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write how many layers at the start are special."""
-        number = sum(map(bool, values))
-        if any(values[number:]):
-            stray = next(position for position in range(number, len(values)) if values[position])
-            raise ArchitectureError(
-                f"is a count of layers at the start, and cannot say that layer {stray} is one of them", where=f"config field {self.key}",
-                allowed=f"orders in which the first layers are those of the base's first {config.get(self.key)}",
-                hint="leave these layers in front, without others between them",
-            )
-        return {self.key: number}
-
-
-@dataclass(frozen=True)
-class LastCount:
-    """A number k: the last k layers are special, such as `num_kv_shared_layers`."""
-
-    key: str
-
-    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return True for the last k layers."""
-        value = config.get(self.key)
-        if not isinstance(value, int):
-            return None
-        return tuple(index >= count - value for index in range(count))
-
-    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write how many layers at the end are special."""
-        number = sum(map(bool, values))
-        if any(values[: len(values) - number]):
-            raise ArchitectureError(
-                "is a count of layers at the end, and cannot say that others follow them", where=f"config field {self.key}",
-                allowed="orders in which these layers stay last", hint="choose layers before them",
-            )
-        return {self.key: number}
+        return {self.key: [position + self.first for position, special in enumerate(values) if special]}
 
 
 @dataclass(frozen=True)
@@ -144,6 +127,7 @@ class Pattern:
     """A string with one character per layer, such as `hybrid_override_pattern`."""
 
     key: str
+    replaces: tuple[str, ...] = ()
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return the characters."""
@@ -164,25 +148,40 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class ByIndex:
-    """A switch that makes a layer's mathematics depend on its number, such as `scale_attn_by_inverse_layer_idx`.
-
-    While it is on, only edits that leave every layer its number can be expressed.
-    """
+class ByNumber:
+    """A mapping from layer numbers to what differs there, such as `per_layer_config`; other layers have no entry."""
 
     key: str
+    replaces: tuple[str, ...] = ()
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return the layers' numbers if the switch is on."""
-        return tuple(range(count)) if config.get(self.key) else None
+        """Return each layer's entry, or None."""
+        value = config.get(self.key)
+        if not isinstance(value, Mapping):
+            return None
+        entries = {int(number): entry for number, entry in value.items()}
+        return tuple(entries.get(index) for index in range(count))
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write nothing, if every layer kept its number."""
+        """Write the entries that are there."""
         del config
-        moved = [position for position, number in enumerate(values) if number != position]
-        if moved:
-            raise ArchitectureError(
-                f"makes a layer depend on its number, and layer {values[moved[0]]} would become {moved[0]}",
-                where=f"config field {self.key}", allowed="removing layers from the end", hint="nothing else can be expressed",
-            )
-        return {}
+        return {self.key: {str(position): entry for position, entry in enumerate(values) if entry is not None}}
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A list that is repeated until every layer has an entry, such as `block_types`; it is written out in full."""
+
+    key: str
+    default: tuple[Any, ...] | None = None
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return the entry of each layer."""
+        value = config.get(self.key) or self.default
+        return None if value is None else tuple(value[index % len(value)] for index in range(count))
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write one entry per layer."""
+        del config
+        return {self.key: list(values)}

@@ -6,13 +6,14 @@ This is the only place where positions become tensor names and per-layer setting
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.draft import Draft, Identity, Layer, Lora, Original, Source, Truncated, Truncation, base_tensors
 from surgeon.core.dtypes import FLOATS
+from surgeon.core.layer_fields import REMOVED, LayerField
 from surgeon.core.pieces import Piece, pieces_of
 from surgeon.core.structure import OTHER, Stack, Structure
 from surgeon.errors import ArchitectureError
@@ -86,6 +87,7 @@ class Plan:
     frozen: frozenset[str]
     inserted: tuple[str, ...]
     moved: bool
+    layer_counts: Mapping[str, int]
 
     @property
     def parameters(self) -> int:
@@ -132,24 +134,50 @@ def compile_plan(draft: Draft) -> Plan:
             if layer.inserted
         ),
         moved=draft.moved,
+        layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
     )
 
 
 def compile_config(draft: Draft) -> dict[str, Any]:
-    """Return the new config: the layer counts and every per-layer field rewritten, everything else as it was."""
+    """Return the new config: the layer counts and every per-layer field rewritten, everything else as it was.
+
+    Raises:
+        ArchitectureError: a field cannot say what the layers have become.
+    """
     config: dict[str, Any] = copy.deepcopy(dict(draft.structure.checkpoint.config))
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
+        settings = [layer.settings for layer in layers]
+        _refuse_sliced(draft, name)
+        if settings == list(stack.settings):
+            continue
         part = config
         for key in stack.config_path:
             part = part[key]
-        before = draft.structure.stack_config(stack)
-        if [layer.settings for layer in layers] == list(stack.settings):
-            continue
-        part[stack.count_key] = len(layers)
-        for field in stack.fields:
-            part.update(field.write([layer.settings[field.key] for layer in layers], before))
+        part.update((key, len(layers)) for key in stack.count_keys)
+        _write_fields(part, stack.fields, settings, draft.structure.stack_config(stack))
+        _write_fields(config, stack.root_fields, settings, draft.structure.checkpoint.config)
     return config
+
+
+def _write_fields(part: dict[str, Any], fields: Iterable[LayerField], settings: list[Mapping[str, Any]], before: Mapping[str, Any]) -> None:
+    for field in fields:
+        for key, value in field.write([setting[field.key] for setting in settings], before).items():
+            if value is REMOVED:
+                part.pop(key, None)
+            else:
+                part[key] = value
+
+
+def _refuse_sliced(draft: Draft, stack: str) -> None:
+    """Refuse an edit that tensors outside the layers would have to follow slice by slice."""
+    structure = draft.structure
+    base = [Original(index) for index in range(len(structure.stacks[stack].layers))]
+    if structure.sliced and [layer.source for layer in draft.stacks[stack]] != base:
+        raise ArchitectureError(
+            "holds one slice for each layer, and would have to be cut", where=f"tensor {structure.sliced[0]!r}",
+            allowed="freeze and masked_lora", hint="edits of such models cannot be expressed yet",
+        )
 
 
 def _outside(structure: Structure) -> Iterator[PlannedTensor]:

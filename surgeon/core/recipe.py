@@ -72,7 +72,7 @@ def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
 
 def step_to_builtins(step: Step) -> dict[str, Any]:
     """Return a step as plain data, defaults left out: the inverse of `step_of`."""
-    fields = msgspec.to_builtins(step.operation, enc_hook=_encode)
+    fields = built_in(msgspec.to_builtins(step.operation, enc_hook=_encode))
     plain: dict[str, Any] = {step.operation.name: fields}
     if step.resolved is not None:
         plain["resolved"] = {name: list(positions) for name, positions in step.resolved.items()}

@@ -33,13 +33,26 @@ class Silence:
 
 
 @dataclass(frozen=True)
+class StackRule:
+    """Layers that have a count of their own: what their prefix looks like, and the config keys of the count."""
+
+    name: str
+    prefix: str
+    count_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Family:
     """What differs between model families.
 
     model_types: values of the config's `model_type` it covers; empty for the general one.
     roles: (regular expression for the tensor name within its layer, role), tried before the shared rules.
     fields: per-layer config fields beyond the shared ones; the same key replaces the shared one.
-    silences: alternatives, best first; the first whose every role occurs in a layer is used for it.
+    silences: alternatives, best first; the first whose every role occurs in a layer is used for it. Without any, all
+        tensors that write into the residual stream are set to 0, if the layer holds nothing whose role is unknown.
+    no_identity: why no layer of this family can be made an identity, if so.
+    outside_slices: regular expressions for tensors outside the layers that hold one slice for each of them.
+    stacks: stacks with a count of their own, if the shared rules do not find them.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
     fused_by_head: whether query, key and value follow each other head by head rather than one after another.
@@ -55,6 +68,9 @@ class Family:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
+    no_identity: str = ""
+    outside_slices: tuple[str, ...] = ()
+    stacks: tuple[StackRule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,20 +79,25 @@ class Stack:
 
     prefix: what stands before the layer's number in tensor names, such as `model.layers`.
     config_path: keys that lead to the part of the config that describes it; () for the top.
-    count_key: the config key of the layer count, within that part.
+    count_keys: the config keys of the layer count, within that part; none where a list's length is the count.
     layers: for each layer, its tensors by the name within the layer.
     settings: for each layer, what the per-layer config fields say about it, by field key.
     fields: the per-layer fields found in this config, in writing order.
+    root_fields: the ones that are at the top of the config and not in that part.
+    tail: what is stored behind the last layer under the numbers that follow, such as layers that predict several
+        tokens ahead; it belongs to no layer and stays behind the last one.
     notes: what a person should know, such as a list that nobody declared but that travels along.
     """
 
     name: str
     prefix: str
     config_path: tuple[str, ...]
-    count_key: str
+    count_keys: tuple[str, ...]
     layers: tuple[Mapping[str, Tensor], ...]
     settings: tuple[Mapping[str, Any], ...]
     fields: tuple[LayerField, ...]
+    root_fields: tuple[LayerField, ...] = ()
+    tail: tuple[Mapping[str, Tensor], ...] = ()
     notes: tuple[str, ...] = ()
 
     def tensor_name(self, position: int, suffix: str) -> str:
@@ -86,7 +107,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Structure:
-    """One checkpoint, understood. `outside` holds every tensor that belongs to no layer."""
+    """One checkpoint, understood.
+
+    `outside` holds every tensor that belongs to no layer; `outputs` are the roles that write into the residual stream.
+    """
 
     checkpoint: Checkpoint
     family: Family
@@ -94,7 +118,13 @@ class Structure:
     outside: Mapping[str, Tensor]
     role_rules: tuple[tuple[re.Pattern[str], str], ...]
     default_stack: str
+    outputs: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @cached_property
+    def sliced(self) -> tuple[str, ...]:
+        """Names of tensors outside the layers that hold one slice for each layer."""
+        return tuple(name for name in self.outside if any(re.search(pattern, name) for pattern in self.family.outside_slices))
 
     @property
     def model_type(self) -> str:
@@ -126,8 +156,29 @@ class Structure:
         return {}
 
     def silence(self, layer: Mapping[str, Tensor]) -> tuple[Silence, ...]:
-        """Return the constants that make this layer an identity, or () if this family declares no way that fits."""
+        """Return the constants that make this layer an identity, or () if none is known to."""
+        if self.no_identity(layer):
+            return ()
         present = {self.role(suffix) for suffix in layer}
+        if self.family.silences:
+            return self._declared_silence(present)
+        return tuple(Silence(role) for role in self.outputs if role in present)
+
+    def no_identity(self, layer: Mapping[str, Tensor]) -> str:
+        """Say why a layer cannot be made an identity; empty if it can."""
+        if self.family.no_identity:
+            return self.family.no_identity
+        present = {self.role(suffix) for suffix in layer}
+        if self.family.silences:
+            return "" if self._declared_silence(present) else "it lacks the tensors that silence a layer of this family"
+        unknown = [suffix for suffix, tensor in layer.items() if len(tensor.shape) >= 2 and self.role(suffix) == OTHER]
+        if unknown:
+            return f"it is not known what its tensor {unknown[0]!r} does"
+        if not present & set(self.outputs):
+            return "no tensors are known that write its output"
+        return ""
+
+    def _declared_silence(self, present: set[str]) -> tuple[Silence, ...]:
         fits = (way for way in self.family.silences if all(silence.role in present for silence in way))
         return next(fits, ())
 

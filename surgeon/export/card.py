@@ -16,7 +16,7 @@ def model_card(plan: Plan, recipe: Recipe) -> str:
     """Return the README.md of an export."""
     before = plan.structure.checkpoint
     base = recipe.base.model
-    layers = ", ".join(f"{len(stack.layers)} → {_count(plan, name)}" for name, stack in plan.structure.stacks.items())
+    layers = ", ".join(f"{len(stack.layers)} → {plan.layer_counts[name]}" for name, stack in plan.structure.stacks.items())
     lines = [
         "---",
         *_licence(before.path),
@@ -39,14 +39,6 @@ def model_card(plan: Plan, recipe: Recipe) -> str:
     lines += ["## Recipe", "", "```yaml", dump_recipe(recipe).rstrip(), "```", ""]
     lines += ["`surgeon run recipe.yaml --out DIR` makes it again, byte for byte. Load it with plain transformers:", ""]
     return "\n".join([*lines, *_how_to_load(plan)])
-
-
-def _count(plan: Plan, stack_name: str) -> int:
-    stack = plan.structure.stacks[stack_name]
-    part = plan.config
-    for key in stack.config_path:
-        part = part[key]
-    return int(part[stack.count_key])
 
 
 def _licence(directory: Path) -> list[str]:

@@ -55,10 +55,11 @@ class Expand(Operation, frozen=True, kw_only=True):
                 "identities need arithmetic on weights that are quantised", where="config field quantization_config",
                 allowed="init: duplicate, prune, freeze", hint="dequantise the checkpoint first",
             )
-        if not structure.silence(base_tensors(layer.source, stack)):
+        reason = structure.no_identity(base_tensors(layer.source, stack))
+        if reason:
             raise ArchitectureError(
-                "no tensors are known that write this layer's output", where=f"layer {layer.key}, model_type {structure.model_type}",
-                allowed="init: duplicate", hint="an identity cannot be guaranteed for this architecture",
+                f"cannot be made an identity: {reason}", where=f"layer {layer.key}, model_type {structure.model_type}",
+                allowed="init: duplicate", hint="insert it as a duplicate, or leave it out",
             )
         if self.init == "copy" or right is layer:
             return Identity(layer.source)

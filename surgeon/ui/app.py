@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -57,8 +58,15 @@ class SurgeonApp(App[int]):
         if recovered is not None:
             plural = "" if recovered.applied == 1 else "s"
             self.room.say(
-                f"recovered {recovered.applied} step{plural} that an interrupted session had not saved · w writes the recipe", "warning"
+                f"recovered {recovered.applied} step{plural} of a session that was interrupted\nw writes the recipe",
+                "warning",
             )
+
+    def on_ready(self) -> None:
+        """Collect garbage again, but never what was loaded to get here: that alone would be a pause of milliseconds."""
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
 
     def _signalled(self, number: signal.Signals) -> None:
         self.exit(128 + number)
@@ -88,11 +96,17 @@ class SurgeonApp(App[int]):
                     about = reason or f"{command.group} · {command.keys_text}"
                     yield SystemCommand(command.title, about, lambda name=command.id: screen.action_command(name))
         yield SystemCommand("theme", "choose the colours", self.action_change_theme)
-        yield SystemCommand("screenshot", "save this screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot))
+        yield SystemCommand(
+            "screenshot", "save this screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
+        )
 
 
 def run_app(
-    session: Session, worker: str | None = None, data: str | None = None, device: str | None = None, dtype: str | None = None
+    session: Session,
+    worker: str | None = None,
+    data: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> int:
     """Run the interface until the person quits, then close the session; return the exit status.
 
@@ -100,7 +114,12 @@ def run_app(
         UsageError: there is no terminal to draw on.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
-        raise UsageError("the screen needs a terminal", allowed="a terminal that is not `dumb`", hint="`surgeon --help` lists what works without one")
+        raise UsageError(
+            "the screen needs a terminal",
+            allowed="a terminal that is not `dumb`",
+            hint="`surgeon --help` lists what works without one",
+        )
+    gc.disable()  # until the first paint, which it would delay by a tenth
     app = SurgeonApp(session, worker, data, device, dtype)
     try:
         app.run()

@@ -8,16 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from surgeon.core.registry import classes_of
-from surgeon.core.score import Score, ScoreKind
+from surgeon.core.score import Score, score_kinds
 from surgeon.ui.figures import decimals_for
 
 TITLE_CELLS = 8
-
-
-def score_kinds() -> dict[str, type[ScoreKind]]:
-    """Return every score that can be measured, by name."""
-    return classes_of("surgeon.scores", ScoreKind)
+_OUTLIER = 6
 
 
 @dataclass
@@ -66,14 +61,22 @@ class Scale:
     def __init__(self, values: Mapping[str, float]) -> None:
         ordered = sorted(values.values())
         self.low, self.high = (ordered[0], ordered[-1]) if ordered else (0.0, 0.0)
+        middle = ordered[len(ordered) // 2] if ordered else 0.0
+        self.logarithmic = self.low > 0 and self.high > _OUTLIER * middle
         self.decimals = decimals_for(ordered)
         last = max(1, len(ordered) - 1)
         self._ranks = {value: rank / last for rank, value in enumerate(ordered)}
 
     def length(self, value: float) -> float:
-        """Return the bar's length, in [0, 1]: from the column's lowest value to its highest."""
-        span = self.high - self.low
-        return (value - self.low) / span if span > 0 else 0.5
+        """Return the bar's length, in [0, 1]: from the column's lowest value to its highest.
+
+        Logarithmic where one layer towers above the others, so that these can be told apart.
+        """
+        if self.high <= self.low:
+            return 0.5
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
     def rank(self, value: float) -> float:
         """Return where the value stands among all, in [0, 1]. Its colour: outliers hide differences in length."""
@@ -93,7 +96,9 @@ class Board:
     def begin(self, names: Iterable[str], keys: Iterable[str], digest: str, data: str) -> None:
         """Open columns for scores that are about to be measured; an older measurement is dropped."""
         for name in names:
-            self.columns[name] = Column(name, digest, pending=set(keys), data=data)
+            kind = score_kinds().get(name)
+            label = "" if kind is not None and not kind.data else data
+            self.columns[name] = Column(name, digest, pending=set(keys), data=label)
 
     def put(self, body: Mapping[str, Any]) -> str | None:
         """Take in the body of a `scored` event and return the layer's key, or None if nobody asked for it."""
@@ -111,9 +116,9 @@ class Board:
 
     def take(self, score: Score) -> None:
         """Put a finished score, which is more exact than what its events said."""
-        column = Column(score.name, score.provenance.draft, complete=True, data=score.provenance.data)
+        before = self.columns.get(score.name)
+        column = Column(score.name, score.provenance.draft, complete=True, data=before.data if before else "")
         for key, value in score.values.items():
             column.put(key, {"value": value, "error": score.errors.get(key), "matrices": score.matrices.get(key)})
-        before = self.columns.get(score.name)
         column.failed |= before.failed - column.values.keys() if before else set()
         self.columns[score.name] = column

@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from surgeon.core.operation import Operation, operations
 from surgeon.core.document import parse_value
+from surgeon.core.operation import Operation, operations
+from surgeon.core.score import score_kinds
 from surgeon.errors import UsageError
-from surgeon.ui.board import score_kinds
 from surgeon.ui.commands import commands
 from surgeon.ui.proposal import mentions_selection
 
@@ -27,12 +27,16 @@ def _switch(text: str) -> Any:
 _WORDS: dict[str, dict[str, Reader]] = {
     "score": {
         "by": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
-        "data": str, "sequences": parse_value, "length": parse_value, "device": str, "dtype": str,
+        "data": str,
+        "sequences": parse_value,
+        "length": parse_value,
+        "device": str,
+        "dtype": str,
     },
     "mark": {},
     "write": {},
     "export": {"out": str, "no-verify": _switch},
-}  # fmt: skip
+}
 """What can be typed beside the operations, with its options. Every other command takes no words."""
 
 _REST = {"mark": "selection", "write": "path", "export": "out"}
@@ -77,7 +81,9 @@ def parse_line(text: str, model: str) -> Line:
             raise UsageError(f"{word} takes no words, not {rest[0]!r}")
         return Line(word)
     near = get_close_matches(word, line_words(), n=1)
-    raise UsageError(f"no command {word!r}" + (f"; did you mean {near[0]!r}?" if near else ""), allowed=", ".join(line_words()))
+    raise UsageError(
+        f"no command {word!r}" + (f"; did you mean {near[0]!r}?" if near else ""), allowed=", ".join(line_words())
+    )
 
 
 def _plain_words() -> list[str]:
@@ -91,9 +97,7 @@ def line_words() -> list[str]:
 
 def operation_readers(kind: type[Operation]) -> dict[str, Reader]:
     """Return how each option of an operation is read, by the option's name."""
-    return {
-        field.encode_name.replace("_", "-"): _reader(field.type) for field in msgspec.structs.fields(kind)
-    }  # fmt: skip
+    return {field.encode_name.replace("_", "-"): _reader(field.type) for field in msgspec.structs.fields(kind)}
 
 
 def _reader(kind: Any) -> Reader:
@@ -125,7 +129,11 @@ def _options(word: str, words: Sequence[str], readers: Mapping[str, Reader]) -> 
             raise UsageError(f"{words[at]!r} belongs to no option", where=word, allowed=_known(readers))
         if name not in readers:
             near = get_close_matches(name, readers, n=1)
-            raise UsageError(f"no option --{name}" + (f"; did you mean --{near[0]}?" if near else ""), where=word, allowed=_known(readers))
+            raise UsageError(
+                f"no option --{name}" + (f"; did you mean --{near[0]}?" if near else ""),
+                where=word,
+                allowed=_known(readers),
+            )
         at += 1
         if not equals:
             # Words up to the next option belong together, so that a selection needs no quotes.
@@ -169,3 +177,18 @@ def _values(word: str, option: str) -> list[str]:
         if f"--{known.encode_name.replace('_', '-')}" == option and get_origin(bare(known.type)) is Literal:
             return list(get_args(bare(known.type)))
     return []
+
+
+def known_scores(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of scores, `all` spelled out.
+
+    Raises:
+        UsageError: there is no score of such a name.
+    """
+    kinds = score_kinds()
+    for name in names:
+        if name not in kinds and name != "all":
+            near = get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"no score {name!r}", where="--by", allowed=", ".join((*kinds, "all")), hint=hint)
+    return tuple(kinds) if "all" in names else names

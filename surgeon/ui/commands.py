@@ -17,9 +17,22 @@ Handler = Callable[["MainScreen"], None]
 Reason = Callable[[Room], str | None]
 
 _KEY_NAMES = {
-    "escape": "esc", "asterisk": "*", "question_mark": "?", "colon": ":", "right": "→", "left": "←", "up": "↑", "down": "↓",
-    "shift+up": "shift+↑", "shift+down": "shift+↓", "pageup": "pgup", "pagedown": "pgdn",
-}  # fmt: skip
+    "escape": "esc",
+    "asterisk": "*",
+    "question_mark": "?",
+    "colon": ":",
+    "right_square_bracket": "]",
+    "right": "→",
+    "left": "←",
+    "up": "↑",
+    "down": "↓",
+    "shift+up": "shift+↑",
+    "shift+down": "shift+↓",
+    "pageup": "pgup",
+    "pagedown": "pgdn",
+}
+
+_BOTH = ("room", "draft")
 
 
 @dataclass(frozen=True)
@@ -100,59 +113,94 @@ def _operation_commands() -> list[Command]:
     return [
         Command(
             f"draft.{name}", (kind.key,), f"{name.replace('_', '-')}: {kind.summary}", "Operate", partial(_draft, name),
-            footer=name.replace("masked_lora", "adapter").replace("_", "-"), rank=20 + rank,
+            footer=name.rpartition("_")[2], rank=20 + rank,
         )
         for rank, (name, kind) in enumerate(operations().items())
+    ]  # fmt: skip
+
+
+def _moving() -> list[Command]:
+    return [
+        Command("down", ("j", "down"), "down", "Move", lambda on: on.move(1)),
+        Command("up", ("k", "up"), "up", "Move", lambda on: on.move(-1)),
+        Command("top", ("g", "home"), "to the first", "Move", lambda on: on.move(-(10**9))),
+        Command("bottom", ("G", "end"), "to the last", "Move", lambda on: on.move(10**9)),
+        Command("page-down", ("ctrl+d", "pagedown"), "half a page down", "Move", lambda on: on.page(1)),
+        Command("page-up", ("ctrl+u", "pageup"), "half a page up", "Move", lambda on: on.page(-1)),
+        Command("right", ("right", "l"), "next score; in a draft: one layer more", "Move",
+                lambda on: on.sideways(1), footer="more", modes=("draft",), rank=20),
+        Command("left", ("left", "h"), "previous score; in a draft: one layer less", "Move",
+                lambda on: on.sideways(-1), footer="less", modes=("draft",), rank=21),
+        Command("next-pane", ("tab",), "next pane", "Move", lambda on: on.next_pane(1)),
+        Command("previous-pane", ("shift+tab",), "previous pane", "Move", lambda on: on.next_pane(-1)),
+        Command("pane.layers", ("1",), "layers", "Move", lambda on: on.show_pane("layers")),
+        Command("pane.detail", ("2",), "the layer in detail", "Move", lambda on: on.show_pane("detail")),
+        Command("pane.recipe", ("3",), "the recipe", "Move", lambda on: on.show_pane("recipe")),
+        Command("stack", ("right_square_bracket",), "next stack of layers", "Move", lambda on: on.next_stack(),
+                _one_stack),
+    ]  # fmt: skip
+
+
+def _marking() -> list[Command]:
+    return [
+        Command("mark", ("space",), "mark, or unmark", "Mark", lambda on: on.mark(), footer="mark",
+                modes=_BOTH, rank=10),
+        Command("range", ("v",), "start or end a range", "Mark", lambda on: on.toggle_range(), footer="range", rank=67),
+        Command("extend-down", ("shift+down",), "range downwards", "Mark", lambda on: on.move(1, extend=True)),
+        Command("extend-up", ("shift+up",), "range upwards", "Mark", lambda on: on.move(-1, extend=True)),
+        Command("mark-where", ("asterisk",), "mark a selection: lowest 4 by SCORE", "Mark",
+                lambda on: on.command_line("mark ")),
+    ]  # fmt: skip
+
+
+def _operating() -> list[Command]:
+    return [
+        *_operation_commands(),
+        Command("apply", ("enter",), "apply the draft; in a list: go there", "Operate", lambda on: on.enter(),
+                _not_applicable, footer="apply", modes=("draft",), rank=5),
+        Command("leave", ("escape",), "leave the draft, the range, the marks", "Operate", lambda on: on.leave(),
+                footer="leave", modes=("draft",), rank=40),
+        Command("options", ("O",), "options of the draft", "Operate", lambda on: on.options(), _no_proposal,
+                footer="options", modes=("draft",), rank=30),
+        Command("undo", ("u",), "undo", "Operate", lambda on: on.undo(), _no_undo, footer="undo", rank=15),
+        Command("redo", ("ctrl+r",), "redo", "Operate", lambda on: on.redo(), _no_redo),
+    ]  # fmt: skip
+
+
+def _measuring() -> list[Command]:
+    return [
+        Command("score", ("S",), "choose scores and measure them", "Measure", lambda on: on.choose_scores(), _busy,
+                footer="score", rank=8),
+        Command("sort", ("s",), "sort by the underlined score", "Measure", lambda on: on.cycle_sort(), _unscored),
+        Command("cancel", ("x",), "cancel the job; again: end the worker", "Measure", lambda on: on.cancel(), _idle),
+        Command("restart", ("r",), "restart the worker", "Measure", lambda on: on.restart(), _busy),
+        Command("log", ("L",), "what the worker said", "Measure", lambda on: on.show_log()),
+    ]  # fmt: skip
+
+
+def _filing() -> list[Command]:
+    return [
+        Command("write", ("w",), "write the recipe", "Files", lambda on: on.write(), _no_steps, footer="write",
+                rank=65),
+        Command("export", ("E",), "export the model", "Files", lambda on: on.export(), _busy, footer="export", rank=66),
+    ]  # fmt: skip
+
+
+def _other() -> list[Command]:
+    return [
+        Command("line", ("colon",), "type a command", "Other", lambda on: on.command_line(), footer="type",
+                modes=_BOTH, rank=61),
+        Command("palette", ("ctrl+p",), "find a command", "Other", lambda on: on.app.action_command_palette()),
+        Command("help", ("question_mark",), "help", "Other", lambda on: on.show_help(), footer="help",
+                modes=_BOTH, rank=60),
+        Command("quit", ("q",), "quit", "Other", lambda on: on.quit(), footer="quit", rank=70),
     ]  # fmt: skip
 
 
 @cache
 def commands() -> tuple[Command, ...]:
     """Return every command, in the order in which the help lists them."""
-    return (
-        Command("down", ("j", "down"), "down", "Move", lambda s: s.move(1)),
-        Command("up", ("k", "up"), "up", "Move", lambda s: s.move(-1)),
-        Command("top", ("g", "home"), "to the first", "Move", lambda s: s.move(-(10**9))),
-        Command("bottom", ("G", "end"), "to the last", "Move", lambda s: s.move(10**9)),
-        Command("page-down", ("ctrl+d", "pagedown"), "half a page down", "Move", lambda s: s.page(1)),
-        Command("page-up", ("ctrl+u", "pageup"), "half a page up", "Move", lambda s: s.page(-1)),
-        Command("right", ("l", "right"), "next score; in a draft: one layer more", "Move", lambda s: s.sideways(1)),
-        Command("left", ("h", "left"), "previous score; in a draft: one layer less", "Move", lambda s: s.sideways(-1),
-                footer="→ widen", modes=("draft",), rank=20),
-        Command("next-pane", ("tab",), "next pane", "Move", lambda s: s.next_pane(1)),
-        Command("previous-pane", ("shift+tab",), "previous pane", "Move", lambda s: s.next_pane(-1)),
-        Command("pane.layers", ("1",), "layers", "Move", lambda s: s.show_pane("layers")),
-        Command("pane.detail", ("2",), "the layer in detail", "Move", lambda s: s.show_pane("detail")),
-        Command("pane.recipe", ("3",), "the recipe", "Move", lambda s: s.show_pane("recipe")),
-        Command("stack", ("right_square_bracket",), "next stack of layers", "Move", lambda s: s.next_stack(), _one_stack),
-        Command("mark", ("space",), "mark, or unmark", "Mark", lambda s: s.mark(), footer="mark", modes=("room", "draft"), rank=10),
-        Command("range", ("v",), "start or end a range", "Mark", lambda s: s.toggle_range(), footer="range", rank=11),
-        Command("extend-down", ("shift+down",), "range downwards", "Mark", lambda s: s.move(1, extend=True)),
-        Command("extend-up", ("shift+up",), "range upwards", "Mark", lambda s: s.move(-1, extend=True)),
-        Command("mark-where", ("asterisk",), "mark a selection: lowest 4 by SCORE", "Mark", lambda s: s.command_line("mark ")),
-        *_operation_commands(),
-        Command("apply", ("enter",), "apply the draft; in a list: go there", "Operate", lambda s: s.enter(), _not_applicable,
-                footer="apply", modes=("draft",), rank=5),
-        Command("leave", ("escape",), "leave the draft, the range, the marks", "Operate", lambda s: s.leave(),
-                footer="leave", modes=("draft",), rank=40),
-        Command("options", ("o",), "options of the draft", "Operate", lambda s: s.options(), _no_proposal,
-                footer="options", modes=("draft",), rank=30),
-        Command("undo", ("u",), "undo", "Operate", lambda s: s.undo(), _no_undo, footer="undo", rank=30),
-        Command("redo", ("ctrl+r",), "redo", "Operate", lambda s: s.redo(), _no_redo),
-        Command("score", ("S",), "choose scores and measure them", "Measure", lambda s: s.choose_scores(), _busy,
-                footer="measure", rank=8),
-        Command("sort", ("s",), "sort by the underlined score", "Measure", lambda s: s.cycle_sort(), _unscored),
-        Command("cancel", ("x",), "cancel the job; again: end the worker", "Measure", lambda s: s.cancel(), _idle),
-        Command("restart", ("r",), "restart the worker", "Measure", lambda s: s.restart(), _busy),
-        Command("log", ("L",), "what the worker said", "Measure", lambda s: s.show_log()),
-        Command("write", ("w",), "write the recipe", "Files", lambda s: s.write(), _no_steps, footer="write", rank=40),
-        Command("export", ("E",), "export the model", "Files", lambda s: s.export(), _busy, footer="export", rank=41),
-        Command("line", ("colon",), "type a command", "Other", lambda s: s.command_line(), footer="type",
-                modes=("room", "draft"), rank=61),
-        Command("palette", ("ctrl+p",), "find a command", "Other", lambda s: s.app.action_command_palette()),
-        Command("help", ("question_mark",), "help", "Other", lambda s: s.show_help(), footer="help", modes=("room", "draft"), rank=60),
-        Command("quit", ("q",), "quit", "Other", lambda s: s.quit(), footer="quit", rank=62),
-    )  # fmt: skip
+    return (*_moving(), *_marking(), *_operating(), *_measuring(), *_filing(), *_other())
 
 
 def command_of(name: str) -> Command:

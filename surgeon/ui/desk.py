@@ -13,6 +13,7 @@ from surgeon.core.jobs import Event
 from surgeon.errors import SurgeonError, WorkerError
 
 _LOG_LINES = 2000
+_SURE_SECONDS = 0.5
 
 
 @dataclass
@@ -46,7 +47,8 @@ class Running:
     def seconds_left(self) -> float | None:
         """An estimate, or None while there is too little to go by."""
         spent, made = time.monotonic() - self.first_time, self.done - self.first_done
-        return spent / made * (self.total - self.done) if made > 0 and spent > 0.5 and self.total > self.done else None
+        sure = made > 0 and spent > _SURE_SECONDS and self.total > self.done
+        return spent / made * (self.total - self.done) if sure else None
 
 
 class Desk:
@@ -72,7 +74,7 @@ class Desk:
             return await self.client.run(job, args, revision)
         except SurgeonError as error:
             if isinstance(error, WorkerError) and not self.client.alive:
-                self.crash = f"the worker {error.what}" + (f" · {error.hint}" if error.hint else "")
+                self.crash = f"worker {error.what}"
             self.log.append(str(error))
             raise
         finally:
@@ -114,5 +116,4 @@ class Desk:
         elif event.event == "stat":
             self.resident_bytes = int(body.get("rss_bytes") or 0)
         elif event.event == "hello":
-            self.log.append(f"worker {body.get('pid', '')}: surgeon {body.get('version', '')} on {body.get('device', '?')}")
-
+            self.log.append(f"worker {body.get('pid', '')}: surgeon {body.get('version', '')}")

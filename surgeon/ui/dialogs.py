@@ -1,39 +1,27 @@
-"""Questions: which scores, which file, where to export, whether to quit; and the whole of an error."""
+"""Questions: which file, where to export, whether to quit; and the whole of an error."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.style import Style
 from rich.text import Text
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.session import Session
-from surgeon.ui.board import score_kinds
 from surgeon.ui.figures import bytes_text, count_text
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS, Looks
+from surgeon.ui.ticks import Ticks
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class ScoreWish:
-    """Which scores to measure, and on what. `data` None is the built-in text."""
-
-    names: tuple[str, ...]
-    data: str | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,94 +56,7 @@ class Dialog(ModalScreen[Answer]):
 
     def complain(self, error: SurgeonError | None) -> None:
         """Show what is wrong with the answer, or that nothing is."""
-        self.query_one("#complaint", Static).update(Text(str(error), self.looks.bad) if error else Text())
-
-
-class Ticks(Widget, can_focus=True):
-    """A list whose lines can be ticked."""
-
-    BINDINGS = [  # noqa: RUF012 - Textual declares it so
-        ("down,j", "step(1)", "down"), ("up,k", "step(-1)", "up"), ("space", "tick", "tick"), ("enter", "submit", "accept"),
-    ]  # fmt: skip
-
-    class Submitted(Message):
-        """Enter was pressed."""
-
-    def __init__(self, choices: Mapping[str, Text], ticked: set[str]) -> None:
-        super().__init__()
-        self.choices, self.ticked, self.at = choices, ticked, 0
-        self.styles.height = sum(len(text.plain.splitlines()) for text in choices.values())
-
-    def action_step(self, change: int) -> None:
-        """Go to another line."""
-        self.at = (self.at + change) % len(self.choices)
-        self.refresh()
-
-    def action_tick(self) -> None:
-        """Tick or untick the line."""
-        self.ticked ^= {list(self.choices)[self.at]}
-        self.refresh()
-
-    def action_submit(self) -> None:
-        """Accept."""
-        self.post_message(self.Submitted())
-
-    def on_click(self, event: events.Click) -> None:
-        """Tick the line that was clicked."""
-        heights = [len(text.plain.splitlines()) for text in self.choices.values()]
-        self.at = next((at for at in range(len(heights)) if event.y < sum(heights[: at + 1])), self.at)
-        self.action_tick()
-
-    def render(self) -> Text:
-        """Write the list."""
-        lines = []
-        for at, (name, text) in enumerate(self.choices.items()):
-            box = "▶" if at == self.at and self.has_focus else " "
-            lines.append(Text.assemble(f"{box} {'◉' if name in self.ticked else '○'} ", text))
-        return Text("\n").join(lines)
-
-
-class ScoreDialog(Dialog[ScoreWish]):
-    """Which scores to measure, on which data."""
-
-    heading, foot = "measure", "space choose · tab next · enter measure · esc leave"
-
-    def __init__(self, data: str | None, measured: set[str]) -> None:
-        super().__init__()
-        self._data = data
-        kinds = score_kinds()
-        self._ticked = (measured & kinds.keys()) or set(kinds)
-
-    def body(self) -> ComposeResult:
-        """Yield the scores and the data they are measured on."""
-        yield Ticks({name: self._about(name) for name in score_kinds()}, self._ticked)
-        yield Static("text to measure on: a .jsonl or .txt file; empty is the built-in text", classes="label")
-        yield Input(self._data or "", placeholder="python_docs, built in", id="data", compact=True)
-        yield Static("sequences, and tokens in each; empty is the default", classes="label")
-        yield Input(placeholder="sequences", id="sequences", type="integer", compact=True)
-        yield Input(placeholder="length", id="length", type="integer", compact=True)
-        yield Static(id="complaint")
-
-    def _about(self, name: str) -> Text:
-        kind, looks = score_kinds()[name], self.looks
-        needs = "reads every matrix once" if kind.needs == "weights" else f"needs data: {kind.needs}"
-        text = Text.assemble((f"{kind.title:<9}", looks.title), (name, looks.accent), (f"  {needs}", looks.dim))
-        return text.append(f"\n    {kind.asks}", looks.dim).append(f"  {kind.paper}".rstrip(), looks.faint)
-
-    def on_ticks_submitted(self) -> None:
-        """Accept from the list."""
-        self.accept()
-
-    @on(Input.Submitted)
-    def accept(self) -> None:
-        """Answer, if any score is ticked."""
-        names = tuple(name for name in score_kinds() if name in self._ticked)
-        if not names:
-            self.complain(SurgeonError("no score is chosen", hint="space chooses one"))
-            return
-        values = {name: self.query_one(f"#{name}", Input).value.strip() for name in ("data", "sequences", "length")}
-        settings = {name: int(values[name]) for name in ("sequences", "length") if values[name].isdigit()}
-        self.dismiss(ScoreWish(names, values["data"] or None, settings))
+        self.query_one("#complaint", Static).update(Text(str(error) if error else "", self.looks.bad))
 
 
 class SaveDialog(Dialog[str]):
@@ -200,7 +101,9 @@ class ExportDialog(Dialog[ExportWish]):
         dtypes = "/".join(sorted({tensor.dtype.lower() for tensor in plan.tensors}))
         facts = f"{layers} layers · {count_text(plan.parameters)} params · {dtypes} · {bytes_text(plan.nbytes)}"
         yield Static(Text(facts, looks.title))
-        yield Static(Text(f"{session.position} steps on {session.checkpoint.path}", looks.dim, no_wrap=True, overflow="ellipsis"))
+        yield Static(
+            Text(f"{session.position} steps on {session.checkpoint.path}", looks.dim, no_wrap=True, overflow="ellipsis")
+        )
         yield Static("new directory", classes="label")
         yield Input(proposed, id="out", compact=True)
         yield Static(id="disk")
@@ -218,20 +121,21 @@ class ExportDialog(Dialog[ExportWish]):
     def _look(self, text: str) -> bool:
         out = Path(text.strip() or ".").expanduser().absolute()
         if out.exists():
-            self.complain(SurgeonError("is there already", where=str(out), allowed="a directory that does not exist yet"))
+            self.complain(
+                SurgeonError("is there already", where=str(out), allowed="a directory that does not exist yet")
+            )
             return False
         parent = next(parent for parent in out.parents if parent.is_dir())
         free, needed = shutil.disk_usage(parent).free, self._session.plan.nbytes
         enough = free > needed
         style = self.looks.dim if enough else self.looks.bad + Style(bold=True)
-        self.query_one("#disk", Static).update(Text(f"{bytes_text(free)} free there, {bytes_text(needed)} needed", style))
+        self.query_one("#disk", Static).update(
+            Text(f"{bytes_text(free)} free there, {bytes_text(needed)} needed", style)
+        )
         self.complain(None if enough else SurgeonError("the disk has too little room", where=str(parent)))
         return enough
 
-    def on_ticks_submitted(self) -> None:
-        """Accept from the list."""
-        self.accept()
-
+    @on(Ticks.Submitted)
     @on(Input.Submitted)
     def accept(self) -> None:
         """Answer, if the target can be written."""
@@ -246,8 +150,10 @@ class QuitDialog(Dialog[str]):
 
     heading, foot = "quit", "esc stay"
     BINDINGS = [  # noqa: RUF012 - Textual declares it so
-        ("w", "dismiss('write')", "write"), ("k", "dismiss('keep')", "keep"), ("d", "dismiss('discard')", "discard"),
-    ]  # fmt: skip
+        ("w", "dismiss('write')", "write"),
+        ("k", "dismiss('keep')", "keep"),
+        ("d", "dismiss('discard')", "discard"),
+    ]
 
     def __init__(self, session: Session) -> None:
         super().__init__()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.ui.board import score_kinds
-from surgeon.ui.command_line import Line, parse_line
+from surgeon.ui.command_line import Line, known_scores, parse_line
 from surgeon.ui.commands import command_of
 from surgeon.ui.figures import bytes_text, count_text
 from surgeon.ui.proposal import propose
 
 if TYPE_CHECKING:
-    from surgeon.ui.dialogs import ExportWish, ScoreWish
+    from surgeon.ui.dialogs import ExportWish
     from surgeon.ui.main_screen import MainScreen
+    from surgeon.ui.score_dialog import ScoreWish
 
 BUILT_IN_DATA = "python_docs"
 
@@ -82,11 +82,12 @@ class Errands:
         self.screen.show()
 
     def _failed(self, title: str, error: SurgeonError) -> None:
-        kept = " · what had arrived stays" if self.room.columns else ""
+        kept = "what has arrived stays" if self.room.columns else ""
         if isinstance(error, Cancelled):
-            self.room.say(f"cancelled: {title}{kept}", "warning")
+            self.room.say(f"cancelled: {title}\n{kept}", "warning")
         elif self.desk.crash is not None:
-            self.room.say(f"the worker {error.what}: {title} is not finished{kept}\nthe recipe is untouched", "bad")
+            more = " · ".join(part for part in (kept, "the recipe is untouched", error.hint) if part)
+            self.room.say(f"the worker {error.what}: {title} is not finished\n{more}", "bad")
         else:
             self.room.say(f"{title} failed", "bad")
             self._show_error(title, error)
@@ -113,25 +114,29 @@ class Errands:
         except SurgeonError as error:
             self.room.say(str(error), "bad")
         else:
-            self.room.say(f"the worker runs on {self.desk.client.hello.get('device', '?')}", "good")
+            self.room.say("the worker is ready", "good")
         self.screen.show_message()
 
     # ── scores ──
 
     def choose_scores(self) -> None:
         """Ask which scores and on what data."""
-        from surgeon.ui.dialogs import ScoreDialog
+        from surgeon.ui.score_dialog import ScoreDialog
 
-        surgeon = self.screen.surgeon
-        self.screen.app.push_screen(ScoreDialog(surgeon.data, set(self.room.board.columns)), self._score_wished)
+        dialog = ScoreDialog(self.screen.surgeon.data, set(self.room.board.columns))
+        self.screen.app.push_screen(dialog, self._score_wished)
 
     def _score_wished(self, wish: ScoreWish | None) -> None:
         if wish is not None:
             self.score(wish.names, wish.data, **wish.settings)
 
     def score(self, names: tuple[str, ...], data: str | None, **settings: Any) -> None:
-        """Measure scores on the current draft."""
-        surgeon, session = self.screen.surgeon, self.room.session
+        """Measure scores on the current draft.
+
+        Raises:
+            UsageError: there is no score of such a name.
+        """
+        surgeon, session, names = self.screen.surgeon, self.room.session, known_scores(names)
         chosen = {"device": surgeon.device, "dtype": surgeon.dtype, **settings}
         args = session.score_job(names, data, **{name: value for name, value in chosen.items() if value is not None})
         self.room.begin_scores(names, data or BUILT_IN_DATA)
@@ -188,7 +193,9 @@ class Errands:
         """Export the applied steps."""
         surgeon = self.screen.surgeon
         settings = {"device": surgeon.device, "dtype": surgeon.dtype}
-        args = self.room.session.run_job(out, verify=verify, **{name: value for name, value in settings.items() if value})
+        args = self.room.session.run_job(
+            out, verify=verify, **{name: value for name, value in settings.items() if value}
+        )
         self.room.notice = None
         self._start("run", args, f"export {out.name}", self._exported)
         self.screen.show_message()
@@ -271,7 +278,7 @@ class Errands:
         if line.operation is not None:
             self._apply(line.operation, options)
         elif line.word == "score" and options:
-            names = tuple(options.pop("by", tuple(score_kinds())))
+            names = options.pop("by", ("all",))
             reason = command_of("score").reason(self.room)
             if reason is not None:
                 self.room.say(reason, "warning")

@@ -6,19 +6,24 @@ import math
 from collections.abc import Iterable
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-_BYTE_STEPS = ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
-MINUS = "−"
+_COUNT_UNITS = ("", "k", "M", "B", "T")
+_BYTE_UNITS = (" B", " kB", " MB", " GB", " TB")
+_THOUSAND = 1000
+_DIGITS = 3
+_MOST_DECIMALS = 5
+_TOO_LONG = 10_000
+_MINUTE, _HOUR = 60, 3600
+MINUS = "−"  # noqa: RUF001 - as wide as a plus
 
 
 def count_text(count: float) -> str:
     """Write a number of parameters: 134.5M."""
-    return _scaled(count, _STEPS, "")
+    return _scaled(count, _COUNT_UNITS)
 
 
 def bytes_text(nbytes: float) -> str:
     """Write a number of bytes, in powers of ten as disks are sold: 269 MB."""
-    return _scaled(nbytes, _BYTE_STEPS, " B")
+    return _scaled(nbytes, _BYTE_UNITS)
 
 
 def signed(text: str, number: float) -> str:
@@ -36,13 +41,13 @@ def bytes_change(change: int) -> str:
     return signed(bytes_text(abs(change)), change)
 
 
-def _scaled(number: float, steps: tuple[tuple[float, str], ...], unit: str) -> str:
-    for size, suffix in steps:
-        # 999 950 and more would round to 1000.0 of the smaller unit.
-        if number >= size * 0.99995:
-            scaled = number / size
-            return f"{scaled:.0f}{suffix}" if scaled >= 999.5 or round(scaled, 1) == round(scaled) >= 100 else f"{scaled:.1f}{suffix}"
-    return f"{number:.0f}{unit}"
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    at = 0
+    # What would be rounded to 1000.0 belongs to the next unit.
+    while round(number, 1) >= _THOUSAND and at < len(units) - 1:
+        number, at = number / _THOUSAND, at + 1
+    text = f"{number:.1f}" if at else f"{number:.0f}"
+    return text.removesuffix(".0") + units[at]
 
 
 def bar(fraction: float, width: int) -> str:
@@ -54,26 +59,26 @@ def bar(fraction: float, width: int) -> str:
 
 def decimals_for(values: Iterable[float]) -> int:
     """Return how many decimals tell the values of one column apart within six cells."""
-    finite = [abs(value) for value in values if math.isfinite(value)]
-    largest = max(finite, default=0.0)
-    if largest == 0 or largest >= 1000:
-        return 0 if largest else 2
-    return min(4, max(0, 3 - math.floor(math.log10(largest)) - 1)) if largest >= 0.01 else 5
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if not largest:
+        return 1
+    before_the_point = math.floor(math.log10(largest)) + 1
+    return min(_MOST_DECIMALS, max(0, _DIGITS - max(before_the_point, -2)))
 
 
 def value_text(value: float, decimals: int) -> str:
     """Write a score's value in at most six cells, without the zero before the point."""
-    if abs(value) >= 10_000 or (decimals == 5 and 0 < abs(value) < 1e-4):
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
     text = f"{value:.{decimals}f}"
+    if abs(value) >= _TOO_LONG or (value and not float(text)):
+        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def seconds_text(seconds: float) -> str:
     """Write a duration: 11s, 3m20s, 2h05m."""
     whole = round(seconds)
-    if whole < 60:
+    if whole < _MINUTE:
         return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE}m{whole % _MINUTE:02d}s"
+    return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02d}m"

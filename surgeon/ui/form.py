@@ -83,12 +83,15 @@ class OptionsForm(Dialog[dict[str, object]]):
 
     def body(self) -> ComposeResult:
         """Yield a line of explanation and an entry for each field."""
-        with VerticalScroll(classes="fields"):
+        with VerticalScroll(classes="fields", can_focus=False):
             for known in msgspec.structs.fields(self._kind):
                 if known.name == "stack" and len(self._room.session.structure.stacks) == 1:
                     continue
                 name = known.encode_name
-                yield Static(Text.assemble((name, self.looks.title), (f"  {_description(known.type)}", self.looks.dim)), classes="label")
+                yield Static(
+                    Text.assemble((name, self.looks.title), (f"  {_description(known.type)}", self.looks.dim)),
+                    classes="label",
+                )
                 yield self._entry(name, known)
         yield Static(id="complaint")
 
@@ -98,8 +101,16 @@ class OptionsForm(Dialog[dict[str, object]]):
         if get_origin(bare(known.type)) is Literal:
             words = [str(word) for word in get_args(bare(known.type))]
             return Choice(words, str(value or default or words[0]), id=f"field-{name}")
-        hint = GRAMMAR if mentions_selection(known.type) else option_text(default) if default not in (None, ()) else "nothing"
-        return Input("" if value in (None, [], ()) else option_text(value), placeholder=hint, id=f"field-{name}", compact=True)
+        hint = (
+            GRAMMAR
+            if mentions_selection(known.type)
+            else option_text(default)
+            if default not in (None, ())
+            else "nothing"
+        )
+        return Input(
+            "" if value in (None, [], ()) else option_text(value), placeholder=hint, id=f"field-{name}", compact=True
+        )
 
     def on_mount(self) -> None:
         """Judge the fields as they are."""
@@ -126,7 +137,7 @@ class OptionsForm(Dialog[dict[str, object]]):
         if isinstance(proposal, SurgeonError):
             self.complain(proposal)
             return
-        says = " · ".join(consequences(self._room.session, proposal, self._room.board))
+        says = " · ".join(consequences(self._room.session, proposal))
         self.query_one("#complaint", Static).update(Text(says, self.looks.accent))
 
     def _judged(self) -> Proposal | SurgeonError:
@@ -145,4 +156,6 @@ class OptionsForm(Dialog[dict[str, object]]):
 
 
 def _description(kind: Any) -> str:
-    return next((str(note.description) for note in getattr(kind, "__metadata__", ()) if getattr(note, "description", None)), "")
+    return next(
+        (str(note.description) for note in getattr(kind, "__metadata__", ()) if getattr(note, "description", None)), ""
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.segment import Segment
 from rich.style import Style
@@ -19,28 +18,11 @@ from surgeon.ui.figures import bar, count_text, value_text
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS, Looks
 from surgeon.ui.room import Room
 from surgeon.ui.rows import Row
+from surgeon.ui.table_shape import VALUE_CELLS, Shape, shape_at
 
-VALUE_CELLS = 6
-SCORE_CELLS = VALUE_CELLS + 8
-_BAR_CELLS = 16
-_BUILD_CELLS = 14
 _BUILD_MOST = 40
 _BUILD = {"attention": ("━", "ice"), "mlp": ("─", "accent"), "experts": ("═", "violet"), "router": ("╍", "gold")}
 _REST = ("╌", "dim")
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Which columns there are at this width, and how wide each is. Zero means that it is not shown."""
-
-    position: int
-    key: int
-    state: int
-    build: int
-    score: int
-    first: int
-    scores: int
-    largest: int
 
 
 class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
@@ -58,9 +40,9 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
     def __init__(self, room: Room) -> None:
         super().__init__(id="layers")
         self.room = room
-        self.border_title = "layers"
         self._builds: dict[object, dict[str, int]] = {}
         self._shape: Shape | None = None
+        self._ground = Style.null()
 
     @property
     def looks(self) -> Looks:
@@ -72,6 +54,10 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
     def show_all(self) -> None:
         """Rows or columns have changed: measure and paint everything."""
         self._shape = None
+        living = sum(row.position is not None for row in self.room.rows)
+        several = len(self.room.session.structure.stacks) > 1
+        self.border_title = f"{self.room.stack + ' · ' if several else ''}{living} layers"
+        self.border_subtitle = f"sorted by {self.room.sort[0]}" if self.room.sort else ""
         self.virtual_size = Size(0, len(self.room.order) + 1)
         self.keep_cursor_in_view()
         self.refresh()
@@ -126,33 +112,20 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
     def shape(self) -> Shape:
         """The columns at the present width."""
         if self._shape is None:
-            self._shape = self._measured()
+            self._shape = shape_at(self.room, self.size.width)
         return self._shape
 
-    def _measured(self) -> Shape:
-        rows, columns = self.room.rows, self.room.columns
-        moved = any(row.key != str(row.position) for row in rows)
-        position = max(3, len(str(len(rows))) + 1)
-        key = max(6, *(len(row.key) + 1 for row in rows)) if moved else 0
-        state = min(14, max(6, *(len(" ".join(row.states)) for row in rows)) + 1)
-        largest = max(1, *(row.parameters for row in rows))
-        left = self.size.width - 3 - position - key - 7 - state
-        fit = max(0, min(len(columns), left // SCORE_CELLS))
-        first = min(max(0, self.room.active - fit + 1), max(0, len(columns) - fit))
-        if not fit:
-            return Shape(position, key, state, max(0, left), 0, 0, 0, largest)
-        spare = left - fit * SCORE_CELLS
-        build = _BUILD_CELLS if spare >= _BUILD_CELLS + 2 * fit else 0
-        score = min((left - build) // fit, SCORE_CELLS + _BAR_CELLS)
-        rest = left - score * fit
-        return Shape(position, key, state, rest if build or rest > _BUILD_CELLS else 0, score, first, fit, largest)
-
     # ── painting ──
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Work out the ground colour once for all lines of one painting; Textual would do it for each."""
+        self._ground = self.rich_style
+        return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
         """Paint the line at `y` of what is in view."""
         width = self.size.width
-        base = self.rich_style
+        base = self._ground
         if y == 0:
             return self._strip(list(self._header()), base + self.looks.on_raised, width)
         place = y - 1 + self.scroll_offset.y
@@ -179,13 +152,15 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
             column = columns[at]
             sorted_by = self.room.sort is not None and self.room.sort[0] == column.name
             arrow = (" ▾" if self.room.sort and self.room.sort[1] else " ▴") if sorted_by else ""
-            more = " ›" if at == shape.first + shape.scores - 1 < len(columns) - 1 else ""
-            title = f"{column.title}{arrow}"
+            more = "  +" if at == shape.first + shape.scores - 1 < len(columns) - 1 else ""
             active = at == self.room.active and len(columns) > 1
             style = looks.key + Style(underline=active) if active or sorted_by else looks.title
-            yield Segment(" ")
-            yield Segment(title, style)
-            yield Segment(more.ljust(shape.score - 1 - len(title))[: max(0, shape.score - 1 - len(title))], looks.dim)
+            indent = max(1, VALUE_CELLS + 1 - len(column.title))
+            rest = f"{arrow}{'  log' if column.scale.logarithmic else ''}{more}"
+            width = max(0, shape.score - indent - len(column.title))
+            yield Segment(" " * indent)
+            yield Segment(column.title, style)
+            yield Segment(rest[:width].ljust(width), looks.dim)
 
     def _build_header(self, shape: Shape) -> Iterator[Segment]:
         if not shape.build:
@@ -212,13 +187,18 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
         gone = row.position is None
         ranged = row.key in room.range_keys
         yield Segment("●" if row.key in room.marks else " ", looks.mark)
-        yield Segment("▶" if place == room.cursor else "│" if ranged else " ", looks.accent if place == room.cursor else looks.mark)
+        yield Segment(
+            "▶" if place == room.cursor else "│" if ranged else " ",
+            looks.accent if place == room.cursor else looks.mark,
+        )
         yield Segment(" ")
         position = "┄" if row.position is None else str(row.position)
         ink = looks.faint if gone else looks.title if place == room.cursor else looks.ink
         yield Segment(position.rjust(shape.position - 1) + " ", ink)
         if shape.key:
-            yield from self._cell(row.key, shape.key, looks.struck if gone else looks.violet if row.layer.inserted else looks.dim)
+            yield from self._cell(
+                row.key, shape.key, looks.struck if gone else looks.violet if row.layer.inserted else looks.dim
+            )
         text = count_text(row.parameters)
         yield Segment(" " * (6 - len(text)))
         yield Segment(text, looks.struck if gone else looks.dim)
@@ -267,7 +247,9 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
             share = round(built[kind] / (row.parameters or 1) * whole)
             share = min(share, whole - cells) if number < len(kinds) - 1 or kind in _BUILD else whole - cells
             glyph, tint = _BUILD.get(kind, _REST)
-            yield Segment("┄" * share if gone else glyph * share, self.looks.faint if gone else getattr(self.looks, tint))
+            yield Segment(
+                "┄" * share if gone else glyph * share, self.looks.faint if gone else getattr(self.looks, tint)
+            )
             cells += share
         yield Segment(" " * max(0, width - cells))
 

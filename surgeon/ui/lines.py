@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 from textual import events
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -29,6 +30,7 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
         super().__init__(id=id, classes=classes)
         self.lines: Sequence[Text] = ()
         self.cursor: int | None = None
+        self._ground = Style.null()
 
     @property
     def looks(self) -> Looks:
@@ -63,17 +65,21 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
         if offset is not None:
             self.post_message(self.Clicked(self, offset.y + self.scroll_offset.y))
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Work out the ground colour once for all lines of one painting; Textual would do it for each."""
+        self._ground = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """Paint the line at `y` of what is in view."""
         width, at = self.size.width, y + self.scroll_offset.y
-        under = self.rich_style
+        under = self._ground
         if at == self.cursor and self.has_focus:
             under += self.looks.on_cursor
         if at >= len(self.lines):
             return Strip.blank(width, under)
         line = self.lines[at]
         segments = [
-            Segment(text, under + style if style else under)
-            for text, style, _ in line.render(self.app.console, end="")
+            Segment(text, under + style if style else under) for text, style, _ in line.render(self.app.console, end="")
         ]
         return Strip(segments).adjust_cell_length(width, under)

@@ -11,9 +11,11 @@ from textual.theme import Theme
 
 @dataclass(frozen=True)
 class Palette:
-    """Named colours. `ramp` runs from the least to the most important layer and starts at mid luminance, so that its
-    dark end stays legible in greys.
-    """  # fmt: skip
+    """Named colours.
+
+    ramp: from the least to the most important layer. It starts at mid luminance, so that its dark end stays legible
+        where colours become greys.
+    """
 
     background: str
     raised: str
@@ -35,35 +37,79 @@ class Palette:
 
 
 DARK = Palette(
-    background="#0d1216", raised="#141b21", line="#2b3841", ink="#d5dee3", dim="#8296a1", faint="#5d707b",
-    accent="#4fd6be", good="#8bd17c", warning="#f0b35b", bad="#f2777a", ice="#7cc4f5", gold="#e6c46a", violet="#c099ff",
-    track="#1b242b", cursor="#20303a", mark="#f0b35b",
-    ramp=("#6c79b8", "#5490c0", "#3fa9b5", "#46bf98", "#85cf72", "#c6d957", "#f5e663"),
-)  # fmt: skip
+    background="#0d1216",
+    raised="#141b21",
+    line="#2b3841",
+    ink="#d5dee3",
+    dim="#8296a1",
+    faint="#5d707b",
+    accent="#4fd6be",
+    good="#8bd17c",
+    warning="#f0b35b",
+    bad="#f2777a",
+    ice="#7cc4f5",
+    gold="#e6c46a",
+    violet="#c099ff",
+    track="#161e24",
+    cursor="#20303a",
+    mark="#f0b35b",
+    ramp=("#6673ad", "#4d86b4", "#3c9aa6", "#43ac8a", "#78b56c", "#b0bd5e", "#dfc15c"),
+)
 LIGHT = Palette(
-    background="#fbfaf7", raised="#f1f0ea", line="#cfcec5", ink="#1f2a30", dim="#5a6a73", faint="#87949b",
-    accent="#00796b", good="#2e7d32", warning="#a85b00", bad="#c62828", ice="#0067b1", gold="#8a6500", violet="#7b3fc4",
-    track="#e8e6de", cursor="#dde9ea", mark="#a85b00",
+    background="#fbfaf7",
+    raised="#f1f0ea",
+    line="#cfcec5",
+    ink="#1f2a30",
+    dim="#5a6a73",
+    faint="#87949b",
+    accent="#00796b",
+    good="#2e7d32",
+    warning="#a85b00",
+    bad="#c62828",
+    ice="#0067b1",
+    gold="#8a6500",
+    violet="#7b3fc4",
+    track="#e8e6de",
+    cursor="#dde9ea",
+    mark="#a85b00",
     ramp=("#8d93b8", "#6f84bd", "#4a78b5", "#2b6ca0", "#1f5c80", "#174a60", "#0f3644"),
-)  # fmt: skip
+)
 
 
 def theme_of(name: str, palette: Palette, *, dark: bool) -> Theme:
     """Return Textual's theme made of a palette."""
     return Theme(
-        name=name, dark=dark, primary=palette.accent, secondary=palette.ice, accent=palette.accent, warning=palette.warning,
-        error=palette.bad, success=palette.good, foreground=palette.ink, background=palette.background,
-        surface=palette.background, panel=palette.raised,
+        name=name,
+        dark=dark,
+        primary=palette.accent,
+        secondary=palette.ice,
+        accent=palette.accent,
+        warning=palette.warning,
+        error=palette.bad,
+        success=palette.good,
+        foreground=palette.ink,
+        background=palette.background,
+        surface=palette.background,
+        panel=palette.raised,
         variables={
-            "line": palette.line, "dim": palette.dim, "faint": palette.faint, "border": palette.accent,
-            "border-blurred": palette.line, "scrollbar": palette.line, "scrollbar-hover": palette.faint,
-            "scrollbar-active": palette.accent, "scrollbar-background": palette.background,
-            "scrollbar-background-hover": palette.background, "scrollbar-background-active": palette.background,
-            "scrollbar-corner-color": palette.background, "input-selection-background": f"{palette.accent} 35%",
-            "block-cursor-background": palette.accent, "block-cursor-foreground": palette.background,
+            "line": palette.line,
+            "dim": palette.dim,
+            "faint": palette.faint,
+            "border": palette.accent,
+            "border-blurred": palette.line,
+            "scrollbar": palette.line,
+            "scrollbar-hover": palette.faint,
+            "scrollbar-active": palette.accent,
+            "scrollbar-background": palette.background,
+            "scrollbar-background-hover": palette.background,
+            "scrollbar-background-active": palette.background,
+            "scrollbar-corner-color": palette.background,
+            "input-selection-background": f"{palette.accent} 35%",
+            "block-cursor-background": palette.accent,
+            "block-cursor-foreground": palette.background,
             "footer-key-foreground": palette.accent,
         },
-    )  # fmt: skip
+    )
 
 
 DARK_THEME = theme_of("surgeon-dark", DARK, dark=True)
@@ -75,7 +121,20 @@ class Looks:
 
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
-        for name in ("ink", "dim", "faint", "accent", "good", "warning", "bad", "ice", "gold", "violet", "mark", "line"):
+        for name in (
+            "ink",
+            "dim",
+            "faint",
+            "accent",
+            "good",
+            "warning",
+            "bad",
+            "ice",
+            "gold",
+            "violet",
+            "mark",
+            "line",
+        ):
             setattr(self, name, Style(color=getattr(palette, name)))
         self.title = Style(color=palette.ink, bold=True)
         self.key = Style(color=palette.accent, bold=True)

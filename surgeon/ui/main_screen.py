@@ -82,7 +82,9 @@ class MainScreen(Screen[None]):
         small = width < MIN_WIDTH or height < MIN_HEIGHT
         self.set_class(small, "-too-small")
         if small:
-            self.query_one("#too-small", Static).update(f"surgeon needs {MIN_WIDTH}×{MIN_HEIGHT},\nthis terminal is {width}×{height}")
+            self.query_one("#too-small", Static).update(
+                f"surgeon needs {MIN_WIDTH}×{MIN_HEIGHT},\nthis terminal is {width}×{height}"
+            )
 
     # ── showing ──
 
@@ -195,6 +197,8 @@ class MainScreen(Screen[None]):
         """Draft an operation on the chosen layers."""
         self.room.open_proposal(operation)
         self.show_marks()
+        if self.room.proposal is not None and not self.room.proposal.chooses:
+            self.options()
 
     def options(self) -> None:
         """Edit the options of the draft."""

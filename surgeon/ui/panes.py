@@ -33,7 +33,11 @@ class RecipePane(Lines):
     def show(self) -> None:
         """Read the steps again."""
         session, looks = self.room.session, self.looks
-        lines = [Text.assemble(("  0 ", looks.faint), ("● ", looks.accent), (f"{session.model}", looks.dim))]
+        lines = [
+            Text.assemble(
+                ("  0 ", looks.faint), ("● ", looks.accent), (session.checkpoint.path.name or session.model, looks.dim)
+            )
+        ]
         for number, step in enumerate(session.steps, start=1):
             lines.append(self._step(number, self.room.step_titles[number - 1], step.resolved))
         if not session.steps:
@@ -57,7 +61,9 @@ class RecipePane(Lines):
         line.append("✓ " if applied else "○ ", looks.good if applied else looks.faint)
         line.append(title, (looks.title if here else looks.ink) if applied else looks.faint)
         if resolved:
-            line.append(f" = {','.join(map(str, next(iter(resolved.values()))))}", looks.dim if applied else looks.faint)
+            line.append(
+                f" = {','.join(map(str, next(iter(resolved.values()))))}", looks.dim if applied else looks.faint
+            )
         if applied:
             before, after = (draft_parameters(session.draft_at(at)) for at in (number - 1, number))
             line.append(f"  {count_change(after - before)}" if after != before else "", looks.dim)
@@ -99,7 +105,9 @@ class DetailPane(Lines):
             yield self._fact("frozen", ", ".join(sorted(layer.frozen)), looks.ice)
         if layer.lora:
             lora = next(iter(layer.lora.values()))
-            yield self._fact("adapter", f"rank {lora.rank} alpha {lora.alpha:g} on {', '.join(sorted(layer.lora))}", looks.gold)
+            yield self._fact(
+                "adapter", f"rank {lora.rank} alpha {lora.alpha:g} on {', '.join(sorted(layer.lora))}", looks.gold
+            )
         yield Text()
 
     def _scores(self, key: str) -> Iterator[Text]:
@@ -111,15 +119,16 @@ class DetailPane(Lines):
             value = column.values[key]
             step = looks.on_ramp(column.scale.rank(value))
             stale = self.room.is_stale(column)
+            error = f" ±{column.errors[key]:.1g}" if key in column.errors else ""
+            order = sorted(column.values, key=lambda other: column.values[other])
             line = Text(no_wrap=True)
             line.append(f" {column.title:<10} ", looks.title)
-            line.append(f"{value:.5g}", looks.faint if stale else looks.ramp_ink[step])
-            line.append(f" ± {column.errors[key]:.1g}" if key in column.errors else "", looks.dim)
-            line.append("  ")
+            line.append(f"{value:.4g}", looks.faint if stale else looks.ramp_ink[step])
+            line.append(error, looks.dim)
+            line.append(" " * max(1, 16 - len(f"{value:.4g}{error}")))
             line.append(bar(column.scale.length(value), _BAR_CELLS), looks.track if stale else looks.ramp[step])
-            order = sorted(column.values, key=lambda other: column.values[other])
-            line.append(f"  {order.index(key) + 1} of {len(order)} from below", looks.dim)
-            line.append("  before the last edit ~" if stale else "", looks.warning)
+            line.append(f" {order.index(key) + 1}/{len(order)}", looks.dim)
+            line.append("~" if stale else "", looks.warning)
             yield line
         if any_shown:
             yield Text()
@@ -128,22 +137,23 @@ class DetailPane(Lines):
         looks, structure = self.looks, self.room.session.structure
         shown = [column for column in self.room.columns if key in column.matrices]
         groups = grouped(base_tensors(layer.source, self.room.stack_here))
-        wide = min(34, max(map(len, groups), default=0))
+        wide = min(26, max((len(_bare(name)) for name in groups), default=0))
         heads = "".join(f"{column.title:>9}" for column in shown)
-        yield Text(f" {'tensor':<{wide}}  {'shape':<12} {'dtype':<5} {'bytes':>8}{heads}  role", looks.dim, no_wrap=True)
+        yield Text(f" {'tensor':<{wide}} {'shape':<10}{heads}{'bytes':>9}  dtype role", looks.dim, no_wrap=True)
         for name, tensors in groups.items():
             tensor, suffix = tensors[0], self._suffix(tensors[0], name)
             line = Text(no_wrap=True)
-            line.append(f" {_shortened(name, wide):<{wide}}  ", looks.ink)
+            line.append(f" {_shortened(_bare(name), wide):<{wide}} ", looks.ink)
             times = f"{len(tensors)}× " if len(tensors) > 1 else ""
-            line.append(f"{times}{'×'.join(map(str, tensor.shape)):<12} ", looks.accent)
-            line.append(f"{tensor.dtype.lower():<5} {bytes_text(sum(each.nbytes for each in tensors)):>8}", looks.dim)
+            line.append(f"{times + '×'.join(map(str, tensor.shape)):<10}", looks.accent)
             for column in shown:
                 value = column.matrices[key].get(suffix)
                 line.append(f"{value:>9.4g}" if value is not None else " " * 9, looks.ink)
+            line.append(f"{bytes_text(sum(each.nbytes for each in tensors)):>9}", looks.dim)
             role = structure.role(suffix)
             style = looks.ice if role in layer.frozen else looks.gold if role in layer.lora else looks.faint
-            line.append(f"  {'' if role == OTHER else role}", style)
+            line.append(f"  {tensor.dtype.lower():<5}", looks.dim)
+            line.append(f" {'' if role == OTHER else role}", style)
             yield line
 
     def _suffix(self, tensor: Tensor, name: str) -> str:
@@ -158,6 +168,10 @@ def grouped(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     for suffix, tensor in tensors.items():
         groups.setdefault(_EXPERT.sub("*", suffix), []).append(tensor)
     return groups
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _shortened(name: str, width: int) -> str:

@@ -39,9 +39,13 @@ class Prompt(ModalScreen[str | None]):
         with Vertical(id="prompt"):
             yield Static(id="would")
             yield Input(
-                self._text, id="line", compact=True, suggester=_Completer(), select_on_focus=False,
+                self._text,
+                id="line",
+                compact=True,
+                suggester=_Completer(),
+                select_on_focus=False,
                 placeholder="prune --layers 4-5   score --by block_influence   undo   write   export DIR",
-            )  # fmt: skip
+            )
 
     def on_mount(self) -> None:
         """Judge what is there already."""
@@ -81,5 +85,5 @@ class Prompt(ModalScreen[str | None]):
         except SurgeonError as error:
             would.update(Text(str(error), looks.warning))
             return False
-        would.update(Text(" · ".join(consequences(self._room.session, proposal, self._room.board)), looks.accent))
+        would.update(Text(" · ".join(consequences(self._room.session, proposal)), looks.accent))
         return True

@@ -17,10 +17,15 @@ from surgeon.ui.board import Board
 from surgeon.ui.figures import bytes_change, count_change, count_text, value_text
 from surgeon.ui.rows import adapter_parameters, trainable_parameters
 
+_LONGEST = 32
+
 
 @dataclass(frozen=True)
 class Proposal:
-    """What would be done. Exactly one of `preview` and `error` is set; `positions` are the chosen layers, if known."""
+    """What would be done. Exactly one of `preview` and `error` is set; `positions` are the chosen layers, if known.
+
+    shift: how many places the chosen layers move, for an operation that takes an order.
+    """
 
     operation: str
     fields: Mapping[str, Any]
@@ -28,14 +33,40 @@ class Proposal:
     preview: Preview | None = None
     error: SurgeonError | None = None
     marks_before: frozenset[str] = field(default_factory=frozenset)
+    shift: int = 0
 
-    def with_positions(self, session: Session, positions: tuple[int, ...]) -> Proposal:
+    @property
+    def moves(self) -> bool:
+        """Whether the operation takes an order of all layers, so that the chosen ones are moved about."""
+        return "order" in self._names
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the operation is about the chosen layers at all."""
+        return self.moves or bool(selection_fields(self.operation))
+
+    @property
+    def _names(self) -> list[str]:
+        return [field.encode_name for field in msgspec.structs.fields(operations()[self.operation])]
+
+    def with_positions(self, session: Session, positions: tuple[int, ...], shift: int = 0) -> Proposal:
         """Return the same operation on other layers."""
         others = selection_fields(self.operation)
         fields = {name: value for name, value in self.fields.items() if name not in others}
-        fields[others[0]] = spans(positions) if positions else []
+        if self.moves:
+            count = len(session.draft.layers(self.fields.get("stack")))
+            fields["order"] = moved(count, positions, shift)
+        elif others:
+            fields[others[0]] = spans(positions) if positions else []
         judged = propose(session, self.operation, fields, self.marks_before)
-        return judged if judged.preview else replace(judged, positions=positions)
+        return replace(judged, positions=positions, shift=shift) if self.moves or not judged.preview else judged
+
+
+def moved(count: int, positions: tuple[int, ...], shift: int) -> list[int]:
+    """Return the order of `count` layers in which the chosen ones stand together, moved by `shift` places."""
+    rest = [at for at in range(count) if at not in positions]
+    start = min(max(min(positions, default=0) + shift, 0), len(rest))
+    return [*rest[:start], *sorted(positions), *rest[start:]]
 
 
 def selection_fields(operation: str) -> list[str]:
@@ -49,7 +80,9 @@ def mentions_selection(kind: Any) -> bool:
     return kind is Selection or any(map(mentions_selection, getattr(kind, "__args__", ())))
 
 
-def propose(session: Session, operation: str, fields: Mapping[str, Any], marks: frozenset[str] = frozenset()) -> Proposal:
+def propose(
+    session: Session, operation: str, fields: Mapping[str, Any], marks: frozenset[str] = frozenset()
+) -> Proposal:
     """Judge an operation on the current draft. Changes nothing and raises nothing: what is wrong is in `error`."""
     try:
         step = session.step(operation, fields)
@@ -74,12 +107,13 @@ def step_text(step: Step) -> str:
     plain = step_to_builtins(msgspec.structs.replace(step, resolved=None))[step.operation.name]
     words = [step.operation.name.replace("_", "-")]
     for name, value in plain.items():
-        words += ([] if name == "layers" else [name]) + [option_text(value)]
+        text = option_text(value)
+        words += ([] if name == "layers" else [name]) + [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"]
     return " ".join(words)
 
 
-def consequences(session: Session, proposal: Proposal, board: Board) -> list[str]:
-    """Return what the step would change, most important first. Nothing here is measured but what says so."""
+def consequences(session: Session, proposal: Proposal) -> list[str]:
+    """Return what the step would change, most important first: arithmetic on headers, nothing measured."""
     preview = proposal.preview
     if preview is None:
         return []
@@ -95,23 +129,26 @@ def consequences(session: Session, proposal: Proposal, board: Board) -> list[str
         parts.append(f"{count_change(added)} adapter params")
     if preview.plan.frozen != session.plan.frozen:
         trains = [count_text(trainable_parameters(plan)) for plan in (session.plan, preview.plan)]
-        parts.append(f"trainable {trains[0]}→{trains[1]}")
-    if preview.draft.digest == session.draft.digest and not parts:
-        parts.append("changes nothing")
-    if after < before:
-        parts += _lost_importance(session, proposal, board)
+        parts += [f"trainable {trains[0]}→{trains[1]}"] if trains[0] != trains[1] else []
+    if not parts:
+        parts.append("changes nothing" if preview.draft == session.draft else "changes no size")
     return parts
 
 
-def _lost_importance(session: Session, proposal: Proposal, board: Board) -> list[str]:
-    layers = session.draft.layers(proposal.preview.step.operation.stack if proposal.preview else None)
+def lost_importance(session: Session, proposal: Proposal, board: Board) -> list[str]:
+    """Return the sum of each measured score over the layers that would go; the only figures here that were measured."""
+    preview = proposal.preview
+    if preview is None or sum(map(len, preview.draft.stacks.values())) >= sum(map(len, session.draft.stacks.values())):
+        return []
+    layers = session.draft.layers(preview.step.operation.stack)
     keys = [layers[at].key for at in proposal.positions]
     parts = []
     for column in board:
         known = [column.values[key] for key in keys if key in column.values]
         if len(known) == len(keys) and known:
             whole = sum(column.values.get(layer.key, 0.0) for layer in layers)
-            stale = " before the last edit" if column.digest != session.draft.digest else ""
-            share = f" ({sum(known) / whole:.0%} of all)" if whole > 0 else ""
-            parts.append(f"Σ {column.title} {value_text(sum(known), column.scale.decimals)}{share} measured{stale}")
+            notes = [f"{sum(known) / whole:.0%} of all"] if whole > 0 else []
+            notes += [f"on {column.data}"] if column.data else []
+            notes += ["before the last edit~"] if column.digest != session.draft.digest else []
+            parts.append(f"Σ {column.title} {value_text(sum(known), column.scale.decimals)} ({', '.join(notes)})")
     return parts

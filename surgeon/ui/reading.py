@@ -25,9 +25,13 @@ class ReadingScreen(ModalScreen[None]):
 
     BINDINGS = [  # noqa: RUF012 - Textual declares it so
         ("escape,q,enter,question_mark,L", "dismiss(None)", "close"),
-        ("j,down", "scroll(1)", "down"), ("k,up", "scroll(-1)", "up"), ("g,home", "scroll(-100000)", "top"),
-        ("G,end", "scroll(100000)", "bottom"), ("ctrl+d,pagedown,space", "scroll(10)", "page"), ("ctrl+u,pageup", "scroll(-10)", "page"),
-    ]  # fmt: skip
+        ("j,down", "scroll(1)", "down"),
+        ("k,up", "scroll(-1)", "up"),
+        ("g,home", "scroll(-100000)", "top"),
+        ("G,end", "scroll(100000)", "bottom"),
+        ("ctrl+d,pagedown,space", "scroll(10)", "page"),
+        ("ctrl+u,pageup", "scroll(-10)", "page"),
+    ]
     heading = ""
 
     def compose(self) -> ComposeResult:
@@ -76,9 +80,11 @@ class HelpScreen(ReadingScreen):
             yield Text()
         yield Text(" Scores", looks.key)
         for sign, meaning in (
-            ("···", "is being measured"), ("!", "could not be measured"), ("~", "was measured before the last edit"),
+            ("···", "is being measured"),
+            ("!", "could not be measured"),
+            ("~", "was measured before the last edit"),
             ("▐█▌", "length: the value, between the lowest and the highest; colour: its rank"),
-        ):  # fmt: skip
+        ):
             yield Text.assemble((f"   {sign:<{_KEY_CELLS}} ", looks.accent), (meaning, looks.ink))
 
 
@@ -93,7 +99,8 @@ class LogScreen(ReadingScreen):
 
     def lines(self, looks: Looks) -> Iterator[Text]:
         """Write the newest lines last."""
-        yield Text(f" what libraries print goes to {state_directory() / 'worker.log'}", looks.dim)
+        yield Text(" what libraries print goes to", looks.dim)
+        yield Text(f" {state_directory() / 'worker.log'}", looks.dim)
         for entry in self._desk.log:
             for part in entry.splitlines() or [""]:
                 yield Text(f" {part}", looks.accent if part.startswith("──") else looks.ink)

@@ -1,154 +1,25 @@
-"""The state of the operating room: session, rows, cursor, marks, proposal, scores. No widgets, so it tests without any."""
+"""The state of the operating room: the listing, the proposal, the scores. No widgets, so it tests without any."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
-
 from surgeon.core.selection import parse_selection
-from surgeon.core.structure import Stack
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
-from surgeon.ui.board import Board, Column
+from surgeon.ui.board import Column
 from surgeon.ui.figures import bytes_change, count_change
+from surgeon.ui.listing import Listing
 from surgeon.ui.proposal import Proposal, propose, selection_fields, step_text
-from surgeon.ui.rows import Row, rows_of
-
-Tone = Literal["info", "good", "warning", "bad"]
 
 
-@dataclass(frozen=True)
-class Notice:
-    """One message to the person, until the next one."""
-
-    text: str
-    tone: Tone = "info"
-
-
-class Room:
+class Room(Listing):
     """What is on screen, as plain data. Every method leaves it consistent with the session."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
-        self.stack = session.structure.default_stack
-        self.board = Board()
-        self.marks: frozenset[str] = frozenset()
-        self.anchor: int | None = None
-        self.sticky = False
-        self.cursor = 0
-        self.active = 0
-        self.sort: tuple[str, bool] | None = None
+        super().__init__(session)
         self.proposal: Proposal | None = None
-        self.notice: Notice | None = None
         self.job_title: str | None = None
-        self.rows: tuple[Row, ...] = ()
-        self.order: list[int] = []
         for score in session.scores.values():
             self.board.take(score)
-        self.renew()
-
-    # ── rows and order ──
-
-    def renew(self) -> None:
-        """Read the rows from the session again; the cursor stays on its layer."""
-        key = self.row.key if self.rows else None
-        self.rows = rows_of(self.session, self.stack)
-        self.reorder(key)
-
-    def reorder(self, key: str | None = None) -> None:
-        """Sort the rows again; the cursor stays on its layer."""
-        key = key if key is not None or not self.order else self.row.key
-        self.order = self._sorted()
-        places = {self.rows[at].key: place for place, at in enumerate(self.order)}
-        self.cursor = min(places.get(key or "", self.cursor), len(self.order) - 1)
-
-    def _sorted(self) -> list[int]:
-        places = list(range(len(self.rows)))
-        column = self.board.columns.get(self.sort[0]) if self.sort else None
-        if column is None or self.sort is None:
-            return places
-        descending = self.sort[1]
-
-        def rank(at: int) -> tuple[bool, bool, float]:
-            row = self.rows[at]
-            value = column.values.get(row.key)
-            return row.position is None, value is None, 0.0 if value is None else -value if descending else value
-
-        return sorted(places, key=rank)
-
-    @property
-    def row(self) -> Row:
-        """The row under the cursor."""
-        return self.rows[self.order[self.cursor]]
-
-    @property
-    def columns(self) -> list[Column]:
-        """The score columns of the stack on screen."""
-        return list(self.board) if self.stack == self.session.structure.default_stack else []
-
-    @property
-    def step_titles(self) -> list[str]:
-        """What every step does, in a few words."""
-        return [step_text(step) for step in self.session.steps]
-
-    @property
-    def stack_here(self) -> Stack:
-        """The stack on screen."""
-        return self.session.structure.stack(self.stack)
-
-    def cycle_sort(self) -> None:
-        """Sort by the active column: highest first, lowest first, not at all."""
-        if not self.columns:
-            return
-        name = self.columns[min(self.active, len(self.columns) - 1)].name
-        steps: dict[object, tuple[str, bool] | None] = {(name, True): (name, False), (name, False): None}
-        self.sort = steps.get(self.sort, (name, True))
-        self.reorder()
-
-    def next_stack(self) -> None:
-        """Show the next stack of a model that has several."""
-        names = list(self.session.structure.stacks)
-        self.leave()
-        self.stack = names[(names.index(self.stack) + 1) % len(names)]
-        self.marks, self.anchor, self.cursor, self.order, self.rows = frozenset(), None, 0, [], ()
-        self.renew()
-
-    # ── cursor, marks, ranges ──
-
-    def move_to(self, place: int, *, extend: bool = False) -> None:
-        """Move the cursor; `extend` draws a range that the next plain move ends."""
-        if extend and self.anchor is None:
-            self.anchor, self.sticky = self.cursor, False
-        elif not extend and not self.sticky:
-            self.anchor = None
-        self.cursor = min(max(place, 0), len(self.order) - 1)
-
-    def toggle_range(self) -> None:
-        """Start a range that follows the cursor, or end it and keep its layers marked."""
-        if self.anchor is None:
-            self.anchor, self.sticky = self.cursor, True
-        else:
-            self._mark(self.marks | self.range_keys)
-            self.anchor = None
-
-    @property
-    def range_keys(self) -> frozenset[str]:
-        """The layers inside the range that is being drawn."""
-        if self.anchor is None:
-            return frozenset()
-        first, last = sorted((min(self.anchor, len(self.order) - 1), self.cursor))
-        rows = (self.rows[at] for at in self.order[first : last + 1])
-        return frozenset(row.key for row in rows if row.position is not None)
-
-    def toggle_mark(self) -> None:
-        """Mark or unmark the row under the cursor, or the whole range."""
-        keys = self.range_keys or frozenset([self.row.key] if self.row.position is not None else [])
-        if not keys:
-            self.say("a pruned layer cannot be marked; u brings it back", "warning")
-            return
-        self._mark(self.marks - keys if keys <= self.marks else self.marks | keys)
-        self.anchor = None
 
     def mark_selection(self, text: str) -> None:
         """Mark what a selection chooses, such as `lowest 4 by block_influence`.
@@ -168,18 +39,20 @@ class Room:
         if self.proposal is not None:
             self._repropose(self._positions(keys))
 
-    def _positions(self, keys: Iterable[str]) -> tuple[int, ...]:
-        wanted = set(keys)
-        return tuple(row.position for row in self.rows if row.position is not None and row.key in wanted)
+    # ── operating ──
 
     @property
-    def chosen(self) -> frozenset[str]:
-        """What an operation would be about: the marks and the range, or else the row under the cursor."""
-        keys = self.marks | self.range_keys
-        living = {row.key for row in self.rows if row.position is not None}
-        return (keys & living) or frozenset([self.row.key] if self.row.position is not None else [])
+    def step_titles(self) -> list[str]:
+        """What every step does, in a few words."""
+        return [step_text(step) for step in self.session.steps]
 
-    # ── operating ──
+    def next_stack(self) -> None:
+        """Show the next stack of a model that has several."""
+        names = list(self.session.structure.stacks)
+        self.leave()
+        self.stack = names[(names.index(self.stack) + 1) % len(names)]
+        self.marks, self.anchor, self.cursor, self.order, self.rows = frozenset(), None, 0, [], ()
+        self.renew()
 
     def open_proposal(self, operation: str) -> None:
         """Propose an operation on the chosen layers; nothing is done yet."""
@@ -192,7 +65,10 @@ class Room:
         self.proposal = Proposal(operation, fields, marks_before=before)
         self.anchor, self.notice = None, None
         self.marks = chosen
-        self._repropose(self._positions(chosen))
+        if self.proposal.chooses:
+            self._repropose(self._positions(chosen))
+        else:
+            self.proposal = propose(self.session, operation, fields, before)
 
     def _repropose(self, positions: tuple[int, ...]) -> None:
         assert self.proposal is not None
@@ -207,10 +83,15 @@ class Room:
             self.marks = frozenset(layers[at].key for at in self.proposal.positions)
 
     def widen(self, change: int) -> None:
-        """Let the proposal reach one layer further up, or one less."""
+        """Let the proposal take in one layer more or less; one that moves layers moves them."""
         if self.proposal is None or not self.proposal.positions:
             return
         layers = self.session.draft.layers(self.stack)
+        if self.proposal.moves:
+            first, room = min(self.proposal.positions), len(layers) - len(self.proposal.positions)
+            shift = min(max(self.proposal.shift + change, -first), room - first)
+            self.proposal = self.proposal.with_positions(self.session, self.proposal.positions, shift)
+            return
         positions = set(self.proposal.positions)
         last = max(positions)
         if change > 0 and last + 1 < len(layers):
@@ -236,7 +117,11 @@ class Room:
             return False
         self.proposal, self.marks, self.anchor = None, frozenset(), None
         self.renew()
-        change = f" · {count_change(done.parameters_change)} params, {bytes_change(done.bytes_change)}" if done.parameters_change else ""
+        change = (
+            f" · {count_change(done.parameters_change)} params, {bytes_change(done.bytes_change)}"
+            if done.parameters_change
+            else ""
+        )
         self.say(f"applied: {step_text(done.step)}{change} · u undoes", "good")
         return True
 
@@ -291,7 +176,3 @@ class Room:
     def is_stale(self, column: Column) -> bool:
         """Whether a column was measured on other weights than the current ones."""
         return column.digest != self.session.draft.digest
-
-    def say(self, text: str, tone: Tone = "info") -> None:
-        """Leave a message."""
-        self.notice = Notice(text, tone)

@@ -43,10 +43,14 @@ def rows_of(session: Session, stack: str) -> tuple[Row, ...]:
             removed.pop(key, None)
     draft = session.draft
     positions = {layer.key: at for at, layer in enumerate(draft.layers(stack))}
-    return tuple(
-        Row(key, positions.get(key), seen[key], layer_parameters(draft, seen[key], stack), _states(draft, seen[key], stack, removed), removed.get(key))
-        for key in order
-    )  # fmt: skip
+    rows = []
+    for key in order:
+        layer = seen[key]
+        states = _states(draft, layer, stack, removed)
+        rows.append(
+            Row(key, positions.get(key), layer, layer_parameters(draft, layer, stack), states, removed.get(key))
+        )
+    return tuple(rows)
 
 
 def _merged(before: Sequence[str], now: Sequence[str]) -> list[str]:

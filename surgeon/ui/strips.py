@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.segment import Segment
 from rich.style import Style
@@ -13,14 +13,16 @@ from textual.widget import Widget
 from surgeon.core.selection import spans
 from surgeon.ui.commands import Command
 from surgeon.ui.desk import Desk
-from surgeon.ui.figures import bytes_text, count_text, seconds_text
 from surgeon.ui.figures import bar as bar_text
+from surgeon.ui.figures import bytes_text, count_text, seconds_text
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS, Looks
-from surgeon.ui.proposal import consequences
+from surgeon.ui.proposal import consequences, lost_importance
 from surgeon.ui.room import Room
 from surgeon.ui.rows import source_text
 
 _BAR_CELLS = 20
+_ROOMY = 100
+_CORNER = range(60, 65)
 
 
 class TextStrip(Widget):
@@ -36,9 +38,9 @@ class TextStrip(Widget):
         return DARK_LOOKS if self.app.current_theme.dark else LIGHT_LOOKS
 
 
-def joined(parts: Sequence[Text | str], looks: Looks, between: str = "  ") -> Text:
-    """Join parts with a gap."""
-    return Text(between, looks.faint).join([part if isinstance(part, Text) else Text(part) for part in parts])
+def joined(parts: Sequence[str], looks: Looks) -> Text:
+    """Put facts in a row."""
+    return Text(" · ", looks.faint).join([Text(part, looks.ink) for part in parts])
 
 
 class HeaderStrip(TextStrip):
@@ -48,18 +50,18 @@ class HeaderStrip(TextStrip):
         """Write the name on the left, the recipe on the right."""
         session, looks = self.room.session, self.looks
         plan, base = session.plan, session.checkpoint
-        left = Text(no_wrap=True)
-        left.append(" surgeon ", looks.badge)
-        left.append("  ")
-        left.append(session.structure.checkpoint.path.name or session.model, looks.title)
-        left.append(f"  {session.structure.model_type}", looks.dim)
-        left.append("  ")
-        left.append_text(_before_and_after(count_text(base.parameters), count_text(plan.parameters), looks))
-        left.append("  ")
-        left.append_text(_before_and_after(bytes_text(base.nbytes), bytes_text(plan.nbytes), looks))
-        right = self._recipe()
-        if left.cell_len + right.cell_len > self.size.width:
-            left = left[: self.size.width - right.cell_len - 1]
+        right, room = self._recipe(), self.size.width
+        facts = [
+            Text(session.checkpoint.path.name or session.model, looks.title),
+            _before_and_after(count_text(base.parameters), count_text(plan.parameters), looks),
+            _before_and_after(bytes_text(base.nbytes), bytes_text(plan.nbytes), looks),
+            Text(session.structure.model_type, looks.dim),
+        ]
+        left = Text(no_wrap=True).append(" surgeon ", looks.badge)
+        for fact in facts:
+            if left.cell_len + 2 + fact.cell_len + 1 + right.cell_len <= room:
+                left.append("  ")
+                left.append_text(fact)
         left.append(" " * max(1, self.size.width - left.cell_len - right.cell_len))
         left.append_text(right)
         return left
@@ -67,7 +69,11 @@ class HeaderStrip(TextStrip):
     def _recipe(self) -> Text:
         session, looks = self.room.session, self.looks
         name = session.recipe_path.name if session.recipe_path else "no recipe yet"
-        steps = f"{session.position}/{len(session.steps)}" if session.position < len(session.steps) else str(session.position)
+        steps = (
+            f"{session.position}/{len(session.steps)}"
+            if session.position < len(session.steps)
+            else str(session.position)
+        )
         text = Text(no_wrap=True)
         text.append(name, looks.ink if session.recipe_path else looks.dim)
         text.append("*" if session.unsaved else "", looks.warning)
@@ -92,7 +98,6 @@ class MessageStrip(TextStrip):
             return self._proposal()
         if self.room.notice is not None:
             text, tone = self.room.notice.text, self.room.notice.tone
-            text = " " + text.replace("\n", "\n ")
             return Text(text, self.looks.tone(tone))
         return self._layer()
 
@@ -107,27 +112,39 @@ class MessageStrip(TextStrip):
         if error is not None:
             text.append(f"{error.what}\n", looks.bad)
             details = [f"allowed: {error.allowed}"] * bool(error.allowed) + [error.hint] * bool(error.hint)
-            text.append(" " + (" · ".join(details) or error.where), looks.dim)
+            text.append(" · ".join(details) or error.where, looks.dim)
             return text
         assert proposal.preview is not None
-        text.append_text(joined([Text(part) for part in consequences(self.room.session, proposal, self.room.board)], looks, " · "))
-        text.append("\n $ ", looks.accent)
+        text.append_text(joined(consequences(self.room.session, proposal), looks))
+        lost = lost_importance(self.room.session, proposal, self.room.board)
+        if lost:
+            text.append("\nmeasured  ", looks.dim)
+            text.append_text(joined(lost, looks))
+        text.append("\n$ ", looks.accent)
         text.append(proposal.preview.command, looks.dim)
         return text
 
     def _layer(self) -> Text:
         row, looks = self.room.row, self.looks
         if row.position is None:
-            return Text(f" layer {row.key} · pruned by step {row.removed_by}\n u takes back the newest step", looks.dim)
+            return Text(f"layer {row.key} · pruned by step {row.removed_by}\nu takes back the newest step", looks.dim)
         layer = row.layer
         says = [f"{name} {value}" for name, value in layer.settings.items() if value is not None]
         parts = [f"layer {row.key}", f"{count_text(row.parameters)} params", *says]
         if layer.inserted:
             parts.insert(1, source_text(layer.source))
         marked = len(self.room.marks | self.room.range_keys)
-        text = Text(" " + " · ".join(parts), looks.dim)
-        text.append(f"\n {marked} marked" if marked else "\n ", looks.mark)
+        text = Text(" · ".join(parts), looks.dim)
+        text.append("\n")
+        text.append(f"{marked} marked  " if marked else "", looks.mark)
+        text.append(" · ".join(self._scores(row.key)), looks.dim)
         return text
+
+    def _scores(self, key: str) -> Iterator[str]:
+        for column in self.room.columns:
+            if key in column.values:
+                error = f" ±{column.errors[key]:.1g}" if key in column.errors else ""
+                yield f"{column.name} {column.values[key]:.4g}{error}{'~' if self.room.is_stale(column) else ''}"
 
 
 class JobStrip(TextStrip):
@@ -141,7 +158,12 @@ class JobStrip(TextStrip):
         """Write one line."""
         looks, running = self.looks, self.desk.running
         if self.desk.crash is not None and running is None:
-            text = Text(f" {self.desk.crash} · S measures again · r restarts it ", looks.banner, no_wrap=True, overflow="ellipsis")
+            text = Text(
+                f" {self.desk.crash} · S measures again · r restarts it ",
+                looks.banner,
+                no_wrap=True,
+                overflow="ellipsis",
+            )
             text.pad_right(max(0, self.size.width - text.cell_len))
             return text
         if running is None:
@@ -149,9 +171,13 @@ class JobStrip(TextStrip):
         text = Text(" ", no_wrap=True, overflow="ellipsis")
         text.append(running.title, looks.title)
         if running.total:
-            done, total = (bytes_text(n) if running.unit == "bytes" else f"{n:g}" for n in (running.done, running.total))
+            done, total = (
+                bytes_text(n) if running.unit == "bytes" else f"{n:g}" for n in (running.done, running.total)
+            )
             text.append(f" {done}/{total} ", looks.ink)
-            text.append(bar_text(running.done / running.total, _BAR_CELLS), looks.accent + Style(bgcolor=looks.palette.track))
+            text.append(
+                bar_text(running.done / running.total, _BAR_CELLS), looks.accent + Style(bgcolor=looks.palette.track)
+            )
             left = running.seconds_left
             text.append(f" {seconds_text(left)} left" if left is not None else "", looks.dim)
         else:
@@ -167,7 +193,7 @@ class JobStrip(TextStrip):
         looks = self.looks
         if self.desk.client.alive:
             memory = f" · {bytes_text(self.desk.resident_bytes)}" if self.desk.resident_bytes else ""
-            return Text(f" worker idle on {self.desk.client.hello.get('device', '?')}{memory}", looks.faint)
+            return Text(f" worker ready{memory}", looks.faint)
         return Text(" worker not started: it starts with the first measurement", looks.faint)
 
 
@@ -189,18 +215,26 @@ class KeyStrip(TextStrip):
         return Strip(segments).adjust_cell_length(self.size.width, base)
 
     def _keys(self) -> Text:
-        """Write as many keys as fit, dim where they do nothing now."""
-        text = Text(" ", no_wrap=True)
-        moded = "draft" if self.room.proposal is not None else "room"
-        for command in sorted((c for c in self.commands if c.footer and moded in c.modes), key=lambda c: c.rank):
-            off = command.reason(self.room) is not None
-            meta = Style(meta={"@click": f"screen.command('{command.id}')"})
-            part = Text.assemble(
-                (command.key_text, (self.looks.faint if off else self.looks.key) + meta),
-                (f" {command.footer}", (self.looks.faint if off else self.looks.dim) + meta),
-            )
-            if text.cell_len + part.cell_len > self.size.width - 1:
+        """Write as many keys as fit, dim where they do nothing now; help stays in its corner."""
+        mode = "draft" if self.room.proposal is not None else "room"
+        shown = sorted(
+            (each for each in self.commands if each.footer and mode in each.modes), key=lambda each: each.rank
+        )
+        gap = "  " if self.size.width >= _ROOMY else " "
+        corner = Text(gap).join([self._key(command) for command in shown if command.rank in _CORNER])
+        text = Text(no_wrap=True)
+        for command in (each for each in shown if each.rank not in _CORNER):
+            key = self._key(command)
+            if text.cell_len + len(gap) + key.cell_len + len(gap) + corner.cell_len + 1 > self.size.width:
                 break
-            text.append_text(part)
-            text.append("  ")
-        return text
+            text.append(gap if text.cell_len else " ").append_text(key)
+        text.append(" " * (self.size.width - text.cell_len - corner.cell_len - 1))
+        return text.append_text(corner)
+
+    def _key(self, command: Command) -> Text:
+        off = command.reason(self.room) is not None
+        meta = Style(meta={"@click": f"screen.command('{command.id}')"})
+        return Text.assemble(
+            (command.key_text, (self.looks.faint if off else self.looks.key) + meta),
+            (f" {command.footer}", (self.looks.faint if off else self.looks.dim) + meta),
+        )

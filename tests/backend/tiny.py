@@ -59,6 +59,14 @@ def save_tiny(family: str, directory: Path, dtype: torch.dtype = torch.float32, 
     return directory
 
 
+def load_plainly(path: Path) -> Any:
+    """Load with plain transformers; nothing may be missing, unexpected or of another shape."""
+    auto: Any = AutoModelForCausalLM
+    model, report = auto.from_pretrained(path, dtype="auto", output_loading_info=True)
+    assert not any(report.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
 def write_tokenizer(directory: Path, *, bos: bool = False, template: str | None = None) -> None:
     """Write a tokenizer of WORDS words, one per character."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -90,10 +98,13 @@ def some_tokens(sequences: int = 2, length: int = 24, seed: int = 0) -> torch.Te
     return torch.randint(3, WORDS, (sequences, length), generator=torch.Generator().manual_seed(seed))
 
 
+Call = tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]
+
+
 class _Passing(nn.Module):
     """Gives back what it was given, and notes how it was called."""
 
-    def __init__(self, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], layer: nn.Module) -> None:
+    def __init__(self, calls: list[Call], layer: nn.Module) -> None:
         super().__init__()
         self.calls = calls
         for name in ("attention_type", "layer_type"):
@@ -101,7 +112,7 @@ class _Passing(nn.Module):
                 setattr(self, name, getattr(layer, name))
 
     def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.calls.append((args, kwargs))
+        self.calls.append((hidden, args, kwargs))
         return hidden
 
 
@@ -133,19 +144,12 @@ def reference_logits(model: nn.Module, family: str, order: Sequence[int], tokens
     """Return what the base computes if its own layers are called in `order`, each as the base calls it."""
     layers = layers_of(model, family)
     real = list(layers)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    entering: list[torch.Tensor] = []
-    handle = real[0].register_forward_pre_hook(
-        lambda _module, args, kwargs: entering.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    with _with_layers(layers, [real[0], *[_Passing(calls, layer) for layer in real[1:]]]):
+    calls: list[Call] = []
+    with _with_layers(layers, [_Passing(calls, layer) for layer in real]):
         model(input_ids=tokens_BT, use_cache=False)
-    handle.remove()
-    with _with_layers(layers, [_Passing(calls := [], layer) for layer in real]):
-        model(input_ids=tokens_BT, use_cache=False)
-    hidden = entering[0]
+    hidden = calls[0][0]
     for index in order:
-        args, kwargs = calls[index]
+        _, args, kwargs = calls[index]
         output = real[index](hidden, *args, **kwargs)
         hidden = output[0] if isinstance(output, tuple) else output
     passing = [_Passing([], layer) for layer in real[:-1]]

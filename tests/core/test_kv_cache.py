@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def test_a_layer_with_a_state_of_its_own_is_unknown(tmp_path: Path) -> None:
 
 
 def test_layers_that_share_a_cache_keep_nothing_of_their_own(tmp_path: Path) -> None:
-    found = cache(tmp_path, num_kv_shared_layers=2)
+    base = draft(tmp_path)
+    shared = [replace(layer, settings={"num_kv_shared_layers": layer.original in (2, 3)}) for layer in base.layers()]
+    found = kv_cache(base.with_layers(tuple(shared)))
     assert [layer.bytes_per_token for layer in found.layers] == [EACH, EACH, 0, 0]
 
 

@@ -1,0 +1,65 @@
+"""DeepSeek and the families built like it: compressed keys and values, dense layers in front of those with experts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from surgeon.architectures.positions import LINEAR, every, first, where
+from surgeon.core.layer_counts import FirstCount
+from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.layer_ties import Borrows
+from surgeon.core.structure import Family
+
+
+def _mlp(number: int) -> EachLayer:
+    legacy = ("first_k_dense_replace", "moe_layer_freq")
+    return EachLayer("mlp_layer_types", first(number, legacy[0], freq_key=legacy[1]), legacy)
+
+
+def indexers(config: Config, count: int) -> Sequence[str]:
+    """Return which layers choose the tokens they look at, and which use the choice of one before them."""
+    pattern = config.get("index_topk_pattern")
+    if pattern is not None:
+        return [{"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern]
+    freq, offset = max(config.get("index_topk_freq", 1), 1), config.get("index_skip_topk_offset", 2)
+    return ["full" if max(index - offset + 1, 0) % freq == 0 else "shared" for index in range(count)]
+
+
+def _choosers(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
+    return [("choice", kind == "shared") for kind in config.get("indexer_types") or indexers(config, count)]
+
+
+
+FAMILIES = (
+    Family(model_types=("deepseek_v2",), fields=(FirstCount("first_k_dense_replace", 0),)),
+    Family(model_types=("deepseek_v3",), fields=(FirstCount("first_k_dense_replace", 3),)),
+    Family(
+        model_types=("dots1",),
+        fields=(FirstCount("first_k_dense_replace", 0), EachLayer("layer_types", where(62, "max_window_layers"), ("max_window_layers",))),
+    ),
+    Family(model_types=("glm4_moe",), fields=(FirstCount("first_k_dense_replace", 1),)),
+    Family(model_types=("glm4_moe_lite", "hy_v3"), fields=(EachLayer("mlp_layer_types", first(1)),)),
+    Family(model_types=("axk1",), fields=(_mlp(1),)),
+    Family(
+        model_types=("axk2",),
+        roles=((r"input_layernorm\..+", "norm.input"), (r"post_attention_layernorm\..+", "norm.mlp")),
+        fields=(_mlp(1),),
+    ),
+    Family(model_types=("longcat_flash",), no_identity="its zero experts pass their input on, whatever the weights are"),
+    Family(model_types=("deepseek_v32",), fields=(EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),)),
+    Family(
+        model_types=("glm_moe_dsa",),
+        fields=(
+            EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),
+            EachLayer("indexer_types", indexers, ("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")),
+            Borrows("choice of tokens", "indexer_types", _choosers),
+        ),
+    ),
+    Family(
+        model_types=("bailing_hybrid",),
+        fields=(
+            EachLayer("layer_types", every(6, "layer_group_size", other=LINEAR), ("layer_group_size",)),
+            EachLayer("mlp_layer_types", first(2, "first_k_dense_replace"), ("first_k_dense_replace",)),
+        ),
+    ),
+)

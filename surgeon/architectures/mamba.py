@@ -1,0 +1,102 @@
+"""Hybrids of state-space, convolution and attention layers: which is which, when a config does not list it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from surgeon.architectures.positions import FULL, LINEAR, every, first
+from surgeon.architectures.shared import POST_NORM
+from surgeon.core.layer_counts import FirstCount, Period
+from surgeon.core.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
+from surgeon.core.layer_ties import Borrows, InOrder
+from surgeon.core.structure import Family, Silence
+
+
+def _lfm2(config: Config, count: int) -> Sequence[str]:
+    full = config.get("full_attn_idxs")
+    return [FULL if full is None or index in full else "conv" for index in range(count)]
+
+
+def _lfm3(config: Config, count: int) -> Sequence[str]:
+    del config
+    return [FULL if index % 4 == 2 else "sliding_attention" if index % 4 == 0 and index else "conv" for index in range(count)]  # noqa: PLR2004
+
+
+def _kimi(config: Config, count: int) -> Sequence[str]:
+    listed = config.get("linear_attn_config") or {}
+    if "full_attn_layers" in listed and "kda_layers" in listed:  # numbered from 1
+        return [FULL if index + 1 in listed["full_attn_layers"] else LINEAR for index in range(count)]
+    return [FULL if index and index % 4 == 0 else LINEAR for index in range(count)]
+
+
+def _zamba_kinds(config: Config, count: int) -> Sequence[str]:
+    period, offset = config.get("attn_layer_period", 6), config.get("attn_layer_offset", 4)
+    rest = ["hybrid" if index % period == offset else LINEAR for index in range(count - 3)]
+    return [LINEAR, LINEAR, "hybrid", *rest]
+
+
+def _zamba_lenders(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
+    """The first hybrid layer holds the block that all hybrid layers use."""
+    kinds = config.get("layers_block_type") or _zamba_kinds(config, count)
+    hybrids = [index for index, kind in enumerate(kinds) if kind == "hybrid"]
+    return [("block" if index in hybrids else index, index in hybrids[1:]) for index in range(count)]
+
+
+def _zamba_hybrids(config: Config, count: int) -> Sequence[int] | None:
+    kinds = config.get("layers_block_type") or []
+    return [index for index in range(count) if kinds[index] == "hybrid"] if len(kinds) == count else None
+
+
+_MAMBA = r"(?:.+\.)?mamba\."
+
+FAMILIES = (
+    Family(model_types=("mamba", "mamba2", "falcon_mamba")),
+    Family(model_types=("bamba",), fields=(Indices("attn_layer_indices"),)),
+    Family(
+        model_types=("jamba",),
+        fields=(
+            Period("attn_layer_period", "attn_layer_offset", 8, 4, ("layers_block_type", "layer_types")),
+            Period("expert_layer_period", "expert_layer_offset", 2, 1),
+        ),
+    ),
+    Family(model_types=("nemotron_h",), fields=(Pattern("hybrid_override_pattern"),)),
+    Family(model_types=("recurrent_gemma",), fields=(Cycle("block_types", ("recurrent", "recurrent", "attention")),)),
+    Family(model_types=("lfm2",), fields=(EachLayer("layer_types", _lfm2, ("full_attn_idxs",)),)),
+    Family(model_types=("lfm2_moe",), fields=(FirstCount("num_dense_layers", 2),)),
+    Family(
+        model_types=("lfm3",),
+        roles=((r"post_operator_norm\.weight", "norm.post_attention"), (r"post_ffn_norm\.weight", "norm.post_mlp")),
+        silences=((Silence("norm.post_attention"), Silence("norm.post_mlp")),),
+        fields=(EachLayer("layer_types", _lfm3),),
+    ),
+    Family(
+        model_types=("kimi_linear",),
+        fields=(
+            EachLayer("layer_types", _kimi),
+            EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",)),
+        ),
+    ),
+    Family(
+        model_types=("minimax",),
+        roles=((r"self_attn\.(?:slope_rate|\w+_decay)", "mixer.decay"),),
+        fields=(EachLayer("layer_types", every(2, at=0, other=LINEAR)),),
+        no_identity=POST_NORM,
+    ),
+    Family(
+        model_types=("zamba",),
+        roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transf\..+", "shared")),
+        silences=((Silence("mixer.output"),),),
+        fields=(
+            EachLayer("layers_block_type", _zamba_kinds), Borrows("the shared block", "layers_block_type", _zamba_lenders),
+        ),
+    ),
+    Family(
+        model_types=("zamba2",),
+        roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transformer\..+", "shared")),
+        silences=((Silence("mixer.output"),),),
+        fields=(
+            EachLayer("layers_block_type"), Indices("hybrid_layer_ids"), Borrows("the shared block", "layers_block_type", _zamba_lenders),
+            InOrder("layers_block_type", "hybrid layers, each with an adapter in the shared block", _zamba_hybrids, complete=True),
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""Families whose mathematics depends on a layer's number or on the layer before it, and no config field says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from surgeon.architectures.positions import every, first
+from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.layer_ties import ByIndex
+from surgeon.core.structure import Family
+from surgeon.errors import ArchitectureError
+
+
+def _always(config: Config) -> bool:
+    del config
+    return True
+
+
+@dataclass(frozen=True)
+class _DepthScale:
+    """`scale_depth`: each sublayer is scaled by it over the root of the layer count, so it changes with the count."""
+
+    default: float
+    key: str = "scale_depth"
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return the scale of each layer."""
+        value = config.get(self.key, self.default)
+        value = math.sqrt(count) if value is None else value
+        return (value / math.sqrt(count),) * count
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write the number that gives the same scale, to the last bit, with the new count."""
+        del config
+        root, scale = math.sqrt(len(values)), values[0]
+        near = scale * root
+        for candidate in (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0)):
+            if candidate / root == scale:
+                return {self.key: candidate}
+        raise ArchitectureError(
+            f"can give no scale of exactly {scale} to {len(values)} layers", where=f"config field {self.key}",
+            allowed="another number of layers", hint="remove or insert one layer more or less",
+        )
+
+
+def _inkling(config: Config, count: int) -> Sequence[str]:
+    local = config.get("local_layer_ids")
+    return ["hybrid_sliding" if (index in local if local is not None else (index + 1) % 6) else "hybrid" for index in range(count)]
+
+
+FAMILIES = (
+    Family(
+        model_types=("beam",),
+        fields=(
+            EachLayer("layer_types", every(6, last="full_attention")),
+            EachLayer("mlp_layer_types", first(3)),
+            ByIndex("scaling of the residual stream by depth", _always),
+        ),
+        no_identity="every layer scales the residual stream by its depth",
+    ),
+    Family(model_types=("diffllama",), fields=(ByIndex("lambda_init, which grows with depth", _always),)),
+    Family(
+        model_types=("zaya",),
+        fields=(ByIndex("routers that use the states of the router before", _always),),
+        no_identity="every layer scales the residual stream, and passes its router's states on",
+    ),
+    Family(model_types=("minicpm3",), fields=(_DepthScale(1.4),)),
+    Family(
+        model_types=("inkling_text",),
+        fields=(
+            EachLayer("layer_types", _inkling, ("local_layer_ids",)),
+            EachLayer("mlp_layer_types", first(0, "dense_mlp_idx"), ("dense_mlp_idx",)),
+        ),
+    ),
+    Family(
+        model_types=("inkling2_text",),
+        fields=(
+            EachLayer("layer_types", every(6, special="hybrid", other="hybrid_sliding")),
+            ByIndex("n_layers_per_attn_res_block", _always, by_count=True),
+        ),
+        no_identity="its attention reads what earlier layers left in the residual stream",
+    ),
+)

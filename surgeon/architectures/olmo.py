@@ -1,0 +1,29 @@
+"""OLMo 2 and 3, EXAONE 4: norms only after each sublayer; hybrids with linear attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.architectures.positions import FULL, LINEAR, every, first
+from surgeon.architectures.shared import SANDWICH, post_norms
+from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.structure import Family
+
+
+def _hybrid(config: Config, count: int) -> Sequence[str]:
+    kinds = every(4, other=LINEAR)(config, count) or []
+    return kinds if FULL in kinds else [*kinds[:-1], FULL]
+
+
+_EXAONE = EachLayer("layer_types", every(4, "sliding_window_pattern"))
+
+FAMILIES = (
+    Family(model_types=("olmo2", "flex_olmo"), roles=SANDWICH, silences=post_norms()),
+    Family(model_types=("olmo3",), roles=SANDWICH, silences=post_norms(), fields=(EachLayer("layer_types", every(4)),)),
+    Family(model_types=("olmo_hybrid",), fields=(EachLayer("layer_types", _hybrid, needs=(LINEAR, FULL)),)),
+    Family(model_types=("exaone4",), roles=SANDWICH, silences=post_norms(), fields=(_EXAONE,)),
+    Family(
+        model_types=("exaone_moe",),
+        fields=(_EXAONE, EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",))),
+    ),
+)

@@ -1,0 +1,21 @@
+"""RWKV: a norm of its own in the first layer; numbers are rescaled every so many layers."""
+
+from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_ties import ByIndex
+from surgeon.core.structure import Family
+
+FAMILY = Family(
+    model_types=("rwkv",),
+    roles=(
+        (r"attention\.(?:key|value|receptance)\.weight", "attention.inner"),
+        (r"attention\.output\.weight", "attention.output"),
+        (r"feed_forward\.value\.weight", "mlp.down"),
+        (r"feed_forward\.key\.weight", "mlp.up"),
+        (r"feed_forward\.receptance\.weight", "mlp.gate"),
+        (r".*\.time_\w+", "attention.inner"),
+    ),
+    fields=(
+        ByIndex("rescale_every", lambda config: bool(config.get("rescale_every", 6))),
+        FixedEnds("pre_ln, a norm of its own", first=1),
+    ),
+)

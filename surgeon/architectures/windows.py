@@ -1,0 +1,69 @@
+"""Families whose only peculiarity is which layers have a window, experts or rotary positions when a config does not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from surgeon.architectures.positions import FULL, SLIDING, every, first
+from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.structure import Family, Silence
+
+
+def _cohere_moe(config: Config, count: int) -> Sequence[str]:
+    dense = config.get("first_k_dense_replace", 0)
+    front, rest = config.get("prefix_dense_sliding_window_pattern", 1), config.get("sliding_window_pattern", 4)
+    kinds = [FULL if (index + 1) % front == 0 else SLIDING for index in range(dense)]
+    return kinds + [FULL if (index + 1) % rest == 0 else SLIDING for index in range(count - dense)]
+
+
+def _mimo(config: Config, count: int) -> Sequence[str]:
+    del config
+    return [FULL if index == 0 or (index + 1) % 6 == 0 else SLIDING for index in range(count)]
+
+
+_RESIDUAL = Silence("residual.scale", 1.0)
+
+FAMILIES = (
+    Family(
+        model_types=("doge",),
+        roles=((r"(?:input|post_attention)_residual", "residual.scale"),),
+        silences=(
+            (_RESIDUAL, Silence("attention.output"), Silence("mlp.down")),
+            (_RESIDUAL, Silence("attention.output"), Silence("experts.down")),
+        ),
+    ),
+    Family(
+        model_types=("jetmoe",),
+        roles=(
+            (r"(?:mlp|self_attention\.experts)\.(?:output_linear\.weight|bias)", "experts.down"),
+            (r"(?:mlp|self_attention\.experts)\.input_linear\.weight", "experts.gate_up"),
+            (r".+\.router\.layer\.weight", "router"),
+            (r"self_attention\.kv_proj\.weight", "attention.key_value"),
+        ),
+    ),
+    Family(model_types=("ctrl",), roles=((r"ffn\.0\..+", "mlp.up"), (r"ffn\.2\..+", "mlp.down"))),
+    Family(model_types=("gpt_oss",), fields=(EachLayer("layer_types", every(2)),)),
+    Family(model_types=("cohere2",), fields=(EachLayer("layer_types", every(4, "sliding_window_pattern"), ("sliding_window_pattern",)),)),
+    Family(
+        model_types=("cohere2_moe",),
+        fields=(
+            EachLayer("layer_types", _cohere_moe),
+            EachLayer("mlp_layer_types", first(0, "first_k_dense_replace"), ("first_k_dense_replace",)),
+        ),
+    ),
+    Family(model_types=("cwm",), fields=(EachLayer("layer_types", every(4, at=0)),)),
+    Family(model_types=("granite_swa", "granitemoe_swa"), fields=(EachLayer("layer_types", every(4, at=0)),)),
+    Family(model_types=("laguna",), fields=(EachLayer("mlp_layer_types", first(1)),)),
+    Family(
+        model_types=("mimo_v2_flash",),
+        fields=(EachLayer("layer_types", _mimo), EachLayer("mlp_layer_types", first(1))),
+    ),
+    Family(
+        model_types=("modernbert-decoder",),
+        fields=(
+            EachLayer("layer_types", every(3, "global_attn_every_n_layers", at=0), ("global_attn_every_n_layers",)),
+            FixedEnds("attn_norm, missing in the first layer", first=1),
+        ),
+    ),
+)

@@ -1,0 +1,60 @@
+"""Builds tiny random models of any type from their config class, random enough that every mistake shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tests.architectures.settings import OWN, SMALL, VISION
+
+_TEXT_PARTS = ("text", "decoder", "llm", "language")
+
+
+def causal_types() -> list[str]:
+    """Return every model type that `AutoModelForCausalLM` knows."""
+    return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def small_config(model_type: str, own: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """Return the config of a tiny model of a type."""
+    cls = CONFIG_MAPPING[model_type]
+    settings = OWN.get(model_type, {}) if own is None else own
+    return cls(**_settings(cls, SMALL, settings))
+
+
+def _settings(cls: type[PreTrainedConfig], small: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    chosen = {name: value for name, value in small.items() if name in names}
+    for key, spec in cls.sub_configs_defaults.items():
+        if spec.optional and key not in own:
+            continue
+        sub = spec.config_class if issubclass(spec.config_class, PreTrainedConfig) else spec.get_config_class(spec.model_type)
+        defaults = SMALL if key.startswith(_TEXT_PARTS) else {**SMALL, **VISION}
+        own_part = own.get(key)
+        chosen[key] = _settings(sub, defaults, own_part if isinstance(own_part, Mapping) else {})
+        if spec.config_class is not sub:
+            chosen[key]["model_type"] = spec.model_type
+    return {**chosen, **{name: value for name, value in own.items() if name not in cls.sub_configs_defaults}}
+
+
+def tiny_model(config: PreTrainedConfig, auto: Any = AutoModelForCausalLM) -> nn.Module:
+    """Return a model with random weights, biases and norms: a layer that is skipped or misread changes the logits."""
+    torch.manual_seed(0)
+    model: nn.Module = auto.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_floating_point():
+                continue
+            noise = torch.randn(parameter.shape, generator=None)
+            if parameter.dim() <= 1:
+                parameter.add_(0.2 * noise)
+            elif parameter.std() < 0.1:
+                parameter.copy_(0.15 * noise)
+    return model

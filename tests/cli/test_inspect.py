@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Run
+from tests.cli.tiny import HEAD, HIDDEN, INNER, KV_HEADS, WORDS, tiny_llama
+
+LAYER = 2 * HIDDEN + 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD * HIDDEN + 3 * HIDDEN * INNER
+
+
+def test_json_tells_everything_about_every_layer(run: Run, model: str) -> None:
+    report = json.loads(run("inspect", model, "--json").stdout)
+    assert report["parameters"] == 6 * LAYER + WORDS * HIDDEN + HIDDEN
+    assert report["bytes"] == 4 * report["parameters"]
+    assert report["model_type"] == "llama"
+    assert report["dtypes"] == {"F32": report["parameters"]}
+    layers = report["stacks"]["layers"]["layers"]
+    assert [layer["position"] for layer in layers] == list(range(6))
+    assert layers[0]["parameters"] == LAYER
+    assert layers[0]["kv_cache_bytes_per_token"] == 2 * KV_HEADS * HEAD * 4
+    assert report["kv_cache_bytes_per_token"] == 6 * layers[0]["kv_cache_bytes_per_token"]
+    assert {tensor["role"] for tensor in layers[0]["tensors"]} >= {"attention.output", "mlp.down", "norm.input"}
+    assert report["roles"]["mlp.down"]["shapes"] == [[HIDDEN, INNER]]
+    assert {tensor["kind"] for tensor in report["outside"]} == {"embedding", "norm"}
+
+
+def test_the_table_groups_neighbours_that_are_alike(run: Run, model: str) -> None:
+    lines = run("inspect", model).stdout.splitlines()
+    assert "6 layers" in lines[0]
+    assert any(line.startswith("0-5 ") for line in lines)
+    assert any(line.startswith("mlp.down ") for line in lines)
+
+
+def test_each_gives_every_layer_a_row(run: Run, model: str) -> None:
+    lines = run("inspect", model, "--each").stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isdigit()] == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_columns_are_aligned(run: Run, model: str) -> None:
+    text = run("inspect", model).stdout
+    header, first, second = text.split("\n\n")[1].splitlines()[:3]
+    assert header.index("dtype") == first.index("F32") == second.index("F32")
+
+
+def test_per_layer_settings_and_windows_are_shown(run: Run, tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention", "full_attention"]
+    text = run("inspect", tiny_llama(tmp_path / "m", 3, layer_types=kinds, sliding_window=8)).stdout
+    assert "layer_types=sliding_attention" in text
+    assert "in the last 8" in text
+    assert "1-2 " in text
+
+
+def test_an_unknown_cache_is_called_unknown(run: Run, tmp_path: Path) -> None:
+    assert "KV cache unknown" in run("inspect", tiny_llama(tmp_path / "m", 2, kv_lora_rank=4)).stdout
+
+
+def test_a_list_that_nobody_declared_is_noted(run: Run, tmp_path: Path) -> None:
+    text = run("inspect", tiny_llama(tmp_path / "m", 3, odd_scales=[1, 2, 3])).stdout
+    assert "note: config field odd_scales" in text
+
+
+def test_a_model_that_is_not_there_is_an_error_with_advice(run: Run) -> None:
+    result = run("inspect", "nix")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("surgeon: nix: no such directory\n  allowed: ")
+    assert result.stdout == ""
+
+
+def test_a_broken_model_is_an_error_in_words(run: Run, tmp_path: Path) -> None:
+    broken = tiny_llama(tmp_path / "m", 2)
+    shard = broken / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    result = run("inspect", broken)
+    assert result.exit_code == 1
+    assert "truncated" in result.stderr
+    assert "Traceback" not in result.stderr

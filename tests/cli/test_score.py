@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgeon.cli.score import ranks
+from surgeon.core.jobs import Event
+from surgeon.core.score import Provenance, Score
+from surgeon.errors import DataError
+from tests.cli.conftest import Jobs, Run
+
+
+def plain(name: str, values: list[float], keys: list[str] | None = None, errors: bool = False) -> dict[str, Any]:
+    keyed = dict(zip(keys or map(str, range(len(values))), values, strict=True))
+    spread = dict.fromkeys(keyed, 0.25) if errors else {}
+    return {"name": name, "values": keyed, "errors": spread, "provenance": {"fingerprint": "ff"}}
+
+
+@pytest.fixture
+def scored(jobs: Jobs) -> Jobs:
+    influence = plain("block_influence", [0.5, 0.1, 0.4, 0.3, 0.2, 0.9], errors=True)
+    jobs.answer = {"scores": [influence, plain("weight_norm", [6, 5, 4, 3, 2, 1])]}
+    body = {"score": "block_influence", "layer": "0", "value": 0.5, "error": 0.25, "matrices": None}
+    jobs.events = [Event(id=1, event="scored", body=body)]
+    return jobs
+
+
+def test_the_table_is_in_layer_order_with_errors_and_ranks(run: Run, model: str, scored: Jobs) -> None:
+    result = run("score", model, "--by", "block_influence,weight_norm")
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["layer", "block_influence", "rank", "weight_norm", "rank"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2", "3", "4", "5"]
+    assert rows[2] == ["1", "0.1000", "±", "0.25", "1", "5.000", "5"]
+    assert rows[6][4] == "6"
+
+
+def test_rows_are_told_as_they_arrive(run: Run, model: str, scored: Jobs) -> None:
+    words = ["score", model, "--by", "block_influence"]
+    assert "block_influence  layer 0  0.5000 ± 0.2500" in run(*words).stderr
+    assert run(*words, "-q").stderr == ""
+
+
+def test_the_job_is_asked_for_what_the_options_say(run: Run, model: str, scored: Jobs, tmp_path: Path) -> None:
+    data = tmp_path / "d.txt"
+    data.write_text("text")
+    words = [
+        "--by",
+        "weight_norm",
+        "--by",
+        "block-influence,weight_norm",
+        "--data",
+        data,
+        "--sequences",
+        3,
+        "--length",
+        9,
+    ]
+    assert run("score", model, *words, "--seed", 4, "--device", "cpu", "--worker", "far").exit_code == 0
+    ((job, args, worker),) = scored.asked
+    assert (job, worker) == ("score", "far")
+    assert args["names"] == ["weight_norm", "block_influence"]
+    assert (args["data"], args["sequences"], args["length"], args["seed"]) == (str(data), 3, 9, 4)
+    assert (args["device"], args["dtype"], args["root"]) == ("cpu", None, str(Path.cwd()))
+    assert args["recipe"] == {"version": 1, "base": {"model": model}, "seed": 0, "steps": []}
+
+
+def test_a_model_is_scored_after_the_steps_of_a_recipe(run: Run, model: str, recipe: Path, jobs: Jobs) -> None:
+    recipe.write_text(recipe.read_text().replace("steps:", "data: {docs: some/docs.txt}\nsteps:"))
+    jobs.answer = {"scores": [plain("weight_norm", [3, 4, 1, 2], ["0", "3", "4", "5"])]}
+    result = run("score", model, "--by", "weight_norm", "--recipe", recipe, "--data", "docs")
+    assert result.exit_code == 0, result.stderr
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()[1:]] == [
+        "0",
+        "1 (base 3)",
+        "2 (base 4)",
+        "3 (base 5)",
+    ]
+    args = jobs.asked[0][1]
+    assert len(args["recipe"]["steps"]) == 2
+    assert (args["root"], args["data"]) == (str(recipe.parent), "some/docs.txt")
+
+
+def test_csv_and_json_hold_every_number(run: Run, model: str, scored: Jobs, tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    result = run("score", model, "--by", "block_influence,weight_norm", "--csv", path, "--json")
+    report = json.loads(result.stdout)
+    assert report["layers"] == ["0", "1", "2", "3", "4", "5"]
+    assert report["scores"][0]["values"]["1"] == 0.1
+    assert report["ranks"]["weight_norm"]["5"] == 1
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert rows[1] == {
+        "position": "1", "layer": "1", "score": "block_influence", "value": "0.1", "error": "0.25", "rank": "1",
+    }  # fmt: skip
+
+
+def test_layers_of_a_model_elsewhere_are_put_in_order(run: Run, jobs: Jobs) -> None:
+    jobs.answer = {"scores": [plain("weight_norm", [1, 2, 3, 4], ["10", "2+1", "2", "0"])]}
+    result = run("score", "/far/away", "--by", "weight_norm", "--worker", "ssh box surgeon worker", "--json")
+    assert json.loads(result.stdout)["layers"] == ["0", "2", "2+1", "10"]
+
+
+def test_layers_without_a_finite_value_have_no_rank() -> None:
+    score = Score(name="s", values={"0": math.nan, "1": 2.0, "2": 1.0}, provenance=Provenance(fingerprint=""))
+    assert ranks(score, ["0", "1", "2", "3"]) == {"2": 1, "1": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--by", "block_influnce"], "there is no score 'block_influnce'; did you mean 'block_influence'?"),
+        (["--by", ","], "names no score"),
+        ([], "missing option '--by'"),
+        (["--by", "weight_norm", "--sequences", "0"], "'--sequences': 0 is not in the range"),
+        (["--by", "weight_norm", "--recipe", "nix.yaml"], "nix.yaml: cannot be read"),
+    ],
+)
+def test_wrong_usage_ends_with_2(run: Run, model: str, jobs: Jobs, words: list[str], said: str) -> None:
+    result = run("score", model, *words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not jobs.asked
+
+
+def test_a_failure_of_the_job_is_told_in_its_own_words(run: Run, model: str, jobs: Jobs) -> None:
+    jobs.answer = DataError("holds 3 tokens", where="d.txt", allowed="at least 4")
+    result = run("score", model, "--by", "weight_norm")
+    assert result.exit_code == 1
+    assert result.stderr == "surgeon: d.txt: holds 3 tokens\n  allowed: at least 4\n"
+
+
+def test_csv_that_cannot_be_written_is_an_error_in_words(run: Run, model: str, scored: Jobs, tmp_path: Path) -> None:
+    result = run("score", model, "--by", "weight_norm", "--csv", tmp_path / "no" / "s.csv")
+    assert result.exit_code == 1
+    assert "s.csv: cannot be written: No such file" in result.stderr
+
+
+def test_a_score_of_weights_is_really_measured(run: Run, model: str) -> None:
+    result = run("score", model, "--by", "weight_norm", "--json")
+    assert result.exit_code == 0, result.stderr
+    score = json.loads(result.stdout)["scores"][0]
+    assert list(score["values"]) == ["0", "1", "2", "3", "4", "5"]
+    assert all(value > 0 for value in score["values"].values())

@@ -1,0 +1,132 @@
+"""A worker without torch: a real process on a real pipe that speaks the protocol and fails where it is told to.
+
+    python fake_worker.py [--pause-after N] [--crash-after N] [--fail LAYER] [--deaf] [--gate FILE] [--no-hello]
+
+`--pause-after` waits after N values until the gate file is there; `--deaf` does not listen to a cancel meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.draft import Draft, draft_of
+from surgeon.core.fold import fold
+from surgeon.core.recipe import recipe_from_builtins
+
+_JOBS: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+_CANCEL = threading.Event()
+
+
+def main() -> None:
+    options = _options()
+    if options.no_hello:
+        sys.exit(3)
+    threading.Thread(target=_listen, daemon=True).start()
+    _send(0, "hello", {"protocol": 1, "version": "fake", "pid": os.getpid()})
+    while True:
+        job = _JOBS.get()
+        _CANCEL.clear()
+        _send(job["id"], "ack", {})
+        _score(job, options) if job["job"] == "score" else _run(job)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pause-after", type=int, default=-1)
+    parser.add_argument("--crash-after", type=int, default=-1)
+    parser.add_argument("--fail", default="")
+    parser.add_argument("--deaf", action="store_true")
+    parser.add_argument("--gate", type=Path, default=Path("/nowhere"))
+    parser.add_argument("--no-hello", action="store_true")
+    return parser.parse_args()
+
+
+def _listen() -> None:
+    for line in sys.stdin:
+        job = json.loads(line)
+        _CANCEL.set() if job["job"] == "cancel" else _JOBS.put(job)
+    os._exit(0)
+
+
+def _send(number: int, event: str, body: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"id": number, "event": event, "body": body}) + "\n")
+    sys.stdout.flush()
+
+
+def draft_of_job(args: dict[str, Any]) -> Draft:
+    recipe = recipe_from_builtins(args["recipe"])
+    checkpoint = open_checkpoint(Path(recipe.base.model))
+    return fold(draft_of(read_structure(checkpoint)), recipe.steps)
+
+
+def value_of(score: str, key: str) -> float:
+    """Middle layers matter least, and the two scores differ."""
+    number = float(key.replace("+", "."))
+    return round(abs(number - 2.4) / 10 + (0.5 if score == "weight_norm" else 0.01), 4)
+
+
+def _score(job: dict[str, Any], options: argparse.Namespace) -> None:
+    draft, args = draft_of_job(job["args"]), job["args"]
+    keys = [layer.key for layer in draft.layers()]
+    values: dict[str, dict[str, float]] = {name: {} for name in args["names"]}
+    sent = 0
+    for at, key in enumerate(keys):
+        for name in args["names"]:
+            if sent == options.crash_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if sent == options.pause_after and not _waited(options):
+                _send(job["id"], "error", {"kind": "Cancelled", "what": "cancelled"})
+                return
+            failed = key == options.fail
+            value = None if failed else value_of(name, key)
+            if value is not None:
+                values[name][key] = value
+            _send(job["id"], "scored", {"score": name, "layer": key, "value": value, "error": 0.01, "matrices": None})
+            sent += 1
+        _send(job["id"], "progress", {"done": at + 1, "total": len(keys), "unit": "layers", "what": "fake"})
+    scores = [
+        {"name": name, "values": found, "provenance": {"fingerprint": "fake", "draft": draft.digest}}
+        for name, found in values.items()
+    ]
+    _send(job["id"], "result", {"scores": scores})
+
+
+def _waited(options: argparse.Namespace) -> bool:
+    while not options.gate.exists():
+        if _CANCEL.is_set() and not options.deaf:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _run(job: dict[str, Any]) -> None:
+    out = Path(job["args"]["out"])
+    if out.name == "refused":
+        body = {
+            "kind": "ExportError",
+            "what": "is there already",
+            "where": str(out),
+            "allowed": "a new one",
+            "hint": "rm",
+        }
+        _send(job["id"], "error", body)
+        return
+    out.mkdir()
+    proof = {"equal": True} if job["args"]["verify"] else None
+    _send(job["id"], "progress", {"done": 1, "total": 2, "unit": "bytes", "what": "copying"})
+    _send(job["id"], "result", {"out": str(out), "parameters": 1000, "bytes": 2000, "proof": proof})
+
+
+if __name__ == "__main__":
+    main()
