@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import Cancelled, SurgeonError
-from surgeon.ui.command_line import Line, known_scores, parse_line
-from surgeon.ui.commands import command_of
+from surgeon.ui.command_line import known_scores, parse_line
 from surgeon.ui.figures import bytes_text, count_text
-from surgeon.ui.proposal import propose
+from surgeon.ui.orders import obey
 
 if TYPE_CHECKING:
     from surgeon.ui.dialogs import ExportWish
@@ -268,36 +267,7 @@ class Errands:
         if not text:
             return
         try:
-            self._obey(parse_line(text, self.room.session.model))
+            obey(self.screen, parse_line(text, self.room.session.model))
         except SurgeonError as error:
             self.room.say(str(error), "bad")
             self.screen.show_message()
-
-    def _obey(self, line: Line) -> None:
-        options = dict(line.options)
-        if line.operation is not None:
-            self._apply(line.operation, options)
-        elif line.word == "score" and options:
-            names = options.pop("by", ("all",))
-            reason = command_of("score").reason(self.room)
-            if reason is not None:
-                self.room.say(reason, "warning")
-                self.screen.show_message()
-            else:
-                self.score(names, options.pop("data", self.screen.surgeon.data), **options)
-        elif line.word == "mark":
-            self.room.mark_selection(options.get("selection", ""))
-            self.screen.show_marks()
-        elif line.word == "write" and options:
-            self.write(options["path"])
-        elif line.word == "export" and options.get("out"):
-            self.export_to(Path(options["out"]).expanduser(), verify=not options.get("no_verify", False))
-        else:
-            self.screen.action_command(line.word)
-
-    def _apply(self, operation: str, fields: dict[str, Any]) -> None:
-        proposal = propose(self.room.session, operation, fields)
-        if proposal.error is not None:
-            raise proposal.error
-        self.room.do(proposal)
-        self.screen.show()

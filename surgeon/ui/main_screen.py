@@ -71,6 +71,10 @@ class MainScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """Start the one timer; everything else waits for a key or an event."""
+        # The breakpoints follow only after the first layout, which would show for a moment.
+        wide = self.app.size.width >= WIDE
+        self.set_class(wide, "-wide")
+        self.set_class(not wide, "-narrow")
         self.show_pane("layers")
         self.show()
         self.set_interval(1 / _TICKS_PER_SECOND, self.errands.tick)
