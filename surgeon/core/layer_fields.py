@@ -16,6 +16,9 @@ from surgeon.errors import ArchitectureError
 Config = Mapping[str, Any]
 Derived = Callable[[Config, int], Sequence[Any] | None]
 
+_STATES = frozenset({"linear_attention", "conv", "mamba", "recurrent"})
+"""Kinds of layers that keep a state and no keys and values."""
+
 REMOVED = object()
 """Written in place of a value: the key is taken out of the config."""
 
@@ -92,7 +95,17 @@ class EachLayer:
                 f"needs at least one {missing[0]}, or transformers refuses the config", where=f"config field {self.key}",
                 allowed=f"edits that leave a layer of each of {', '.join(self.needs)}", hint="keep one of them",
             )
+        before = config.get(self.key) or (self.derived(config, len(values)) if self.derived else None) or ()
+        if _STATES.intersection(values) and not _attends(values) and _attends(before):
+            raise ArchitectureError(
+                "would be left without a layer of attention, and transformers counts the cached tokens there", where=f"config field {self.key}",
+                allowed="edits that leave at least one layer of attention", hint="keep one of them",
+            )
         return {self.key: list(values), **dict.fromkeys((key for key in self.replaces if key in config), REMOVED)}
+
+
+def _attends(kinds: Sequence[Any]) -> bool:
+    return any(isinstance(kind, str) and ("attention" in kind or kind == "hybrid") and kind not in _STATES for kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.architectures.settings import OWN, SMALL, VISION
 
+_KEPT = ("model_type", "architectures", "vocab_size", "num_hidden_layers")
 _TEXT_PARTS = ("text", "decoder", "llm", "language")
 
 
@@ -58,3 +59,50 @@ def tiny_model(config: PreTrainedConfig, auto: Any = AutoModelForCausalLM) -> nn
             elif parameter.std() < 0.1:
                 parameter.copy_(0.15 * noise)
     return model
+
+
+def sparse_config(config: PreTrainedConfig, legacy: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the shortest config.json that loads as this config: what depends on positions is left implicit.
+
+    `legacy` are older keys, such as a window's period, that say what newer lists say.
+    """
+    full = config.to_dict()
+    return _without_implied(type(config), {**full, **_merged(full, legacy or {})}, full)
+
+
+def _merged(full: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: {**full[key], **_merged(full[key], value)} if isinstance(value, dict) and isinstance(full.get(key), dict) else value
+        for key, value in legacy.items()
+    }
+
+
+def _without_implied(cls: type[PreTrainedConfig], plain: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
+    parts = [key for key, value in plain.items() if isinstance(value, dict) and key.endswith("config")]
+    paths = [(key,) for key in plain if key not in parts] + [(part, key) for part in parts for key in plain[part]]
+    for path in sorted(paths, key=lambda path: not isinstance(_at(plain, path), list)):
+        shorter = _removed(plain, path)
+        if path[-1] not in _KEPT and _same(cls, shorter, full):
+            plain = shorter
+    return plain
+
+
+def _at(plain: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    return plain[path[0]] if len(path) == 1 else _at(plain[path[0]], path[1:])
+
+
+def _removed(plain: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    if len(path) == 1:
+        return {key: value for key, value in plain.items() if key != path[0]}
+    return {**plain, path[0]: _removed(plain[path[0]], path[1:])}
+
+
+def _same(cls: type[PreTrainedConfig], plain: dict[str, Any], full: dict[str, Any]) -> bool:
+    try:
+        return _comparable(cls.from_dict(dict(plain)).to_dict()) == _comparable(full)
+    except Exception:  # whatever a config class objects to, this key was needed
+        return False
+
+
+def _comparable(plain: Mapping[str, Any]) -> str:
+    return repr({key: value for key, value in sorted(plain.items()) if key not in ("transformers_version", "dtype", "_name_or_path")})

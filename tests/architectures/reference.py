@@ -43,6 +43,7 @@ class Reference:
     def of(self, order: Sequence[int]) -> torch.Tensor:
         """Return the logits of the base with its layers in this order, some left out or repeated."""
         hidden = self._hidden_in(self.first)
+        output: Any = None
         carried = {name: self.calls[self.first][1].get(name) for name in self.carries}
         for position in order:
             if position not in self.calls:
@@ -55,8 +56,7 @@ class Reference:
                 output = self.layers[position](**{**kwargs, str(self.name): hidden})
             hidden = _first(output)
             carried = {name: output[place] for name, place in self.carries.items()}
-        replies = {position: _with_first(output, hidden) for position, output in self.outputs.items()}
-        with _forwards_replaced(self.layers, lambda position, _forward: lambda *_args, **_kwargs: replies[position]):
+        with _forwards_replaced(self.layers, lambda _position, _forward: lambda *_args, **_kwargs: output):
             return self._run()
 
     def _carries(self) -> dict[str, int]:
@@ -99,12 +99,6 @@ def logits_of(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 def _first(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple | list) else output  # type: ignore[no-any-return]
-
-
-def _with_first(output: Any, hidden: torch.Tensor) -> Any:
-    if hasattr(output, "_replace"):
-        return output._replace(**{output._fields[0]: hidden})
-    return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
 
 
 @contextmanager

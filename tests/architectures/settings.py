@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-LAYERS = 7
-"""Layers of a tiny model: no common divisor with any period, and no list of another kind is as long."""
+LAYERS = 8
+"""Layers of a tiny model: enough that each kind of layer occurs, also after removing some."""
 
 SMALL: dict[str, Any] = {
     # Windows are shorter than the test's sequences, or a wrong one would change nothing.
@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "time_step_rank": 4, "mamba_expand": 2,
     "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "linear_num_heads": 4, "linear_head_dim": 8, "lru_width": 32, "attention_hidden_size": 32, "laurel_rank": 4,
-    "attention_dropout": 0.0,
+    "attention_dropout": 0.0, "is_decoder": True,
 }  # fmt: skip
 
 VISION: dict[str, Any] = {
@@ -53,6 +53,7 @@ _DOTS3 = {
 }  # fmt: skip
 _NO_SLICES = {"hidden_size_per_layer_input": 0}
 _SHARED_KV = {"num_kv_shared_layers": 0}
+_ZAMBA = ["linear_attention", "hybrid", "linear_attention", "linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]
 _BLT = {"hidden_size": 32, "hidden_size_global": 32, "num_attention_heads": 4, "intermediate_size": 48}
 
 OWN: dict[str, dict[str, Any]] = {
@@ -72,15 +73,15 @@ OWN: dict[str, dict[str, Any]] = {
     "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 16, "adapter_out_dim": 32}, "audio_config": {"adapter_input_size": 16, "adapter_out_dim": 32}}, "dots3_note_text": _DOTS3,
     "gemma4": {"text_config": _NO_SLICES}, "gemma4_text": _NO_SLICES,
     "granitemoehybrid": {"layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention", "linear_attention",
-                                         "full_attention", "linear_attention"]},
+                                         "full_attention", "linear_attention", "linear_attention"]},
     "gemma3n": {"text_config": _SHARED_KV}, "gemma3n_text": _SHARED_KV,
-    "gpt_neo": {"attention_types": [[["global", "local"], 3], [["local"], 1]]},
-    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv", "full_attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 3], [["local"], 2]]},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv", "conv", "full_attention"]},
     "mamba2": {"num_heads": 8},
     "mllama": {"text_config": {"cross_attention_layers": [1, 4]}},
-    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "full_attention", "moe"]},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "mlp", "linear_attention", "full_attention", "moe"]},
     "qwen4_exp": {"text_config": _QWEN4}, "qwen4_exp_text": _QWEN4,
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh", "local", "local", "lsh", "lsh", "local"], "num_buckets": 4,
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh", "local", "local", "lsh", "lsh", "local", "local"], "num_buckets": 4,
                  "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "attention_head_size": 8, "hash_seed": 0,
                  "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
     "inkling_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "logits_mup_width_multiplier": 1.0},
@@ -88,9 +89,9 @@ OWN: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 131, "shape_embed_dim": 8, "shape_vocab_size": 131},
     "rwkv": {"rescale_every": 0},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"],
+    "zamba": {"layers_block_type": _ZAMBA,
               "n_mamba_heads": 2, "attention_hidden_size": 64},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]},
+    "zamba2": {"layers_block_type": _ZAMBA},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """What a type needs that the generic settings do not give, or give wrongly."""
@@ -103,3 +104,46 @@ UNBUILDABLE = {
     "musicgen_melody": "AutoModelForCausalLM gives its decoder a config that is not the decoder's",
 }
 """Types that `AutoModelForCausalLM` lists but cannot build on their own, and why."""
+
+OLDER: dict[str, dict[str, dict[str, Any]]] = {
+    "qwen2": {"max_window_layers": {"use_sliding_window": True, "max_window_layers": 3}},
+    "qwen3": {"max_window_layers": {"use_sliding_window": True, "max_window_layers": 3}},
+    "qwen2_moe": {"decoder_sparse_step": {"decoder_sparse_step": 2, "mlp_only_layers": [3], "use_sliding_window": True}},
+    "qwen3_moe": {"decoder_sparse_step": {"decoder_sparse_step": 2, "mlp_only_layers": [3]}},
+    "qwen3_next": {"decoder_sparse_step": {"decoder_sparse_step": 2, "full_attention_interval": 3}},
+    "qwen3_5_text": {"full_attention_interval": {"full_attention_interval": 3}},
+    "gemma3_text": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
+    "gemma3": {"sliding_window_pattern": {"text_config": {"sliding_window_pattern": 3}}},
+    "gemma3n_text": {"shared": {"num_kv_shared_layers": 3}},
+    "gemma4_text": {"num_kv_shared_layers": {**_NO_SLICES, "num_kv_shared_layers": 2}, "slices": {}},
+    "cohere2": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
+    "cohere2_moe": {"first_k_dense_replace": {"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2}},
+    "deepseek_v3": {"all dense": {**_MLA, "first_k_dense_replace": 1}},
+    "axk1": {"moe_layer_freq": {**_MLA, "first_k_dense_replace": 2, "moe_layer_freq": 2}},
+    "glm_moe_dsa": {"index_topk_freq": {**_MLA, "index_topk_freq": 2, "first_k_dense_replace": 2},
+                    "index_topk_pattern": {**_MLA, "index_topk_pattern": "FSSFFSFS"}},
+    "llama4_text": {"interleave": {"interleave_moe_layer_step": 2, "no_rope_layer_interval": 3}},
+    "smollm3": {"no_rope_layer_interval": {"no_rope_layer_interval": 3, "use_sliding_window": True}},
+    "jamba": {"periods": {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 4, "expert_layer_offset": 0}},
+    "lfm2": {"full_attn_idxs": {"full_attn_idxs": [1, 4, 6]}},
+    "nemotron_h": {"hybrid_override_pattern": {"hybrid_override_pattern": "ME*--M*E"}},
+    "kimi_linear": {"linear_attn_config": {**_MLA, "first_k_dense_replace": 2, "linear_attn_config": {
+        "full_attn_layers": [3, 6], "kda_layers": [1, 2, 4, 5, 7, 8], "head_dim": 8, "num_heads": 4, "short_conv_kernel_size": 4}}},
+    "bailing_hybrid": {"layer_group_size": {**_MLA, "layer_group_size": 3, "first_k_dense_replace": 3}},
+    "afmoe": {"global_attn_every_n_layers": {"global_attn_every_n_layers": 3, "num_dense_layers": 2}},
+    "modernbert-decoder": {"global_attn_every_n_layers": {"global_attn_every_n_layers": 4}},
+    "exaone4": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
+    "ernie4_5_moe": {"moe_layer_interval": {"moe_layer_start_index": 2, "moe_layer_end_index": 6, "moe_layer_interval": 2}},
+    "dots1": {"max_window_layers": {"n_shared_experts": 1, "max_window_layers": 3, "first_k_dense_replace": 2}},
+    "inkling_text": {"local_layer_ids": {**OWN["inkling_text"], "local_layer_ids": [0, 1, 4], "dense_mlp_idx": 2}},
+    "deepseek_v4": {"compress_ratios": {**OWN["deepseek_v4"], "compress_ratios": [0, 0, 4, 128, 4, 128, 4, 0], "num_hash_layers": 2}},
+    "minimax_m3_vl_text": {"moe_layer_freq": {"moe_layer_freq": [0, 0, 1, 1, 1, 1, 1, 1],
+                                              "sparse_attention_config": {"sparse_attention_freq": [0, 0, 0, 1, 1, 0, 1, 1]}}},
+    "gpt_neo": {"attention_types": {"attention_types": [[["global", "local"], 4]]}},
+    "gpt2": {"scale_attn_by_inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True}},
+    "rwkv": {"rescale_every": {"rescale_every": 3}},
+    "granite_swa": {"layer_rope_theta": {"layer_rope_theta": [0, 10000.0, 500.0, 10000.0, 0, 100.0, 10000.0, 20.0]}},
+    "laguna": {"num_attention_heads_per_layer": {"num_attention_heads_per_layer": [4, 4, 8, 4, 4, 8, 4, 4]}},
+    "mllama": {"cross_attention_layers": {"text_config": {"cross_attention_layers": [3, 6]}}},
+}  # fmt: skip
+"""The same with settings that published configs have and that today's config classes turn into lists."""
