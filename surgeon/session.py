@@ -6,9 +6,6 @@ Torch-free. Measuring and exporting are handed to a worker as jobs; a session on
 from __future__ import annotations
 
 import hashlib
-import os
-import shlex
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.reading import read_structure
+from surgeon.core.atomic import write_text
 from surgeon.core.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import apply_step, resolve_step
@@ -36,6 +34,7 @@ from surgeon.core.recipe import (
 from surgeon.core.score import Score
 from surgeon.core.selection import Ranked
 from surgeon.core.structure import Structure
+from surgeon.core.wording import command_line
 from surgeon.errors import RecipeError, SelectionError
 
 
@@ -266,48 +265,6 @@ class Session:
         scores = tuple(msgspec.convert(plain, Score) for plain in result["scores"])
         self.scores.update({score.name: score for score in scores})
         return scores
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RecipeError(f"cannot be written: {error.strerror}", where=str(path)) from error
-
-
-def command_line(step: Step, model: str) -> str:
-    """Return the command that does the same as a step."""
-    plain = step_to_builtins(msgspec.structs.replace(step, resolved=None))[step.operation.name]
-    words = ["surgeon", step.operation.name.replace("_", "-"), model]
-    for name, value in plain.items():
-        words += [f"--{name.replace('_', '-')}", option_text(value)]
-    ranked = next((one for one in step.operation.ranked() if one.data or one.protect), None)
-    if ranked is not None and ranked.data:
-        words += ["--data", ranked.data]
-    if ranked is not None and ranked.protect:
-        words += ["--protect", ",".join(map(str, ranked.protect))]
-    return " ".join(map(shlex.quote, words))
-
-
-def option_text(value: Any) -> str:
-    """Write a field's value as its command-line option takes it."""
-    if isinstance(value, Mapping):
-        head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
-        return f"{head} {option_text(count)}" + (f" by {value['by']}" if "by" in value else "")
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(option_text, value))
-    return str(value)
 
 
 def _step_from_plain(plain: Mapping[str, Any], where: str) -> Step:

@@ -48,14 +48,14 @@ def _score(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[
     from surgeon.backend.measuring import score_job
     from surgeon.backend.running import read_draft
 
-    return score_job(args, read_draft, emit, cancelled)
+    return score_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
 
 
 def _ablate(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
     from surgeon.backend.ablation import ablate_job
     from surgeon.backend.running import read_draft
 
-    return ablate_job(args, read_draft, emit, cancelled)
+    return ablate_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
 
 
 def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:

@@ -41,10 +41,27 @@ def open_base(recipe: Recipe, where: str) -> Draft:
     return draft_of(read_structure(checkpoint))
 
 
-def read_draft(args: Mapping[str, Any]) -> Draft:
+def replay(
+    recipe: Recipe, base: Draft, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> tuple[Draft, Recipe]:
+    """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe."""
+    draft, steps = base, []
+    for number, step in enumerate(recipe.steps):
+        ranked = step.operation.ranked() if step.resolved is None else ()
+        measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
+        done = resolve_step(draft, step, number, measured)
+        if ranked:
+            emit("log", {"level": "info", "text": f"steps[{number}].{step.operation.name}: {done.resolved}"})
+        draft = apply_step(draft, done, number)
+        steps.append(done)
+    known = msgspec.structs.replace(recipe.base, fingerprint=base.structure.checkpoint.fingerprint)
+    return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
+
+
+def read_draft(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> Draft:
     """Return the model after the recipe in a job's arguments."""
     recipe = recipe_from_builtins(args["recipe"])
-    return fold(open_base(recipe, "recipe"), recipe.steps)
+    return replay(recipe, open_base(recipe, "recipe"), args, emit, cancelled)[0]
 
 
 def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
@@ -55,19 +72,7 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     # Before anything is measured: that may take hours.
     refuse_existing(out)
     refuse_inside(out, base.structure.checkpoint.path)
-    draft, steps = base, []
-    for number, step in enumerate(recipe.steps):
-        ranked = step.operation.ranked() if step.resolved is None else ()
-        measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
-        done = resolve_step(draft, step, number, measured)
-        if ranked:
-            emit("log", {"level": "info", "text": f"steps[{number}].{step.operation.name}: {done.resolved}"})
-        draft = apply_step(draft, done, number)
-        steps.append(done)
-    fingerprint = base.structure.checkpoint.fingerprint
-    recipe = msgspec.structs.replace(
-        recipe, base=msgspec.structs.replace(recipe.base, fingerprint=fingerprint), steps=tuple(steps)
-    )
+    draft, recipe = replay(recipe, base, args, emit, cancelled)
     plan = compile_plan(draft)
     export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
     proof = export(draft, plan, recipe, out, args, emit, cancelled)

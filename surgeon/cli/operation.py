@@ -21,7 +21,7 @@ from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.selection import GRAMMAR, Selection
 from surgeon.errors import RecipeError, UsageError
-from surgeon.session import write_text
+from surgeon.core.atomic import write_text
 
 _FIELD = "field_"
 _MEASURED = re.compile(r"(lowest|highest|block) (\S+) by (\S+)")

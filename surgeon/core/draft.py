@@ -146,8 +146,13 @@ def _base_layers(stack: Stack) -> tuple[Layer, ...]:
     )
 
 
-def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
-    """Return the base layer's tensors that give a source its names and shapes: those of its leftmost leaf."""
+def leaf(source: Source) -> int:
+    """Return the base layer that gives a source its names and shapes: the leftmost it is made of."""
     while not isinstance(source, Original):
         source = source.left if isinstance(source, Mean) else source.of
-    return stack.layers[source.index]
+    return source.index
+
+
+def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
+    """Return the tensors, by name within the layer, that give a source its names and shapes."""
+    return stack.layers[leaf(source)]

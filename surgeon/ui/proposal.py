@@ -12,7 +12,8 @@ from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, step_to_builtins
 from surgeon.core.selection import Selection, spans
 from surgeon.errors import SurgeonError
-from surgeon.session import Preview, Session, option_text
+from surgeon.core.wording import option_text
+from surgeon.session import Preview, Session
 from surgeon.ui.board import Board
 from surgeon.ui.figures import bytes_change, count_change, count_text, value_text
 from surgeon.ui.rows import adapter_parameters, trainable_parameters

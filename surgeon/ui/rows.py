@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from surgeon.core.draft import Draft, Identity, Layer, Mean, Source, base_tensors
+from surgeon.core.draft import Draft, Identity, Layer, Mean, Source, Truncated, base_tensors
 from surgeon.core.plan import Plan, layer_roles
 from surgeon.session import Session
 
@@ -117,4 +117,6 @@ def source_text(source: Source) -> str:
         return f"identity of {source_text(source.of)}"
     if isinstance(source, Mean):
         return f"the mean of {source_text(source.left)} and {source_text(source.right)}"
+    if isinstance(source, Truncated):
+        return f"{source_text(source.of)}, {', '.join(sorted(source.roles))} truncated"
     return f"base layer {source.index}"

@@ -1,0 +1,35 @@
+"""A step in the words of the command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from surgeon.core.recipe import Step, step_to_builtins
+
+
+def command_line(step: Step, model: str) -> str:
+    """Return the command that does the same as a step."""
+    plain = step_to_builtins(msgspec.structs.replace(step, resolved=None))[step.operation.name]
+    words = ["surgeon", step.operation.name.replace("_", "-"), model]
+    for name, value in plain.items():
+        words += [f"--{name.replace('_', '-')}", option_text(value)]
+    ranked = next((one for one in step.operation.ranked() if one.data or one.protect), None)
+    if ranked is not None and ranked.data:
+        words += ["--data", ranked.data]
+    if ranked is not None and ranked.protect:
+        words += ["--protect", ",".join(map(str, ranked.protect))]
+    return " ".join(map(shlex.quote, words))
+
+
+def option_text(value: Any) -> str:
+    """Write a field's value as its command-line option takes it."""
+    if isinstance(value, Mapping):
+        head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
+        return f"{head} {option_text(count)}" + (f" by {value['by']}" if "by" in value else "")
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(option_text, value))
+    return str(value)
