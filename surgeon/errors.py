@@ -1,18 +1,18 @@
 """Every error surgeon raises on purpose, and the sentence a person reads.
 
-    SurgeonError
-    ├── UsageError            a command, option or key was used wrongly            exit 2
-    │   └── RecipeError       a recipe is malformed or asks for the impossible     exit 2
-    │       └── SelectionError  a selection of layers or roles does not fit        exit 2
-    ├── CheckpointError       what lies on disk is missing, broken or unsafe       exit 1
-    ├── ArchitectureError     a model cannot be operated on correctly: the field   exit 1
-    ├── ExportError           the result could not be written                      exit 1
-    ├── VerifyError           the result was written but is not what was asked     exit 1
-    ├── DataError             calibration or training data is missing or broken    exit 1
-    ├── ScoreError            a measurement failed or means nothing                exit 1
-    ├── WorkerError           the worker process failed                            exit 1
-    ├── GateError             a `require` step of a recipe is not met              exit 3
-    └── Cancelled             a person stopped it                                  exit 130
+SurgeonError
+├── UsageError            a command, option or key was used wrongly            exit 2
+│   └── RecipeError       a recipe is malformed or asks for the impossible     exit 2
+│       └── SelectionError  a selection of layers or roles does not fit        exit 2
+├── CheckpointError       what lies on disk is missing, broken or unsafe       exit 1
+├── ArchitectureError     a model cannot be operated on correctly: the field   exit 1
+├── ExportError           the result could not be written                      exit 1
+├── VerifyError           the result was written but is not what was asked     exit 1
+├── DataError             calibration or training data is missing or broken    exit 1
+├── ScoreError            a measurement failed or means nothing                exit 1
+├── WorkerError           the worker process failed                            exit 1
+├── GateError             a `require` step of a recipe is not met              exit 3
+└── Cancelled             a person stopped it                                  exit 130
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ class Session:
             return
         if entry.recipe_digest != self._digest:
             raise RecipeError(
-                "has changed since a session on it was interrupted", where=str(self.recipe_path),
+                "has changed since a session on it was interrupted",
+                where=str(self.recipe_path),
                 hint=f"look at {self.journal.path}, keep what you need, delete it and open again",
             )
         steps = tuple(_step_from_plain(plain, str(self.journal.path)) for plain in entry.steps)
@@ -207,9 +208,11 @@ class Session:
         self._plan = None
         self.journal.append(
             Entry(
-                model=self.model, steps=[step_to_builtins(step) for step in self.steps], position=position,
+                model=self.model,
+                steps=[step_to_builtins(step) for step in self.steps],
+                position=position,
                 recipe_digest=self._digest,
-            )  # fmt: skip
+            )
         )
         return True
 
@@ -246,7 +249,13 @@ class Session:
 
     def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> dict[str, Any]:
         """Return the arguments of a `score` job for the current draft."""
-        return {"recipe": recipe_to_builtins(self.applied_recipe()), "root": str(self.root), "names": list(names), "data": data, **settings}
+        return {
+            "recipe": recipe_to_builtins(self.applied_recipe()),
+            "root": str(self.root),
+            "names": list(names),
+            "data": data,
+            **settings,
+        }
 
     def run_job(self, out: Path, *, verify: bool = True, **settings: Any) -> dict[str, Any]:
         """Return the arguments of a `run` job: execute the applied steps and export."""
@@ -271,7 +280,11 @@ def _step_from_plain(plain: Mapping[str, Any], where: str) -> Step:
     name = next(key for key in plain if key != "resolved")
     step = step_of(name, plain[name], where)
     resolved = plain.get("resolved")
-    return step if resolved is None else msgspec.structs.replace(step, resolved={key: tuple(at) for key, at in resolved.items()})
+    return (
+        step
+        if resolved is None
+        else msgspec.structs.replace(step, resolved={key: tuple(at) for key, at in resolved.items()})
+    )
 
 
 def _recipe_digest(path: Path | None) -> str:

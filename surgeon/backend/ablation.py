@@ -1,7 +1,7 @@
 """The `ablate` job: the loss without each decile of the singular values of all matrices of a role.
 
 Source: Small Singular Values Matter, arXiv:2410.17770, section 5. The share of energy removed is reported beside
-each loss, so that a decile that costs much because it holds much can be told from one that holds little and still costs much.
+each loss: a decile may cost much because it holds much, or although it holds little.
 """
 
 from __future__ import annotations

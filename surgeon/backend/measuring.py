@@ -115,7 +115,7 @@ def _tell_again(score: Score, emit: Emit) -> None:
 
 def _require_finite(score: Score) -> None:
     for key, value in score.values.items():
-        if math.isnan(value):
+        if not math.isfinite(value):  # nor could inf cross the pipe: JSON has no word for it
             raise ScoreError(
                 f"{score.name} is {value}", where=f"layer {key}",
                 hint="its weights or hidden states hold inf or nan: check the model",

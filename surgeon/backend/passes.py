@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from surgeon.backend.calling import LayerRunner, losses_of
+from surgeon.backend.calling import LayerCalls, LayerRunner, losses_of
 from surgeon.backend.streaming import weights_of
 from surgeon.core.jobs import IsCancelled
-from surgeon.errors import ArchitectureError, Cancelled
+from surgeon.errors import ArchitectureError, Cancelled, ScoreError
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,17 @@ def push_layers(
             for batch, one in enumerate(recorded):
                 if cancelled():
                     raise Cancelled
-                hidden_BTD = runner.run(layer, one.hidden_BTD, one.calls[number])
+                hidden_BTD = _run(runner, number, layer, one)
                 yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD, last=batch == len(batches) - 1)
                 one.hidden_BTD = hidden_BTD
                 one.calls[number] = ((), {})
+
+
+def _run(runner: LayerRunner, number: int, layer: nn.Module, one: LayerCalls) -> torch.Tensor:
+    try:
+        return runner.run(layer, one.hidden_BTD, one.calls[number])
+    except ScoreError as error:
+        raise ScoreError(error.what, where=f"layer {number}", hint=error.hint) from error
 
 
 def _push_whole(runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:

@@ -16,12 +16,12 @@ from surgeon.cli.command import SurgeonCommand, as_json, computing
 from surgeon.cli.narration import Narrator
 from surgeon.cli.operate import Order, operate
 from surgeon.cli.rehearsal import fold_recipe
+from surgeon.core.atomic import write_text
 from surgeon.core.document import parse_value
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.selection import GRAMMAR, Selection
 from surgeon.errors import RecipeError, UsageError
-from surgeon.core.atomic import write_text
 
 _FIELD = "field_"
 _MEASURED = re.compile(r"(lowest|highest|block) (\S+) by (\S+)")

@@ -34,8 +34,10 @@ class FirstCount:
         if any(values[number:]):
             stray = next(position for position in range(number, len(values)) if values[position])
             raise ArchitectureError(
-                f"is a count of layers at the start, and cannot say that layer {stray} is one of them", where=f"config field {self.key}",
-                allowed="orders in which these layers come first", hint="leave them in front, without others between them",
+                f"is a count of layers at the start, and cannot say that layer {stray} is one of them",
+                where=f"config field {self.key}",
+                allowed="orders in which these layers come first",
+                hint="leave them in front, without others between them",
             )
         return {self.key: number}
 
@@ -60,8 +62,10 @@ class LastCount:
         number = sum(map(bool, values))
         if any(values[: len(values) - number]):
             raise ArchitectureError(
-                "is a count of layers at the end, and cannot say that others follow them", where=f"config field {self.key}",
-                allowed="orders in which these layers stay last", hint="choose layers before them",
+                "is a count of layers at the end, and cannot say that others follow them",
+                where=f"config field {self.key}",
+                allowed="orders in which these layers stay last",
+                hint="choose layers before them",
             )
         return {self.key: number}
 
@@ -86,10 +90,14 @@ class FixedEnds:
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
         """Write nothing, if they are where they have to be."""
         if list(values) != list(self.read(config, len(values)) or ()):
-            ends = " and ".join(f"{number} {end}" for end, number in (("first", self.first), ("last", self.last)) if number)
+            ends = " and ".join(
+                f"{number} {end}" for end, number in (("first", self.first), ("last", self.last)) if number
+            )
             raise ArchitectureError(
-                f"only the {ends} of the layers are built with it, and no config field could say otherwise", where=self.key,
-                allowed="edits that leave these layers at their end", hint="choose other layers",
+                f"only the {ends} of the layers are built with it, and no config field could say otherwise",
+                where=self.key,
+                allowed="edits that leave these layers at their end",
+                hint="choose other layers",
             )
         return {}
 
@@ -123,6 +131,8 @@ class Period:
                 return {self.key: period, self.offset_key: offset}
         special = [position for position, value in enumerate(values) if value]
         raise ArchitectureError(
-            f"says that every so many layers are special, and cannot say that {special} are", where=f"config field {self.key}",
-            allowed="edits after which these layers are equally far apart", hint=f"remove whole periods of {old[0]} layers",
+            f"says that every so many layers are special, and cannot say that {special} are",
+            where=f"config field {self.key}",
+            allowed="edits after which these layers are equally far apart",
+            hint=f"remove whole periods of {old[0]} layers",
         )

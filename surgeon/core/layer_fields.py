@@ -76,8 +76,10 @@ class EachLayer:
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
             length = len(value) if isinstance(value, Sequence) else type(value).__name__
             raise ArchitectureError(
-                f"has {length} entries, but there are {count} layers", where=f"config.json, {self.key}",
-                allowed="a list with one entry per layer", hint="the config and the weights disagree",
+                f"has {length} entries, but there are {count} layers",
+                where=f"config.json, {self.key}",
+                allowed="a list with one entry per layer",
+                hint="the config and the weights disagree",
             )
         return (*value[:-1], self.ends_with) if self.ends_with else tuple(value)
 
@@ -86,26 +88,33 @@ class EachLayer:
         if self.ends_with and values[-1] != self.ends_with:
             raise ArchitectureError(
                 f"must end with {self.ends_with}: transformers forces it, and the last layer would be {values[-1]}",
-                where=f"config field {self.key}", allowed=f"edits after which a layer of {self.ends_with} is the last",
+                where=f"config field {self.key}",
+                allowed=f"edits after which a layer of {self.ends_with} is the last",
                 hint="keep the last layer where it is",
             )
         missing = [entry for entry in self.needs if entry not in values]
         if missing:
             raise ArchitectureError(
-                f"needs at least one {missing[0]}, or transformers refuses the config", where=f"config field {self.key}",
-                allowed=f"edits that leave a layer of each of {', '.join(self.needs)}", hint="keep one of them",
+                f"needs at least one {missing[0]}, or transformers refuses the config",
+                where=f"config field {self.key}",
+                allowed=f"edits that leave a layer of each of {', '.join(self.needs)}",
+                hint="keep one of them",
             )
         before = config.get(self.key) or (self.derived(config, len(values)) if self.derived else None) or ()
         if _STATES.intersection(values) and not _attends(values) and _attends(before):
             raise ArchitectureError(
-                "would be left without a layer of attention, and transformers counts the cached tokens there", where=f"config field {self.key}",
-                allowed="edits that leave at least one layer of attention", hint="keep one of them",
+                "would be left without a layer of attention, and transformers counts the cached tokens there",
+                where=f"config field {self.key}",
+                allowed="edits that leave at least one layer of attention",
+                hint="keep one of them",
             )
         return {self.key: list(values), **dict.fromkeys((key for key in self.replaces if key in config), REMOVED)}
 
 
 def _attends(kinds: Sequence[Any]) -> bool:
-    return any(isinstance(kind, str) and ("attention" in kind or kind == "hybrid") and kind not in _STATES for kind in kinds)
+    return any(
+        isinstance(kind, str) and ("attention" in kind or kind == "hybrid") and kind not in _STATES for kind in kinds
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,8 @@ class Pattern:
             return None
         if len(value) != count:
             raise ArchitectureError(
-                f"has {len(value)} characters, but there are {count} layers", where=f"config.json, {self.key}",
+                f"has {len(value)} characters, but there are {count} layers",
+                where=f"config.json, {self.key}",
                 allowed="one character per layer",
             )
         return tuple(value)

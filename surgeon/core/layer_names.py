@@ -40,7 +40,8 @@ class LayerNames:
         if unclear and list(values) != list(self.read(config, len(values)) or ()):
             raise ArchitectureError(
                 f"names layers by a regular expression over their numbers ({unclear!r}), which cannot be renumbered",
-                where=f"config field {self.key}", allowed="entries that name one layer each, or all of them",
+                where=f"config field {self.key}",
+                allowed="entries that name one layer each, or all of them",
                 hint="write them out in config.json",
             )
         value = self._without(config.get(self.key))
@@ -58,7 +59,11 @@ class LayerNames:
 
     def _template(self, name: object) -> tuple[int, str] | None:
         """Split a name into the layer's number and the rest; None if it names no single layer."""
-        match = re.fullmatch(rf"(.*?(?<![A-Za-z0-9_]){self.container}\\?\.)(\d+)((?:\\?\..*|\$)?)", name) if isinstance(name, str) else None
+        match = (
+            re.fullmatch(rf"(.*?(?<![A-Za-z0-9_]){self.container}\\?\.)(\d+)((?:\\?\..*|\$)?)", name)
+            if isinstance(name, str)
+            else None
+        )
         return (int(match[2]), f"{match[1]}{_HERE}{match[3]}") if match else None
 
     def _entries(self, value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[int, Entry]]:
@@ -79,7 +84,11 @@ class LayerNames:
 
     def _unclear(self, value: Any) -> str | None:
         for _, part, name in _parts(value):
-            if isinstance(name, str) and not self._template(name) and re.search(rf"{self.container}\\?\.[\[(]?\d", name):
+            if (
+                isinstance(name, str)
+                and not self._template(name)
+                and re.search(rf"{self.container}\\?\.[\[(]?\d", name)
+            ):
                 return name
             if found := self._unclear(part):
                 return found

@@ -37,9 +37,14 @@ class ByIndex:
         del config
         moved = [position for position, (number, _) in enumerate(values) if number != position]
         if moved or (self.by_count and len(values) != values[0][1]):
-            what = f"layer {values[moved[0]][0]} would become {moved[0]}" if moved else f"there would be {len(values)} layers"
+            what = (
+                f"layer {values[moved[0]][0]} would become {moved[0]}"
+                if moved
+                else f"there would be {len(values)} layers"
+            )
             raise ArchitectureError(
-                f"makes a layer depend on its number, and {what}", where=self.key,
+                f"makes a layer depend on its number, and {what}",
+                where=self.key,
                 allowed="freeze and masked_lora" if self.by_count else "removing layers from the end",
                 hint="nothing else can be expressed",
             )
@@ -84,7 +89,8 @@ class Borrows:
             elif last.get(group) != lender:
                 raise ArchitectureError(
                     f"layer {position} uses what layer {lender} of the base computed, and would use another's",
-                    where=f"config field {self.field}", allowed=f"edits that leave layer {lender} once, and nearest before it",
+                    where=f"config field {self.field}",
+                    allowed=f"edits that leave layer {lender} once, and nearest before it",
                     hint=f"do not remove, repeat or move layer {lender}",
                 )
         return {}
@@ -117,8 +123,11 @@ class InOrder:
         ranks = [rank for rank, _ in members]
         if ranks != list(range(len(ranks))) or (self.complete and len(ranks) != (members[0][1] if members else -1)):
             raise ArchitectureError(
-                f"{self.key}: they would be {ranks} of the base's", where=f"config field {self.field}",
-                allowed="edits that keep all of them once and in order" if self.complete else "edits that keep the first of them in order",
+                f"{self.key}: they would be {ranks} of the base's",
+                where=f"config field {self.field}",
+                allowed="edits that keep all of them once and in order"
+                if self.complete
+                else "edits that keep the first of them in order",
                 hint="choose other layers",
             )
         return {}
@@ -146,7 +155,8 @@ class Unexplained:
         if tuple(values) != self.builds:
             odd = next(index for index, build in enumerate(self.builds) if build != self.builds[0])
             raise ArchitectureError(
-                f"layers 0 and {odd} are built differently, and no config field known to surgeon says so", where=self.key,
+                f"layers 0 and {odd} are built differently, and no config field known to surgeon says so",
+                where=self.key,
                 allowed="edits that leave the number of layers and how each is built",
                 hint="what decides it must be declared for this model type in surgeon/architectures",
             )

@@ -160,7 +160,9 @@ def compile_config(draft: Draft) -> dict[str, Any]:
     return config
 
 
-def _write_fields(part: dict[str, Any], fields: Iterable[LayerField], settings: list[Mapping[str, Any]], before: Mapping[str, Any]) -> None:
+def _write_fields(
+    part: dict[str, Any], fields: Iterable[LayerField], settings: list[Mapping[str, Any]], before: Mapping[str, Any]
+) -> None:
     for field in fields:
         for key, value in field.write([setting[field.key] for setting in settings], before).items():
             if value is REMOVED:
@@ -175,8 +177,10 @@ def _refuse_sliced(draft: Draft, stack: str) -> None:
     base = [Original(index) for index in range(len(structure.stacks[stack].layers))]
     if structure.sliced and [layer.source for layer in draft.stacks[stack]] != base:
         raise ArchitectureError(
-            "holds one slice for each layer, and would have to be cut", where=f"tensor {structure.sliced[0]!r}",
-            allowed="freeze and masked_lora", hint="edits of such models cannot be expressed yet",
+            "holds one slice for each layer, and would have to be cut",
+            where=f"tensor {structure.sliced[0]!r}",
+            allowed="freeze and masked_lora",
+            hint="edits of such models cannot be expressed yet",
         )
 
 
@@ -276,8 +280,8 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
             for suffix, tensor in base_tensors(layer.source, stack).items():
                 role = draft.structure.role(suffix)
                 if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
-                    (name,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
-                    yield Adapter(name.removesuffix(".weight"), role, position, tensor.shape, layer.lora[role])
+                    (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
+                    yield Adapter(live.removesuffix(".weight"), role, position, tensor.shape, layer.lora[role])
 
 
 def _frozen(draft: Draft) -> Iterator[str]:

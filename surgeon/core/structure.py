@@ -124,7 +124,9 @@ class Structure:
     @cached_property
     def sliced(self) -> tuple[str, ...]:
         """Names of tensors outside the layers that hold one slice for each layer."""
-        return tuple(name for name in self.outside if any(re.search(pattern, name) for pattern in self.family.outside_slices))
+        return tuple(
+            name for name in self.outside if any(re.search(pattern, name) for pattern in self.family.outside_slices)
+        )
 
     @property
     def model_type(self) -> str:

@@ -16,7 +16,9 @@ def model_card(plan: Plan, recipe: Recipe) -> str:
     """Return the README.md of an export."""
     before = plan.structure.checkpoint
     base = recipe.base.model
-    layers = ", ".join(f"{len(stack.layers)} → {plan.layer_counts[name]}" for name, stack in plan.structure.stacks.items())
+    layers = ", ".join(
+        f"{len(stack.layers)} → {plan.layer_counts[name]}" for name, stack in plan.structure.stacks.items()
+    )
     lines = [
         "---",
         *_licence(before.path),

@@ -52,14 +52,18 @@ class Expand(Operation, frozen=True, kw_only=True):
             return layer.source
         if structure.checkpoint.config.get("quantization_config"):
             raise ArchitectureError(
-                "identities need arithmetic on weights that are quantised", where="config field quantization_config",
-                allowed="init: duplicate, prune, freeze", hint="dequantise the checkpoint first",
+                "identities need arithmetic on weights that are quantised",
+                where="config field quantization_config",
+                allowed="init: duplicate, prune, freeze",
+                hint="dequantise the checkpoint first",
             )
         reason = structure.no_identity(base_tensors(layer.source, stack))
         if reason:
             raise ArchitectureError(
-                f"cannot be made an identity: {reason}", where=f"layer {layer.key}, model_type {structure.model_type}",
-                allowed="init: duplicate", hint="insert it as a duplicate, or leave it out",
+                f"cannot be made an identity: {reason}",
+                where=f"layer {layer.key}, model_type {structure.model_type}",
+                allowed="init: duplicate",
+                hint="insert it as a duplicate, or leave it out",
             )
         if self.init == "copy" or right is layer:
             return Identity(layer.source)
@@ -73,6 +77,8 @@ def _refuse_unlike(stack: Stack, layer: Layer, right: Layer) -> None:
     unlike = sorted(suffix for suffix in shapes.keys() | others.keys() if shapes.get(suffix) != others.get(suffix))
     if unlike:
         raise ArchitectureError(
-            f"layers {layer.key} and {right.key} are built differently, so they have no mean", where=f"tensor {unlike[0]!r}",
-            allowed="init: copy", hint="use init: copy for these layers",
+            f"layers {layer.key} and {right.key} are built differently, so they have no mean",
+            where=f"tensor {unlike[0]!r}",
+            allowed="init: copy",
+            hint="use init: copy for these layers",
         )

@@ -26,8 +26,8 @@ class Freeze(Operation, frozen=True, kw_only=True):
     summary = "keep layers, or roles within them, from being trained"
 
     layers: Annotated[Selection | None, msgspec.Meta(description="freeze these layers")] = None
-    except_: Annotated[Selection | None, msgspec.Meta(description="freeze everything but these layers")] = msgspec.field(
-        name="except", default=None
+    except_: Annotated[Selection | None, msgspec.Meta(description="freeze everything but these layers")] = (
+        msgspec.field(name="except", default=None)
     )
     roles: Annotated[tuple[str, ...], msgspec.Meta(description="only these roles: attention, mlp.down, …")] = ("all",)
     outside: Annotated[
@@ -44,7 +44,9 @@ class Freeze(Operation, frozen=True, kw_only=True):
         kept = set(chosen.get("except", ()))
         wanted = set(chosen.get("layers", ())) if self.except_ is None else set(range(len(layers))) - kept
         frozen = [
-            replace(layer, frozen=layer.frozen | (roles & layer_roles(draft, layer, self.stack))) if at in wanted else layer
+            replace(layer, frozen=layer.frozen | (roles & layer_roles(draft, layer, self.stack)))
+            if at in wanted
+            else layer
             for at, layer in enumerate(layers)
         ]
         outside = OUTSIDE if self.except_ is not None and self.roles == ("all",) else self.outside

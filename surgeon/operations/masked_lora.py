@@ -46,7 +46,9 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
             if here & layer.lora.keys():
                 raise RecipeError(
                     f"layer {position} already has an adapter on {', '.join(sorted(here & layer.lora.keys()))}",
-                    where="layers", allowed="one adapter per matrix", hint="choose other layers or roles",
+                    where="layers",
+                    allowed="one adapter per matrix",
+                    hint="choose other layers or roles",
                 )
             layers.append(replace(layer, lora={**layer.lora, **dict.fromkeys(sorted(here), lora)}) if here else layer)
         return draft.with_layers(tuple(layers), self.stack)
@@ -57,7 +59,9 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
             if any(role.startswith("experts.") for role in roles):
                 raise ArchitectureError(
                     "experts are stacked in one tensor once they are loaded, and have no matrix of their own to adapt",
-                    where="roles", allowed="attention, mlp and the other roles", hint="leave experts out",
+                    where="roles",
+                    allowed="attention, mlp and the other roles",
+                    hint="leave experts out",
                 )
             return roles
         present = {role.partition(".")[0] for role in draft.structure.roles}

@@ -24,5 +24,7 @@ class Prune(Operation, frozen=True, kw_only=True):
         if not gone:
             raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
         if len(gone) == len(layers):
-            raise RecipeError(f"removes all {len(layers)} layers", where="layers", allowed="at least one layer must stay")
+            raise RecipeError(
+                f"removes all {len(layers)} layers", where="layers", allowed="at least one layer must stay"
+            )
         return draft.with_layers(tuple(layer for at, layer in enumerate(layers) if at not in gone), self.stack)

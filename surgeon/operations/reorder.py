@@ -30,7 +30,9 @@ class Reorder(Operation, frozen=True, kw_only=True):
         layers = draft.layers(self.stack)
         if sorted(self.order) != list(range(len(layers))):
             raise RecipeError(
-                f"{list(self.order)} is not an order of {len(layers)} layers", where="order",
-                allowed=f"each of 0-{len(layers) - 1} once", hint="prune removes layers, expand with init: duplicate repeats them",
+                f"{list(self.order)} is not an order of {len(layers)} layers",
+                where="order",
+                allowed=f"each of 0-{len(layers) - 1} once",
+                hint="prune removes layers, expand with init: duplicate repeats them",
             )
         return draft.with_layers(tuple(layers[position] for position in self.order), self.stack)

@@ -17,8 +17,8 @@ from textual.widgets import Input, Static
 
 from surgeon.core.operation import operations
 from surgeon.core.selection import GRAMMAR
-from surgeon.errors import SurgeonError
 from surgeon.core.wording import option_text
+from surgeon.errors import SurgeonError
 from surgeon.ui.command_line import bare, operation_readers
 from surgeon.ui.dialogs import Dialog
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS

@@ -11,8 +11,8 @@ import msgspec
 from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, step_to_builtins
 from surgeon.core.selection import Selection, spans
-from surgeon.errors import SurgeonError
 from surgeon.core.wording import option_text
+from surgeon.errors import SurgeonError
 from surgeon.session import Preview, Session
 from surgeon.ui.board import Board
 from surgeon.ui.figures import bytes_change, count_change, count_text, value_text
