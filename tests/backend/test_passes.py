@@ -1,0 +1,97 @@
+"""Layers pushed one by one compute what the whole model computes, however they are built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surgeon.backend.calling import LayerRunner
+from surgeon.backend.passes import LayerPass, push_layers
+from surgeon.errors import ScoreError
+from tests.backend.tiny import FAMILIES, LAYERS, layers_of, make_tiny, some_tokens
+from tests.export.replay import never
+
+
+def pushed(model: nn.Module, layers: nn.ModuleList, *batches: torch.Tensor) -> list[LayerPass]:
+    """Push all layers over some batches."""
+    return list(push_layers(LayerRunner(model, layers, batches[0]), batches, never))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_run_on_their_own_see_what_they_see_in_a_whole_forward(family: str) -> None:
+    """Bit for bit, over batches of different sizes, and the model is as it was afterwards."""
+    model = make_tiny(family)
+    layers, batches = layers_of(model, family), [some_tokens(2, 16, 1), some_tokens(1, 16, 2)]
+    before = list(layers)
+    found = pushed(model, layers, *batches)
+    assert [(one.layer, one.batch, one.last) for one in found] == [
+        (layer, batch, batch == 1) for layer in range(LAYERS) for batch in (0, 1)
+    ]
+    assert list(layers) == before
+    for one in found:
+        seen: list[torch.Tensor] = []
+        handle = layers[one.layer].register_forward_hook(
+            lambda _m, _args, output, seen=seen: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
+        with torch.inference_mode():
+            model(input_ids=batches[one.batch], use_cache=False)
+        handle.remove()
+        assert torch.equal(one.hidden_out_BTD, seen[0])
+
+
+class _OldLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden_states: torch.Tensor, scale: float) -> tuple[torch.Tensor, None]:
+        return hidden_states + scale * self.linear(hidden_states), None
+
+
+class _OldModel(nn.Module):
+    """A model as of transformers 4: layers return tuples, and the model takes their first part."""
+
+    def __init__(self, between: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(96, 8)
+        self.layers = nn.ModuleList([_OldLayer() for _ in range(3)])
+        self.between = between
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> torch.Tensor:
+        hidden: torch.Tensor = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, scale=2.0)[0] + self.between
+        return hidden
+
+
+@torch.inference_mode()
+def test_layers_that_return_tuples_are_unpacked_where_the_model_unpacks_them() -> None:
+    """The recorder returns a tuple exactly where the layer does."""
+    model, tokens_BT = _OldModel(), some_tokens(3, 8)
+    assert LayerRunner(model, model.layers, tokens_BT).tupled
+    assert torch.equal(pushed(model, model.layers, tokens_BT)[-1].hidden_out_BTD, model(tokens_BT))
+
+
+@torch.inference_mode()
+def test_a_model_that_does_something_between_its_layers_is_run_whole() -> None:
+    """Rather than measured wrongly: each layer's input is then not the output of the one before."""
+    model, tokens_BT = _OldModel(between=1.0), some_tokens(3, 8)
+    found = pushed(model, model.layers, tokens_BT)
+    assert [one.layer for one in found] == [0, 1, 2]
+    assert torch.equal(found[1].hidden_in_BTD, found[0].hidden_out_BTD + 1)
+    assert torch.equal(found[2].hidden_out_BTD + 1, model(tokens_BT))
+
+
+def test_a_hidden_state_that_overflows_is_an_error_that_names_the_layer() -> None:
+    """With the advice to measure in float32."""
+    model: Any = make_tiny("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(ScoreError) as caught:
+        pushed(model, model.model.layers, some_tokens())
+    assert caught.value.where == "layer 2"
+    assert "float32" in caught.value.hint
