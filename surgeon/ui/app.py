@@ -119,6 +119,8 @@ def run_app(
             allowed="a terminal that is not `dumb`",
             hint="`surgeon --help` lists what works without one",
         )
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)  # Textual would believe them rather than the terminal, even after a resize
     gc.disable()  # until the first paint, which it would delay by a tenth
     app = SurgeonApp(session, worker, data, device, dtype)
     try:

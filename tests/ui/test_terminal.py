@@ -164,7 +164,7 @@ def test_a_signal_restores_the_terminal_and_keeps_the_steps(
     terminal.shows("x cancels", "···")
     worker = children(terminal.pid())[0]
     os.kill(terminal.pid(), number)
-    terminal.ended()
+    assert terminal.ended() == 128 + number
     assert terminal.restored
     terminal.until(lambda: not lives(worker))
     again = Session.open(str(tiny))
