@@ -76,7 +76,7 @@ def write_tokenizer(directory: Path, *, bos: bool = False, template: str | None 
     characters = [chr(code) for code in range(32, 32 + WORDS - len(special))]
     vocabulary = {word: number for number, word in enumerate([*special, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -36,8 +37,8 @@ def filled(name: str, value: float, shape: tuple[int, ...], dtype: str = "BF16")
 
 def plan_of(*tensors: PlannedTensor) -> Plan:
     """Return a plan of nothing but tensors."""
-    nothing: Any = None
-    return Plan(nothing, tensors, {}, (), frozenset(), (), True)
+    fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Plan))
+    return Plan(**{**fields, "tensors": tensors})
 
 
 def write(plan: Plan, directory: Path) -> list[int]:

@@ -27,7 +27,7 @@ from tests.backend.tiny import (
     save_tiny,
     write_tokenizer,
 )
-from tests.export.replay import keep_silent, never, run
+from tests.export.replay import Step, keep_silent, never, run
 from tests.scores.test_weight_norm import open_draft
 
 
@@ -86,7 +86,7 @@ def test_after_a_recipe_the_score_is_that_of_the_exported_model(family: str, tmp
     """Measuring the draft in memory is measuring what would be written."""
     base = save_tiny(family, tmp_path / "base")
     write_tokenizer(base)
-    steps = [{"prune": {"layers": [1, 4]}}, {"expand": {"after": [0, 2], "init": "duplicate"}}]
+    steps: list[Step] = [{"prune": {"layers": [1, 4]}}, {"expand": {"after": [0, 2], "init": "duplicate"}}]
     score = influences(base, *steps)
     run(base, tmp_path / "out", *steps)
     exported = influences(tmp_path / "out")
