@@ -18,6 +18,7 @@ from surgeon.cli.operate import Order, operate
 from surgeon.cli.rehearsal import fold_recipe
 from surgeon.core.atomic import write_text
 from surgeon.core.document import parse_value
+from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.selection import GRAMMAR, Selection
@@ -27,6 +28,7 @@ _FIELD = "field_"
 _MEASURED = re.compile(r"(lowest|highest|block) (\S+) by (\S+)")
 _METAVARS: dict[Any, str] = {
     Selection: "LAYERS",
+    MatrixSelection: "MATRICES",
     str: "TEXT",
     int: "NUMBER",
     float: "NUMBER",
@@ -43,7 +45,7 @@ def command_of(name: str) -> click.Command:
     def run(narrator: Narrator, /, **values: Any) -> None:
         carry_out(kind, values, narrator)
 
-    selects = any(_bare_type(field.type) is Selection for field in msgspec.structs.fields(kind))
+    selects = any(_bare_type(field.type) in (Selection, MatrixSelection) for field in msgspec.structs.fields(kind))
     command = click.command(name, cls=SurgeonCommand, help=_help(kind, selects), short_help=kind.summary)(_options(run))
     own = {field.encode_name for field in msgspec.structs.fields(kind)}
     command.params[:0] = [
@@ -82,7 +84,7 @@ def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, prote
     ranks = False
     for field in msgspec.structs.fields(kind):
         text = fields.get(field.encode_name)
-        if text is not None and _bare_type(field.type) is Selection:
+        if text is not None and _bare_type(field.type) in (Selection, MatrixSelection):
             measured = measured_selection(text, data, protect)
             ranks, fields[field.encode_name] = ranks or measured != text, measured
     if not ranks and (data, protect) != (None, None):
@@ -153,7 +155,7 @@ def _option(field: Any) -> click.Option:
 
 def _reader(bare: Any) -> Any:
     def read(_: click.Context, __: click.Parameter, text: str | None) -> Any:
-        if text is None or bare in (Selection, str):
+        if text is None or bare in (Selection, MatrixSelection, str):
             return text
         if (get_origin(bare) or bare) in (tuple, list) and not text.startswith("["):
             parts = [part.strip() for part in text.split(",") if part.strip()]

@@ -70,12 +70,16 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
-    resolved = _closed({key: {"type": "array", "items": {"type": "integer"}} for key in chosen}, [])
+    resolved = _closed({key: _positions(key) for key in chosen}, [])
     return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
 
 
+def _positions(field: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string" if field == "matrices" else "integer"}}
+
+
 def _selection_hook(kind: type) -> dict[str, Any]:
-    if kind is Selection:
+    if issubclass(kind, Selection):
         return dict(_SELECTION)
     raise NotImplementedError(kind)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
 from surgeon.core.draft import Draft
+from surgeon.core.matrix_selection import MatrixSelection, roles_by_position
 from surgeon.core.operation import Chosen
 from surgeon.core.recipe import Step
 from surgeon.core.score import Score
@@ -47,20 +49,28 @@ def apply_step(draft: Draft, step: Step, number: int, measured: Measured | None 
 
 def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen:
     layers = draft.layers(step.operation.stack)
-    chosen: dict[str, tuple[int, ...]] = {}
+    chosen: dict[str, tuple[Any, ...]] = {}
     for field, selection in step.operation.selections().items():
         if step.resolved is not None and field in step.resolved:
-            chosen[field] = _in_range(step.resolved[field], len(layers), f"steps[{number}].resolved.{field}")
+            where = f"steps[{number}].resolved.{field}"
+            if isinstance(selection, MatrixSelection):
+                _in_range(list(roles_by_position(step.resolved[field])), len(layers), where)
+                chosen[field] = step.resolved[field]
+            else:
+                chosen[field] = _in_range(step.resolved[field], len(layers), where)
             continue
         try:
-            chosen[field] = selection.positions(layers, measured)
+            if isinstance(selection, MatrixSelection):
+                chosen[field] = selection.spots(draft, step.operation.stack, measured)
+            else:
+                chosen[field] = selection.positions(layers, measured)
         except SelectionError as error:
             raise _at(error, f"steps[{number}].{step.operation.name}", field) from error
     return chosen
 
 
-def _in_range(positions: Sequence[int], count: int, where: str) -> tuple[int, ...]:
-    stray = [position for position in positions if not 0 <= position < count]
+def _in_range(positions: Sequence[Any], count: int, where: str) -> tuple[int, ...]:
+    stray = [position for position in positions if not isinstance(position, int) or not 0 <= position < count]
     if stray:
         raise SelectionError(
             f"{stray[0]} is out of range", where=where, allowed=f"the model has layers 0-{count - 1} at this step"

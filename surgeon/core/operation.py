@@ -6,19 +6,21 @@ Its fields are the YAML schema, the command-line options and the form on screen,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
 from surgeon.core.draft import Draft
+from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.registry import classes_of
 from surgeon.core.selection import Ranked, Selection
 from surgeon.core.structure import OTHER
 
-Chosen = Mapping[str, tuple[int, ...]]
-"""For each field of an operation that is a selection, the positions it stands for."""
+Chosen = Mapping[str, tuple[Any, ...]]
+"""For each field of an operation that is a selection, what it stands for: positions, or matrices as `POSITION.ROLE`."""
 
 LayerChoice = Annotated[Selection, msgspec.Meta(description="which layers")]
+MatrixChoice = Annotated[MatrixSelection | None, msgspec.Meta(description="which matrices: 3.mlp.up, lowest 25% by …")]
 StackName = Annotated[str | None, msgspec.Meta(description="which stack of layers, where the model has several")]
 
 

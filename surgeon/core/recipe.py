@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from surgeon.core.document import Problems, Spot, built_in, override, read_document, write_document
+from surgeon.core.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.operation import Operation, operations
 from surgeon.core.selection import Selection, parse_selection
 from surgeon.errors import RecipeError, SelectionError
@@ -45,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
     """One operation with its arguments. `resolved` holds what measured selections came to, by field."""
 
     operation: Operation
-    resolved: dict[str, tuple[int, ...]] | None = None
+    resolved: dict[str, tuple[int | str, ...]] | None = None
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,25 +200,29 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
 
 def _resolved(
     plain: Any, operation: Operation | type[Operation], path: Spot, problems: Problems
-) -> dict[str, tuple[int, ...]] | None:
+) -> dict[str, tuple[int | str, ...]] | None:
     try:
-        resolved = msgspec.convert(built_in(plain), dict[str, tuple[int, ...]])
+        resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
     except msgspec.ValidationError as error:
         problems.add((*path, "resolved"), str(error))
         return None
     fields = [field.encode_name for field in msgspec.structs.fields(operation)]
     known = list(operation.selections()) if isinstance(operation, Operation) else fields
-    for name in resolved:
+    for name, chosen in resolved.items():
+        kind = str if name == "matrices" else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
+        elif not all(isinstance(one, kind) for one in chosen):
+            allowed = "POSITION.ROLE texts" if kind is str else "positions"
+            problems.add((*path, "resolved", name), "has entries of the wrong kind", allowed)
     return resolved
 
 
 def _decode(kind: type, raw: Any) -> Any:
-    if kind is not Selection:
+    if not issubclass(kind, Selection):
         raise NotImplementedError(kind)
     try:
-        return parse_selection(raw)
+        return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
     except SelectionError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
 
 from surgeon.core.draft import OUTSIDE, Draft
-from surgeon.core.operation import Chosen, Operation, matching_roles
+from surgeon.core.matrix_selection import roles_by_position
+from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
 from surgeon.core.plan import layer_roles
 from surgeon.core.selection import Selection
 from surgeon.errors import RecipeError
 
 
 class Freeze(Operation, frozen=True, kw_only=True):
-    """Freeze layers, or roles within layers.
+    """Freeze layers, roles within layers, or single matrices.
 
     `layers` freezes those layers. `except` freezes everything but those layers: the other layers, the embedding, the
     head and the final norm. Training honours it, and an export lists the parameters that stay trainable.
@@ -23,12 +25,13 @@ class Freeze(Operation, frozen=True, kw_only=True):
 
     name = "freeze"
     key = "f"
-    summary = "keep layers, or roles within them, from being trained"
+    summary = "keep layers, or matrices within them, from being trained"
 
     layers: Annotated[Selection | None, msgspec.Meta(description="freeze these layers")] = None
     except_: Annotated[Selection | None, msgspec.Meta(description="freeze everything but these layers")] = (
         msgspec.field(name="except", default=None)
     )
+    matrices: MatrixChoice = None
     roles: Annotated[tuple[str, ...], msgspec.Meta(description="only these roles: attention, mlp.down, …")] = ("all",)
     outside: Annotated[
         tuple[Literal["embedding", "head", "norm"], ...],
@@ -37,8 +40,14 @@ class Freeze(Operation, frozen=True, kw_only=True):
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Add to what is frozen."""
-        if (self.layers is None) == (self.except_ is None) and not (self.layers is None and self.outside):
-            raise RecipeError("needs `layers` or `except`, not both", allowed="layers: 0-3, or except: inserted")
+        ways = [way for way in (self.layers, self.except_, self.matrices) if way is not None]
+        if len(ways) > 1 or not (ways or self.outside):
+            raise RecipeError(
+                "needs one of `layers`, `except` and `matrices`",
+                allowed="layers: 0-3, except: inserted, or matrices: lowest 25% by taylor",
+            )
+        if self.matrices is not None:
+            return self._freeze_matrices(draft, roles_by_position(chosen["matrices"]))
         roles = matching_roles(draft, self.roles, self.stack)
         layers = draft.layers(self.stack)
         kept = set(chosen.get("except", ()))
@@ -51,3 +60,10 @@ class Freeze(Operation, frozen=True, kw_only=True):
         ]
         outside = OUTSIDE if self.except_ is not None and self.roles == ("all",) else self.outside
         return replace(draft.with_layers(tuple(frozen), self.stack), frozen=draft.frozen | set(outside))
+
+    def _freeze_matrices(self, draft: Draft, wanted: Mapping[int, frozenset[str]]) -> Draft:
+        layers = [
+            replace(layer, frozen=layer.frozen | wanted.get(at, frozenset()))
+            for at, layer in enumerate(draft.layers(self.stack))
+        ]
+        return replace(draft.with_layers(tuple(layers), self.stack), frozen=draft.frozen | set(self.outside))

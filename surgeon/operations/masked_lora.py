@@ -8,8 +8,10 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.draft import Draft, Lora
-from surgeon.core.operation import Chosen, LayerChoice, Operation, matching_roles
+from surgeon.core.matrix_selection import roles_by_position
+from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
 from surgeon.core.plan import layer_roles
+from surgeon.core.selection import Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
 _LINEAR = ("attention", "mlp")
@@ -27,7 +29,8 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
     summary = "attach LoRA adapters with a gate on each matrix"
     paper = "Understanding Layer Significance in LLM Alignment (ILA), arXiv:2410.17875; LoRA, arXiv:2106.09685"
 
-    layers: LayerChoice
+    layers: Annotated[Selection | None, msgspec.Meta(description="which layers")] = None
+    matrices: MatrixChoice = None
     roles: Annotated[tuple[str, ...], msgspec.Meta(description="which matrices: attention, mlp.down, …")] = ()
     rank: Annotated[int, msgspec.Meta(ge=1, description="rank of each adapter")] = 8
     alpha: Annotated[float, msgspec.Meta(gt=0, description="scale; the update is multiplied by alpha / rank")] = 16.0
@@ -35,14 +38,11 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Attach the adapters."""
-        wanted = set(chosen["layers"])
-        if not wanted:
-            raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
-        roles = self._roles(draft)
+        wanted = self._wanted(draft, chosen)
         lora = Lora(self.rank, self.alpha, self.gate)
         layers = []
         for position, layer in enumerate(draft.layers(self.stack)):
-            here = roles & layer_roles(draft, layer, self.stack) if position in wanted else frozenset()
+            here = wanted.get(position, frozenset()) & layer_roles(draft, layer, self.stack)
             if here & layer.lora.keys():
                 raise RecipeError(
                     f"layer {position} already has an adapter on {', '.join(sorted(here & layer.lora.keys()))}",
@@ -53,17 +53,32 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
             layers.append(replace(layer, lora={**layer.lora, **dict.fromkeys(sorted(here), lora)}) if here else layer)
         return draft.with_layers(tuple(layers), self.stack)
 
+    def _wanted(self, draft: Draft, chosen: Chosen) -> dict[int, frozenset[str]]:
+        """Return the roles to adapt, by position."""
+        if (self.layers is None) == (self.matrices is None):
+            raise RecipeError("needs `layers` or `matrices`", allowed="layers: 0-3, or matrices: highest 30% by taylor")
+        if self.matrices is not None and self.roles:
+            raise RecipeError("does not go with `matrices`", where="roles", hint="name the roles in `matrices`")
+        if self.matrices is not None:
+            wanted = roles_by_position(chosen["matrices"])
+        else:
+            wanted = dict.fromkeys(chosen["layers"], self._roles(draft))
+        if not wanted:
+            raise RecipeError(
+                "chooses nothing", where="layers" if self.layers else "matrices", hint="leave the step out"
+            )
+        if any(role.startswith("experts.") for roles in wanted.values() for role in roles):
+            raise ArchitectureError(
+                "experts are stacked in one tensor once they are loaded, and have no matrix of their own to adapt",
+                where="roles",
+                allowed="attention, mlp and the other roles",
+                hint="leave experts out",
+            )
+        return wanted
+
     def _roles(self, draft: Draft) -> frozenset[str]:
         if self.roles:
-            roles = matching_roles(draft, self.roles, self.stack)
-            if any(role.startswith("experts.") for role in roles):
-                raise ArchitectureError(
-                    "experts are stacked in one tensor once they are loaded, and have no matrix of their own to adapt",
-                    where="roles",
-                    allowed="attention, mlp and the other roles",
-                    hint="leave experts out",
-                )
-            return roles
+            return matching_roles(draft, self.roles, self.stack)
         present = {role.partition(".")[0] for role in draft.structure.roles}
         fits = tuple(kind for kind in _LINEAR if kind in present)
         if not fits:

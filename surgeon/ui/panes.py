@@ -53,7 +53,7 @@ class RecipePane(Lines):
         self.cursor = self.room.session.position
         self.move(0)
 
-    def _step(self, number: int, title: str, resolved: Mapping[str, tuple[int, ...]] | None) -> Text:
+    def _step(self, number: int, title: str, resolved: Mapping[str, tuple[int | str, ...]] | None) -> Text:
         looks, session = self.looks, self.room.session
         applied, here = number <= session.position, number == session.position
         line = Text(no_wrap=True)

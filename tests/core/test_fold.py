@@ -114,7 +114,7 @@ def test_an_error_names_the_step_and_the_field_and_what_is_there(base: Draft) ->
         (step("prune", layers="all"), "steps[0].prune.layers: removes all 6 layers"),
         (step("prune", layers="inserted"), "steps[0].prune.layers: chooses no layer"),
         (step("prune", layers="0", stack="vision"), "no stack 'vision'"),
-        (step("freeze"), "steps[0].freeze: needs `layers` or `except`, not both"),
+        (step("freeze"), "steps[0].freeze: needs one of `layers`, `except` and `matrices`"),
         (step("freeze", layers="0", roles=["atention"]), "no tensor in a layer has role 'atention'"),
     ],
 )

@@ -78,8 +78,12 @@ recipes = st.builds(
 )
 
 
+_KEPT = tempfile.TemporaryDirectory()
+_SCRATCH = Path(_KEPT.name)
+
+
 def written(text: str, name: str = "recipe.yaml") -> Path:
-    path = Path(tempfile.mkdtemp()) / name
+    path = _SCRATCH / name
     path.write_text(text, encoding="utf-8")
     return path
 
