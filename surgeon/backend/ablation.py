@@ -1,7 +1,10 @@
 """The `ablate` job: the loss without each decile of the singular values of all matrices of a role.
 
 Source: Small Singular Values Matter, arXiv:2410.17770, section 5. The share of energy removed is reported beside
-each loss: a decile may cost much because it holds much, or although it holds little.
+each loss, so that a decile that costs much because it holds much can be told from one that holds little.
+
+Layer-major: the whole model and its ten variants go through a layer together, so that each matrix is decomposed once
+and no more than one layer is in memory.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import nn
 
 from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of
 from surgeon.backend.calling import losses_of
 from surgeon.backend.matrices import cut, decile, put_back
 from surgeon.backend.measuring import settings_of
+from surgeon.backend.streaming import weights_of
 from surgeon.core.draft import Draft, Original, Truncated, Truncation
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.pieces import Piece
 from surgeon.core.plan import truncated_pieces
-from surgeon.core.score import Average, Provenance, average, paired_average
+from surgeon.core.score import Provenance, average, paired_average
 from surgeon.errors import Cancelled, SelectionError
 
 DECILES = 10
@@ -75,55 +80,103 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
         SelectionError: the model has no such role.
     """
     draft = unfrozen(draft)
+    _require_roles(draft, roles)
     calibration = calibration_of(draft, settings)
     rows: list[Ablation] = []
+    base: list[float] = []
     with bench(draft, settings, calibration, settings.batch_tokens, emit, cancelled) as ready, torch.inference_mode():
-        base = _losses(ready)
-        for number, role in enumerate(roles):
-            matrices = list(_matrices(ready, role))
-            if not matrices:
-                raise SelectionError(
-                    f"no matrix in a layer has role {role!r}", where="roles", allowed=", ".join(draft.structure.roles)
+        for role in dict.fromkeys(roles):
+            ablated = _Ablated(ready, role)
+            ablated.push()
+            base = ablated.losses(0)
+            for number in range(1, DECILES + 1):
+                rise = paired_average(ablated.losses(number), base)
+                row = Ablation(
+                    role=role, decile=number, rise=rise.value, error=rise.error, energy=ablated.energy(number)
                 )
-            for found in _deciles(ready, role, matrices, base):
-                rows.append(found)
-                emit("scored", {"ablation": msgspec.to_builtins(found)})
-                ready.progress(number * DECILES + found.decile, len(roles) * DECILES, "ablating", "deciles")
+                rows.append(row)
+                emit("scored", {"ablation": msgspec.to_builtins(row)})
     return Ablations(base=average(base).value, rows=rows, provenance=provenance_of(draft, settings, calibration))
 
 
-def _matrices(ready: Bench, role: str) -> Iterator[_Matrix]:
+def _require_roles(draft: Draft, roles: Sequence[str]) -> None:
+    structure = draft.structure
+    stored = set(structure.roles)
+    known = stored | {part for role in stored for part in structure.family.fused.get(role, ())}
+    for role in roles:
+        if role not in known:
+            raise SelectionError(
+                f"no matrix in a layer has role {role!r}", where="roles", allowed=", ".join(sorted(known))
+            )
+
+
+class _Ablated:
+    """The whole model, variant 0, and ten without a decile of one role, on their way through the layers."""
+
+    def __init__(self, ready: Bench, role: str) -> None:
+        self._ready, self._role = ready, role
+        self._calls = [ready.runner.record(tokens_BT) for tokens_BT in ready.batches]
+        self._states = [[one.hidden_BTD for one in self._calls] for _ in range(DECILES + 1)]
+        self._energies = [0.0] * (DECILES + 1)
+
+    def push(self) -> None:
+        """Push all variants through all layers."""
+        count = len(self._ready.runner.layers)
+        found = False
+        for number, layer in enumerate(self._ready.runner.layers):
+            with weights_of(layer):
+                found |= self._push_through(number, layer)
+            self._ready.progress(number + 1, count, f"ablating {self._role}")
+        if not found:
+            raise SelectionError(f"no matrix in a layer has role {self._role!r}", where="roles")
+
+    def _push_through(self, number: int, layer: nn.Module) -> bool:
+        matrices = list(_matrices(self._ready, layer, self._role))
+        self._energies[0] += sum(float(matrix.values.square().sum()) for matrix in matrices)
+        for variant, states in enumerate(self._states):
+            try:
+                if variant:
+                    self._energies[variant] += sum(matrix.without(variant) for matrix in matrices)
+                self._states[variant] = self._run(number, layer, states)
+            finally:
+                if variant:
+                    for matrix in matrices:
+                        matrix.restore()
+        return bool(matrices)
+
+    def _run(self, number: int, layer: nn.Module, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        after = []
+        for hidden_BTD, one in zip(states, self._calls, strict=True):
+            if self._ready.cancelled():
+                raise Cancelled
+            after.append(self._ready.runner.run(layer, hidden_BTD, one.calls[number]))
+        return after
+
+    def energy(self, number: int) -> float:
+        """Return the share of the squared norm that is in a decile."""
+        return self._energies[number] / (self._energies[0] or 1.0)
+
+    def losses(self, variant: int) -> list[float]:
+        """Return the losses of one variant, in nats per token, one per calibration sequence."""
+        losses: list[float] = []
+        for tokens_BT, hidden_BTD in zip(self._ready.batches, self._states[variant], strict=True):
+            if self._ready.cancelled():
+                raise Cancelled
+            losses += losses_of(self._ready.runner.logits(tokens_BT, hidden_BTD), tokens_BT).tolist()
+        return losses
+
+
+def _matrices(ready: Bench, layer: nn.Module, role: str) -> Iterator[_Matrix]:
     structure = ready.draft.structure
-    stack = structure.stack()
     meant = Truncated(Original(0), frozenset({role}), Truncation())
-    for layer in ready.runner.layers:
-        for name, parameter in layer.named_parameters():
-            weights = parameter.data.flatten(0, -3) if parameter.dim() > 2 else (parameter.data,)
-            for piece in truncated_pieces(structure, stack, meant, name, tuple(parameter.shape)):
-                for weight in weights:
-                    whole = cut(weight, piece).clone()
-                    yield _Matrix(weight, piece, whole, *torch.linalg.svd(whole.double(), full_matrices=False))
-
-
-def _deciles(ready: Bench, role: str, matrices: Sequence[_Matrix], base: Sequence[float]) -> Iterator[Ablation]:
-    energy = sum(float(matrix.values.square().sum()) for matrix in matrices) or 1.0
-    for number in range(1, DECILES + 1):
-        try:
-            gone = sum(matrix.without(number) for matrix in matrices)
-            rise: Average = paired_average(_losses(ready), base)
-        finally:
-            for matrix in matrices:
-                matrix.restore()
-        yield Ablation(role=role, decile=number, rise=rise.value, error=rise.error, energy=gone / energy)
-
-
-def _losses(ready: Bench) -> list[float]:
-    losses: list[float] = []
-    for tokens_BT in ready.batches:
-        if ready.cancelled():
-            raise Cancelled
-        losses += losses_of(ready.model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT).tolist()
-    return losses
+    for name, parameter in layer.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        weights = parameter.data.flatten(0, -3) if parameter.dim() > 2 else (parameter.data,)
+        for piece in truncated_pieces(structure, structure.stack(), meant, name, tuple(parameter.shape)):
+            for weight in weights:
+                whole = cut(weight, piece).clone()
+                yield _Matrix(weight, piece, whole, *torch.linalg.svd(whole.double(), full_matrices=False))
 
 
 def ablate_job(

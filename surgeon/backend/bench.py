@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ from surgeon.backend.calling import LayerRunner, batches_of
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.live import layer_list, operated
 from surgeon.backend.loading import load_tokenizer, resident_model
-from surgeon.backend.streaming import fits_in_memory
+from surgeon.backend.streaming import fits_in_memory, is_streamed
 from surgeon.core.draft import Draft
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, Provenance
@@ -41,9 +43,21 @@ class Settings:
     batch_tokens: int = 1024
 
 
+class Row(msgspec.Struct, frozen=True):
+    """One layer's part of a score."""
+
+    value: float
+    error: float | None = None
+    matrices: dict[str, float] = {}
+
+
+Rows = Mapping[str, Mapping[int, Row]]
+"""By name of a score, then by position of the layer."""
+
+
 @dataclass(frozen=True)
 class Bench:
-    """Everything a pass needs. `keys` are the layer keys of the draft, in order."""
+    """Everything a pass needs. `keys` are the layer keys of the draft, in order; `known` rows need no measuring."""
 
     draft: Draft
     model: nn.Module
@@ -54,6 +68,12 @@ class Bench:
     keys: Sequence[str]
     emit: Emit
     cancelled: IsCancelled
+    known: Rows
+
+    @property
+    def streamed(self) -> bool:
+        """Whether layers lie on disk until they are used."""
+        return any(is_streamed(layer) for layer in self.runner.layers)
 
     def progress(self, done: int, total: int, what: str, unit: str = "layers") -> None:
         """Tell how far a pass is."""
@@ -72,15 +92,21 @@ class Bench:
 
 
 def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | None = None) -> Provenance:
-    """Return what a measurement with these settings is made from."""
+    """Return what a measurement with these settings is made from; `data` names the text as it was tokenised."""
     checkpoint = draft.structure.checkpoint
     if calibration is None:
         return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
     dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
-        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=calibration.digest, sequences=settings.sequences,
-        length=settings.length, seed=settings.seed, dtype=str(dtype or "auto").removeprefix("torch."),
+        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
+        sequences=settings.sequences, length=settings.length, seed=settings.seed,
+        dtype=str(dtype or "auto").removeprefix("torch."),
     )  # fmt: skip
+
+
+def _text_digest(calibration: Calibration) -> str:
+    tokens = (calibration.tokens_BT.tolist(), calibration.targets_BT.tolist())
+    return hashlib.sha256(msgspec.json.encode((calibration.digest, tokens))).hexdigest()[:16]
 
 
 def calibration_of(draft: Draft, settings: Settings) -> Calibration:
@@ -98,8 +124,9 @@ def calibration_of(draft: Draft, settings: Settings) -> Calibration:
 
 @contextmanager
 def bench(
-    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled
-) -> Iterator[Bench]:
+    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled,
+    known: Rows | None = None,
+) -> Iterator[Bench]:  # fmt: skip
     """Load the model, operate on it as the draft says, and yield it with its text on the device."""
     checkpoint = draft.structure.checkpoint
     device = choose_device(settings.device)
@@ -115,4 +142,5 @@ def bench(
             draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
             batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
             keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
+            known=known or {},
         )  # fmt: skip

@@ -60,13 +60,19 @@ class LayerRunner:
     def __init__(self, model: nn.Module, layers: nn.ModuleList, tokens_BT: torch.Tensor) -> None:
         """Find out on two tokens whether layers return a tuple, as before transformers 5, or the bare hidden state."""
         self.model, self.layers = model, layers
-        seen: list[bool] = []
-        handle = layers[0].register_forward_hook(lambda _module, _args, output: seen.append(isinstance(output, tuple)))
+        self.tupled = False
+        handle = layers[0].register_forward_hook(self._note_output)
         try:
             model(input_ids=tokens_BT[:1, :2], use_cache=False)
+        except _Enough:
+            pass
         finally:
             handle.remove()
-        self.tupled = bool(seen and seen[0])
+
+    def _note_output(self, _module: nn.Module, _args: object, output: object) -> None:
+        self.tupled = isinstance(output, tuple)
+        # The other layers may have to be fetched from disk.
+        raise _Enough
 
     @contextmanager
     def _stand_ins(self) -> Iterator[tuple[list[tuple[torch.Tensor, Arguments]], list[_StandIn]]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.backend.bench import Bench
+from surgeon.backend.bench import Bench, Row
 from surgeon.backend.matrices import matrices_of
 from surgeon.backend.passes import InputCovariance, push_layers, sequence_gradients
 from surgeon.backend.streaming import weights_of
@@ -30,7 +30,7 @@ from surgeon.core.score import (
     SweepScore,
     average,
 )
-from surgeon.errors import ArchitectureError
+from surgeon.errors import ArchitectureError, ScoreError
 
 # Which tensors' module puts out what a sublayer adds to the residual stream.
 _OUTPUTS = {"attention": ("attention.output", "mixer.output"), "mlp": ("mlp.down", "experts.down")}
@@ -54,12 +54,12 @@ class _Tally:
         return Score(
             name=kind.name, values={keys[layer]: one.value for layer, one in sorted(self.values.items())},
             errors={keys[layer]: one.error for layer, one in sorted(self.values.items()) if one.error is not None},
-            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(_doubts(self.values)),
+            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(doubts(self.values)),
             provenance=provenance,
         )  # fmt: skip
 
 
-def _doubts(values: Mapping[int, Average]) -> Iterable[str]:
+def doubts(values: Mapping[int, Average]) -> Iterable[str]:
     """Warn where the data are too few to tell the two least important layers apart."""
     ranked = sorted((one.value, one.error, layer) for layer, one in values.items() if one.error is not None)
     if len(ranked) > 1:
@@ -78,6 +78,11 @@ def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance
     tallies = {kind.name: _Tally() for kind in kinds}
     for one in push_layers(bench.runner, bench.batches, bench.cancelled):
         for name, collector in collectors.items():
+            known = bench.known.get(name, {}).get(one.layer)
+            if known is not None:
+                if one.last:
+                    _retell(bench, tallies[name], name, one.layer, known)
+                continue
             collector.see(one.layer, one.batch, one.hidden_in_BTD, one.hidden_out_BTD)
             value = collector.value(one.layer) if one.last else None
             if value is not None:
@@ -88,6 +93,15 @@ def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance
     for name, collector in collectors.items():
         tallies[name].finish(collector.finish())
     return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+
+
+def _retell(bench: Bench, tally: _Tally, name: str, layer: int, known: Row) -> None:
+    """Take over a row that no operation has made stale."""
+    value = Average(known.value, known.error)
+    tally.values[layer] = value
+    if known.matrices:
+        tally.matrices[bench.keys[layer]] = known.matrices
+    bench.scored(name, layer, value, known.matrices or None)
 
 
 def _head(model: nn.Module) -> torch.Tensor:
@@ -102,14 +116,21 @@ def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenan
     """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
     tallies = {kind.name: _Tally() for kind in kinds}
     covariance = InputCovariance()
-    for one in push_layers(
-        bench.runner, bench.batches, bench.cancelled, lambda _number, layer: covariance.watch(layer)
-    ):
+
+    def watch(number: int, layer: nn.Module) -> ExitStack:
+        known = all(number in bench.known.get(kind.name, {}) for kind in kinds)
+        return ExitStack() if known else covariance.watch(layer)
+
+    for one in push_layers(bench.runner, bench.batches, bench.cancelled, watch):
         if not one.last:
             continue
         layer = bench.runner.layers[one.layer]
         entered = covariance.take()
         for kind in kinds:
+            known = bench.known.get(kind.name, {}).get(one.layer)
+            if known is not None:
+                _retell(bench, tallies[kind.name], kind.name, one.layer, known)
+                continue
             row = _compare(bench, kind, layer, entered)
             value = Average(kind.layer(row))
             tallies[kind.name].values[one.layer] = value
@@ -184,7 +205,16 @@ def _zero(_module: nn.Module, _args: object, output: Any) -> Any:
 
 
 def gradients_pass(bench: Bench, kinds: Sequence[GradientsScore], provenance: Provenance) -> dict[str, Score]:
-    """Run one backward per calibration sequence, and average each matrix's score over sequences."""
+    """Run one backward per calibration sequence, and average each matrix's score over sequences.
+
+    Raises:
+        ScoreError: the model is streamed from disk.
+    """
+    if bench.streamed:
+        raise ScoreError(
+            "gradients need the whole model in memory", where=", ".join(kind.name for kind in kinds),
+            hint="say --no-stream on a larger machine, or choose a score of weights, activations or losses",
+        )  # fmt: skip
     structure = bench.draft.structure
     seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in bench.keys] for kind in kinds}
     sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in bench.keys] for kind in kinds}

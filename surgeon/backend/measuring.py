@@ -10,15 +10,17 @@ from typing import Any
 import msgspec
 import torch
 
-from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of
-from surgeon.backend.live_scores import activations_pass, gradients_pass, inputs_pass, sweep_pass
+from surgeon.backend.bench import Bench, Row, Settings, bench, calibration_of, provenance_of
+from surgeon.backend.calibration import Calibration
+from surgeon.backend.live_scores import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
 from surgeon.backend.score_cache import ScoreCache
 from surgeon.backend.weighing import weights_pass
 from surgeon.core.draft import Draft
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.score import Provenance, Score, ScoreKind, WeightsScore, score_kinds
-from surgeon.errors import ScoreError, UsageError
+from surgeon.core.score import Average, Provenance, Score, ScoreKind, WeightsScore
+from surgeon.core.score_requests import requested_scores
+from surgeon.errors import ArchitectureError, ScoreError
 
 LivePass = Callable[[Bench, Sequence[Any], Provenance], dict[str, Score]]
 _LIVE: dict[str, LivePass] = {
@@ -35,73 +37,147 @@ def measure(
     """Measure scores on a draft; each layer's value is emitted as `scored` the moment it is known.
 
     What has been measured before on the same weights, with the same text and settings, is taken from the cache. `all`
-    stands for every score.
+    stands for every score; those that this model cannot have are then left out with a warning.
 
     Raises:
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
-    draft = unfrozen(draft)
-    asked = _kinds(names)
-    cache = ScoreCache(draft.structure.checkpoint)
-    calibration = calibration_of(draft, settings) if any(kind.data for kind in asked) else None
-    origins = {
-        kind.name: _origin(kind, provenance_of(draft, settings, calibration if kind.data else None)) for kind in asked
-    }
-    found = {kind.name: score for kind in asked if (score := cache.get(kind.name, origins[kind.name])) is not None}
-    for score in found.values():
-        _tell_again(score, emit)
+    asked = requested_scores(names)
+    measuring = _Measuring(unfrozen(draft), asked, settings, emit, cancelled, lenient="all" in names)
+    found = measuring.known()
     missing = [kind for kind in asked if kind.name not in found]
-    fresh: dict[str, Score] = {}
-    weights = [kind for kind in missing if isinstance(kind, WeightsScore)]
-    if weights:
-        fresh |= weights_pass(draft, weights, provenance_of(draft, settings), emit, cancelled)
-    live = [kind for kind in missing if kind.needs in _LIVE]
-    if live and calibration is not None:
-        fresh |= _measure_live(draft, live, settings, calibration, emit, cancelled)
-    for name, score in fresh.items():
-        _require_finite(score)
-        found[name] = msgspec.structs.replace(score, provenance=origins[name])
-        cache.put(found[name])
+    for score in measuring.fresh(missing):
+        found[score.name] = score
         for note in score.notes:
-            emit("log", {"level": "warning", "text": f"{name}: {note}"})
-    return tuple(found[kind.name] for kind in asked)
+            emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
+    if missing:
+        measuring.cache.trim()
+    return tuple(found[kind.name] for kind in asked if kind.name in found)
 
 
-def _kinds(names: Sequence[str]) -> list[ScoreKind]:
-    kinds = score_kinds()
-    wanted = list(kinds) if "all" in names else list(dict.fromkeys(names))
-    unknown = [name for name in wanted if name not in kinds]
-    if unknown:
-        raise UsageError(
-            f"no score {unknown[0]!r}", where="--by", allowed=", ".join((*kinds, "all")),
-            hint="`surgeon list scores` explains them",
-        )  # fmt: skip
-    return [kinds[name]() for name in wanted]
+class _Measuring:
+    """One job: what was asked, on which draft, and what is known of it already."""
 
+    def __init__(
+        self, draft: Draft, asked: Sequence[ScoreKind], settings: Settings, emit: Emit, cancelled: IsCancelled,
+        *, lenient: bool,
+    ) -> None:  # fmt: skip
+        self.draft, self.settings, self.emit, self.cancelled, self.lenient = draft, settings, emit, cancelled, lenient
+        self.cache = ScoreCache(draft.structure.checkpoint)
+        needs_text = any(kind.data for kind in asked)
+        self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
+        self.origins = {kind.name: self._origin(kind) for kind in asked}
+        self.asked = asked
 
-def _origin(kind: ScoreKind, provenance: Provenance) -> Provenance:
-    return msgspec.structs.replace(provenance, settings=msgspec.to_builtins(kind))
+    def _origin(self, kind: ScoreKind) -> Provenance:
+        provenance = provenance_of(self.draft, self.settings, self.calibration if kind.data else None)
+        return msgspec.structs.replace(provenance, settings=msgspec.to_builtins(kind))
 
+    def known(self) -> dict[str, Score]:
+        """Return the scores that were measured before, and tell them again."""
+        found = {}
+        for kind in self.asked:
+            score = self.cache.get(Score, *self._made_of(kind)) or self._from_rows(kind)
+            if score is not None:
+                found[kind.name] = score
+                _tell_again(score, self.emit)
+        return found
 
-def _measure_live(
-    draft: Draft, kinds: Sequence[ScoreKind], settings: Settings, calibration: Any, emit: Emit, cancelled: IsCancelled
-) -> dict[str, Score]:
-    """Run each pass; where memory runs out, run it again with batches half as large."""
-    fresh: dict[str, Score] = {}
-    batch_tokens = settings.batch_tokens
-    for name, live_pass in _LIVE.items():
-        wanted = [kind for kind in kinds if kind.needs == name]
-        while wanted:
-            try:
-                with bench(draft, settings, calibration, batch_tokens, emit, cancelled) as ready:
-                    fresh |= live_pass(ready, wanted, provenance_of(draft, settings, calibration))
+    def _made_of(self, kind: ScoreKind) -> tuple[Any, ...]:
+        # Two drafts of the same weights may call their layers differently.
+        layers = [(layer.key, layer.settings) for layer in self.draft.layers()]
+        return ("score", kind.name, self.origins[kind.name], layers)
+
+    def _row_made_of(self, kind: ScoreKind, layer: int) -> tuple[Any, ...]:
+        """Name a layer's row by everything up to the layer, and nothing behind it."""
+        before = [(one.source, one.settings) for one in self.draft.layers()[: layer + 1]]
+        return ("row", kind.name, msgspec.structs.replace(self.origins[kind.name], draft=""), before)
+
+    def rows(self, kind: ScoreKind) -> dict[int, Row]:
+        """Return the rows of a local score that no operation has made stale."""
+        if not kind.local:
+            return {}
+        found = {}
+        for layer in range(len(self.draft.layers())):
+            row = self.cache.get(Row, *self._row_made_of(kind, layer))
+            if row is None:
                 break
-            except (torch.OutOfMemoryError, MemoryError):
-                if batch_tokens <= settings.length:
+            found[layer] = row
+        return found
+
+    def _from_rows(self, kind: ScoreKind) -> Score | None:
+        rows = self.rows(kind)
+        keys = [layer.key for layer in self.draft.layers()]
+        if len(rows) < len(keys):
+            return None
+        return Score(
+            name=kind.name, values={keys[layer]: row.value for layer, row in rows.items()},
+            errors={keys[layer]: row.error for layer, row in rows.items() if row.error is not None},
+            matrices={keys[layer]: row.matrices for layer, row in rows.items() if row.matrices},
+            notes=tuple(doubts({layer: Average(row.value, row.error) for layer, row in rows.items()})),
+            provenance=self.origins[kind.name],
+        )  # fmt: skip
+
+    def fresh(self, kinds: Sequence[ScoreKind]) -> list[Score]:
+        """Measure scores, each kind of pass once, and keep them."""
+        weights = [kind for kind in kinds if isinstance(kind, WeightsScore)]
+        found: dict[str, Score] = {}
+        if weights:
+            provenance = provenance_of(self.draft, self.settings)
+            found |= weights_pass(self.draft, weights, provenance, self.cache, self.emit, self.cancelled)
+        for name, live_pass in _LIVE.items():
+            wanted = [kind for kind in kinds if kind.needs == name]
+            if wanted:
+                found |= self._live(live_pass, wanted)
+        return [self._kept(kind, found[kind.name]) for kind in kinds if kind.name in found]
+
+    def _kept(self, kind: ScoreKind, score: Score) -> Score:
+        _require_finite(score)
+        score = msgspec.structs.replace(score, provenance=self.origins[kind.name])
+        self.cache.put(score, *self._made_of(kind))
+        if kind.local:
+            for layer, (key, value) in enumerate(score.values.items()):
+                row = Row(value, score.errors.get(key), score.matrices.get(key, {}))
+                self.cache.put(row, *self._row_made_of(kind, layer))
+        return score
+
+    def _live(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
+        """Run one pass for all kinds; where only some of `all` can be measured on this model, for each on its own."""
+        try:
+            return self._with_enough_memory(live_pass, kinds)
+        except (ArchitectureError, ScoreError) as error:
+            if not self.lenient:
+                raise
+            if len(kinds) == 1:
+                self.emit("log", {"level": "warning", "text": f"{kinds[0].name} is left out: {error}"})
+                return {}
+        return {name: score for kind in kinds for name, score in self._live(live_pass, [kind]).items()}
+
+    def _with_enough_memory(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
+        """Run one pass; where memory runs out, run it again with batches half as large."""
+        assert self.calibration is not None
+        batch_tokens = self.settings.batch_tokens
+        rows = {kind.name: self.rows(kind) for kind in kinds}
+        while True:
+            try:
+                with bench(
+                    self.draft, self.settings, self.calibration, batch_tokens, self.emit, self.cancelled, rows
+                ) as ready:
+                    return live_pass(ready, kinds, provenance_of(self.draft, self.settings, self.calibration))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or batch_tokens <= self.settings.length:
                     raise
-                batch_tokens //= 2
-                emit("log", {"level": "warning", "text": f"out of memory: trying batches of {batch_tokens} tokens"})
-    return fresh
+            # Outside the handler: the traceback held the tensors that did not fit.
+            batch_tokens //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            text = f"out of memory: trying batches of {batch_tokens} tokens"
+            self.emit("log", {"level": "warning", "text": text})
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch raises a plain RuntimeError of its allocator.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _tell_again(score: Score, emit: Emit) -> None:

@@ -6,9 +6,11 @@ pass works, and a model whose layers lie on disk needs one of them in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,23 +98,37 @@ def _hooked(
 
 
 class InputCovariance:
-    """Accumulates the covariance of what enters each linear module of a layer, in float64 over all tokens."""
+    """Accumulates the covariance of what enters each linear module of a layer, in float64.
+
+    Position 0 is left out: one massive activation there would be nearly all of the variance.
+    """
 
     def __init__(self) -> None:
         """Start with nothing seen."""
         self._sums: dict[str, tuple[int, torch.Tensor, torch.Tensor]] = {}
+        self._shape = (0, 0)
 
     def watch(self, layer: nn.Module) -> ExitStack:
         """Return a context in which every linear module of the layer is watched."""
         stack = ExitStack()
+        stack.enter_context(layer.register_forward_pre_hook(self._note_shape, with_kwargs=True))
         for name, module in layer.named_modules():
             if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
                 stack.enter_context(module.register_forward_pre_hook(self._note(name)))
         return stack
 
+    def _note_shape(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch, tokens, _ = (args[0] if args else kwargs["hidden_states"]).shape
+        self._shape = (batch, tokens)
+
     def _note(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            rows_ND = args[0].detach().reshape(-1, args[0].shape[-1]).double()
+            entering = args[0].detach()
+            if entering.dim() == 2 and entering.shape[0] == math.prod(self._shape):  # routers see all tokens in a row
+                entering = entering.reshape(*self._shape, -1)
+            if entering.shape[:2] == self._shape:
+                entering = entering[:, 1:]
+            rows_ND = entering.reshape(-1, entering.shape[-1]).double()
             count, total, squares = self._sums.get(name, (0, 0.0, 0.0))
             self._sums[name] = (count + rows_ND.shape[0], total + rows_ND.sum(0), squares + rows_ND.T @ rows_ND)
 

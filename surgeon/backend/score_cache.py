@@ -1,46 +1,67 @@
-"""Scores by the content that made them, on disk, so that none is ever measured twice."""
+"""What has been measured, kept on disk by everything that made it, so that nothing is ever measured twice."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.locate import cache_directory
-from surgeon.core.score import Provenance, Score
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the mathematics of a score changes."""
+MOST_BYTES = 200_000_000
+
+Value = TypeVar("Value")
 
 
 class ScoreCache:
-    """The scores of one checkpoint. A file that cannot be read is as good as none."""
+    """What was measured on one checkpoint. A file that cannot be read is as good as none."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Name the checkpoint by all of its bytes."""
         self._root = cache_directory() / "scores"
         self._content = content_digest(checkpoint)
 
-    def _path(self, name: str, provenance: Provenance) -> Path:
-        made_of = msgspec.json.encode((_VERSION, self._content, name, provenance), order="sorted")
-        key = hashlib.sha256(made_of).hexdigest()
-        return self._root / key[:2] / f"{key[2:]}.json"
+    def _path(self, made_of: tuple[Any, ...]) -> Path:
+        key = hashlib.sha256(msgspec.json.encode((_VERSION, self._content, made_of), order="deterministic")).hexdigest()
+        return self._root / key[:2] / f"{key[2:]}.msgpack"
 
-    def get(self, name: str, provenance: Provenance) -> Score | None:
-        """Return a score with exactly this provenance."""
+    def get(self, kind: type[Value], *made_of: Any) -> Value | None:
+        """Return what was kept under exactly this."""
+        path = self._path(made_of)
         try:
-            return msgspec.json.decode(self._path(name, provenance).read_bytes(), type=Score)
+            value = msgspec.msgpack.decode(path.read_bytes(), type=kind)
         except (OSError, msgspec.MsgspecError):
             return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # what is used stays longest
+        return value
 
-    def put(self, score: Score) -> None:
-        """Keep a score."""
-        path = self._path(score.name, score.provenance)
-        _write(path, msgspec.json.encode(score))
+    def put(self, value: Any, *made_of: Any) -> None:
+        """Keep a value under everything that made it. A full disk is no reason to lose a measurement."""
+        with contextlib.suppress(OSError):
+            _write(self._path(made_of), msgspec.msgpack.encode(value))
+
+    def trim(self, most_bytes: int = MOST_BYTES) -> None:
+        """Drop what has not been used for longest until the scores of all checkpoints take at most that much."""
+        files = []
+        for path in self._root.glob("*/*"):
+            with contextlib.suppress(OSError):  # another process trims too
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(size for _, size, _ in files) - most_bytes
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
 
 
 def content_digest(checkpoint: Checkpoint) -> str:
@@ -55,14 +76,20 @@ def content_digest(checkpoint: Checkpoint) -> str:
         except OSError:
             with shard.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            _write(note, digest.encode())
+            with contextlib.suppress(OSError):
+                _write(note, digest.encode())
         whole.update(digest.encode())
     return whole.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write beside it and rename: of two writers one wins, and a reader never sees half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

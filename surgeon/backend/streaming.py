@@ -60,6 +60,11 @@ def _keep(module: nn.Module, name: str, prefix: str, kept: dict[str, str], devic
         kept[f"{name}.{parameter_name}" if name else parameter_name] = device
 
 
+def is_streamed(layer: nn.Module) -> bool:
+    """Whether any of a layer's weights are on disk now."""
+    return any(parameter.is_meta for parameter in layer.parameters())
+
+
 @contextmanager
 def weights_of(layer: nn.Module) -> Iterator[nn.Module]:
     """Yield a layer with its weights in place; nothing happens where they already are."""

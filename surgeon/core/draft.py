@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from surgeon.core.structure import Stack, Structure
 
 OUTSIDE = ("embedding", "head", "norm")
@@ -117,8 +119,8 @@ class Draft:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that name the weights and their order; freezes and adapters do not count."""
-        weights = {name: [layer.source for layer in layers] for name, layers in sorted(self.stacks.items())}
-        return hashlib.sha256(repr(weights).encode()).hexdigest()[:16]
+        weights = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
+        return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
 
     @property
     def adapted(self) -> bool:

@@ -28,6 +28,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: as in recipes and on the command line.   title: at most 8 characters, a column header.
     asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
     needs: the pass that feeds it.   data: whether it reads calibration text.
+    local: whether a layer's score depends on no layer behind it, and on nothing but its own row.
     """
 
     name: ClassVar[str]
@@ -37,6 +38,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     paper: ClassVar[str]
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
+    local: ClassVar[bool] = False
 
 
 class Matrix(Protocol):
@@ -62,7 +64,7 @@ class WeightsScore(ScoreKind, frozen=True, kw_only=True):
     """A score made of matrices, each seen once as it streams from disk.
 
     Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`,
-    returns a small summary instead, and turns all summaries into scores at the end.
+    returns a small summary of plain numbers, lists and dicts instead, and turns all summaries into scores at the end.
     """
 
     needs = "weights"
@@ -161,6 +163,7 @@ class InputsScore(ScoreKind, frozen=True, kw_only=True):
     """A score made of each matrix and the covariance of what enters it."""
 
     needs = "inputs"
+    local = True
 
     def matrix(self, weight: Tensor, covariance: Tensor) -> float:
         """Return the score of one matrix (out, in) whose inputs have this covariance (in, in), float64."""

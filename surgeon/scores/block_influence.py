@@ -21,6 +21,7 @@ class BlockInfluence(ActivationsScore, frozen=True, kw_only=True):
     asks = "how much does the layer turn the residual stream"
     cost = "one forward"
     paper = "ShortGPT, arXiv:2403.03853, section 3"
+    local = True
 
     def collector(self, setting: Setting) -> Collector:
         """Average per sequence, then over sequences."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
 
 from surgeon.core.score import WeightsScore
 
@@ -12,15 +14,17 @@ if TYPE_CHECKING:
 
     from surgeon.core.score import Matrix
 
-_BINS = 4096
-_LOWEST_LOG10 = -16.0
+_BINS = 1024
+_DECADES = 16.0  # scores below 1e-16 share the lowest bin
+_TIE_STEPS = 8
 
 
 class Lamp(WeightsScore, frozen=True, kw_only=True):
     """The share of a matrix's weights that survive when half of all weights go, the lowest LAMP scores first.
 
-    A weight's LAMP score is its square over the sum of the squares of all weights of its matrix that are at least as
-    large. The scores of all matrices are ranked together, by a histogram of their logarithms.
+    The weights of a matrix are ranked by magnitude, equal ones in any order. A weight's LAMP score is its square over
+    the sum of the squares of itself and all that rank above it. The scores of all matrices are ranked together, by a
+    histogram of their logarithms: shares are exact to about 1e-3.
     """
 
     name = "lamp"
@@ -30,32 +34,57 @@ class Lamp(WeightsScore, frozen=True, kw_only=True):
     paper = "Layer-Adaptive Magnitude-based Pruning, arXiv:2010.07611, equation 4"
     compares = True
 
-    kept: float = 0.5
+    kept: Annotated[float, msgspec.Meta(gt=0, lt=1, description="share of all weights that survive")] = 0.5
 
-    def matrix(self, matrix: Matrix) -> Tensor:
-        """Return the histogram of log10 LAMP scores, from 1e-16 to 1.
+    def matrix(self, matrix: Matrix) -> dict[int, float]:
+        """Return the histogram of the logarithms of LAMP scores, by bin; bin 0 is 1e-16 and less.
 
         Weights are counted by magnitude, which bfloat16 has 32768 of, instead of sorted; wider dtypes are rounded to
         it.
         """
         import torch
 
-        codes = matrix.weight.to(torch.bfloat16).contiguous().view(torch.int16) & 0x7FFF
-        counts = torch.bincount(codes.flatten().int(), minlength=2**15).double()
-        squares = torch.arange(2**15, dtype=torch.int16).view(torch.bfloat16).double().square()
-        present = counts > 0
-        counts, squares = counts[present], squares[present]
-        at_least_as_large = (counts * squares).flip(0).cumsum(0).flip(0)
-        scores = (squares / at_least_as_large.clamp(min=1e-300)).clamp(min=10**_LOWEST_LOG10, max=1.0)
-        bins = (scores.log10() / -_LOWEST_LOG10 + 1) * (_BINS - 1)
-        return torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins.long(), counts)
+        squares, counts = _groups(matrix.weight)
+        above = (squares * counts).flip(0).cumsum(0).flip(0) - squares * counts
+        histogram = torch.zeros(_BINS, dtype=torch.float64)
+        for step in range(_TIE_STEPS):
+            # Of n equal weights the k-th from above shares its denominator with k: a run of scores, not one.
+            ahead = (counts * (step + 0.5) / _TIE_STEPS).clamp(min=1)
+            scores = squares / (above + ahead * squares)
+            # Where everything is zero there is no score; nothing of it survives.
+            bins = ((scores.nan_to_num(0).log10() / _DECADES + 1) * _BINS).clamp(0, _BINS - 1)
+            histogram.index_add_(0, bins.long(), counts / _TIE_STEPS)
+        used = histogram.nonzero().flatten()
+        return dict(zip(used.tolist(), histogram[used].tolist(), strict=True))
 
-    def settle(self, summaries: Sequence[Tensor]) -> list[float]:
-        """Return the share of each matrix above the model's common threshold."""
-        import torch
+    def settle(self, summaries: Sequence[Mapping[int, float]]) -> list[float]:
+        """Return the share of each matrix above the model's common threshold, within a bin in proportion."""
+        totals = [0.0] * _BINS
+        for summary in summaries:
+            for place, count in summary.items():
+                totals[place] += count
+        wanted = self.kept * sum(totals)
+        threshold = _BINS
+        while wanted > 0 and threshold > 0:
+            threshold -= 1
+            wanted -= totals[threshold]
+        # So much of the threshold's bin goes over the budget.
+        over = -wanted / totals[threshold] if totals[threshold] else 0.0
+        return [_share(summary, threshold, 1 - over) for summary in summaries]
 
-        from_top = torch.stack(list(summaries)).flip(1).cumsum(1)
-        totals = from_top.sum(0)
-        threshold = int((totals >= self.kept * totals[-1]).nonzero()[0])
-        shares: list[float] = (from_top[:, threshold] / from_top[:, -1]).tolist()
-        return shares
+
+def _groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct squared magnitudes in float64, ascending, and how many weights have each."""
+    import torch
+
+    codes = weight.to(torch.bfloat16).contiguous().view(torch.int16) & 0x7FFF
+    counts = torch.bincount(codes.flatten(), minlength=2**15).double()
+    squares = torch.arange(2**15, dtype=torch.int16).view(torch.bfloat16).double().square()
+    present = counts > 0
+    return squares[present], counts[present]
+
+
+def _share(summary: Mapping[int, float], threshold: int, part: float) -> float:
+    above = sum(count for place, count in summary.items() if place > threshold)
+    total = sum(summary.values())
+    return (above + part * summary.get(threshold, 0.0)) / total if total else 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Annotated
 
 import msgspec
 
-from surgeon.core.score import Average, Finished, LayerSequence, Losses, SweepScore, Visit, average, paired_average
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, average
 
 SUBLAYERS = ("attention", "mlp")
 Window = tuple[int, int]
@@ -39,18 +40,28 @@ class Shapley(SweepScore, frozen=True, kw_only=True):
 
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return each layer's sum over its sublayers; `details` has every sublayer's own value."""
-        gains: dict[int, list[Average]] = {player: [] for player in range(layers * len(SUBLAYERS))}
+        gains: dict[int, list[list[float]]] = {player: [] for player in range(layers * len(SUBLAYERS))}
         for first, end in self._windows(layers):
-            whole = losses[_name((first, end))]
-            gains[first].append(paired_average(whole, losses[_name((first + 1, end))]))
+            gone = losses[_name((first, end))]
+            gains[first].append(_differences(gone, losses[_name((first + 1, end))]))
             if end - first > 1:
-                gains[end - 1].append(paired_average(whole, losses[_name((first, end - 1))]))
-        players = {player: average([gain.value for gain in found]) for player, found in gains.items()}
-        values = {layer: Average(sum(players[2 * layer + part].value for part in range(2))) for layer in range(layers)}
+                gains[end - 1].append(_differences(gone, losses[_name((first, end - 1))]))
+        # By calibration sequence, so that the standard error is that of the sum and not of its parts.
+        players = {player: [fmean(gain) for gain in zip(*found, strict=True)] for player, found in gains.items()}
+        attention, mlp = ([players[2 * layer + part] for layer in range(layers)] for part in range(2))
+        values = {
+            layer: average([sum(both) for both in zip(*pair, strict=True)])
+            for layer, pair in enumerate(zip(attention, mlp, strict=True))
+        }
         details = {
-            kind: [players[2 * layer + part].value for layer in range(layers)] for part, kind in enumerate(SUBLAYERS)
+            "attention": [fmean(gain) for gain in attention],
+            "mlp": [fmean(gain) for gain in mlp],
         }
         return Finished(values=values, details=details)
+
+
+def _differences(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    return [value - base for value, base in zip(after, before, strict=True)]
 
 
 def _name(window: Window) -> str:
