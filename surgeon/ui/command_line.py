@@ -15,7 +15,6 @@ from surgeon.core.operation import Operation, operations
 from surgeon.core.score import score_kinds
 from surgeon.errors import UsageError
 from surgeon.ui.commands import commands
-from surgeon.ui.proposal import mentions_selection
 
 Reader = Callable[[str], Any]
 
@@ -101,13 +100,15 @@ def operation_readers(kind: type[Operation]) -> dict[str, Reader]:
 
 
 def _reader(kind: Any) -> Reader:
-    if mentions_selection(kind) or bare(kind) is str or get_origin(bare(kind)) is Literal:
-        return str
-    if bare(kind) is bool:
+    plain = bare(kind)
+    if plain is bool:
         return _switch
-    if get_origin(bare(kind)) is tuple:
-        return lambda text: [part.strip() for part in text.split(",") if part.strip()]
-    return parse_value
+    if plain in (int, float):
+        return parse_value
+    if get_origin(plain) is tuple:
+        read = _reader(get_args(plain)[0])
+        return lambda text: [read(part.strip()) for part in text.split(",") if part.strip()]
+    return str
 
 
 def bare(kind: Any) -> Any:

@@ -14,9 +14,11 @@ from surgeon.ui.orders import obey
 if TYPE_CHECKING:
     from surgeon.ui.dialogs import ExportWish
     from surgeon.ui.main_screen import MainScreen
+    from surgeon.ui.proposal import Proposal
     from surgeon.ui.score_dialog import ScoreWish
 
 BUILT_IN_DATA = "python_docs"
+_REST_TICKS = 3
 
 
 class Errands:
@@ -26,11 +28,14 @@ class Errands:
         self.screen = screen
         self.room, self.desk = screen.room, screen.desk
         self._job_seconds = 0
+        self._waiting: Proposal | None = None
+        self._rested = 0
 
     # ── the tick ──
 
     def tick(self) -> None:
         """Show what has come since the last tick. Does nothing, and paints nothing, when nothing has."""
+        self._judge()
         changed, news = self._drain()
         if changed:
             columns = [column for column in self.room.columns if changed & column.values.keys()]
@@ -46,6 +51,16 @@ class Errands:
         if news or seconds != self._job_seconds:
             self._job_seconds = seconds
             self.screen.job.refresh()
+
+    def _judge(self) -> None:
+        """Judge a proposal that was put off, once the keys have rested for a few ticks."""
+        proposal = self.room.proposal
+        waiting = proposal if proposal is not None and not proposal.judged else None
+        self._rested = self._rested + 1 if waiting is not None and waiting is self._waiting else 0
+        self._waiting = waiting
+        if self._rested >= _REST_TICKS:
+            self.room.judge()
+            self.screen.show_message()
 
     def _drain(self) -> tuple[set[str], bool]:
         changed: set[str] = set()
@@ -210,6 +225,7 @@ class Errands:
         """Edit the draft's options."""
         from surgeon.ui.form import OptionsForm
 
+        self.room.judge()
         if self.room.proposal is not None:
             self.screen.app.push_screen(OptionsForm(self.room, self.room.proposal), self._options_set)
 

@@ -12,6 +12,7 @@ from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.message import Message
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
@@ -24,6 +25,8 @@ from surgeon.ui.dialogs import Dialog
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS
 from surgeon.ui.proposal import Proposal, consequences, mentions_selection, propose
 from surgeon.ui.room import Room
+
+_REST_SECONDS = 0.2
 
 
 class Choice(Widget, can_focus=True):
@@ -78,6 +81,7 @@ class OptionsForm(Dialog[dict[str, object]]):
     def __init__(self, room: Room, proposal: Proposal) -> None:
         super().__init__()
         self._room, self._proposal = room, proposal
+        self._timer: Timer | None = None
         self._kind = operations()[proposal.operation]
         self.heading = f"{proposal.operation.replace('_', '-')}: {self._kind.summary}"
 
@@ -132,6 +136,14 @@ class OptionsForm(Dialog[dict[str, object]]):
 
     @on(Input.Changed)
     @on(Choice.Changed)
+    def _changed(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        if self._room.hesitates:
+            self._timer = self.set_timer(_REST_SECONDS, self._judge)
+        else:
+            self._judge()
+
     def _judge(self) -> None:
         proposal = self._judged()
         if isinstance(proposal, SurgeonError):

@@ -166,10 +166,10 @@ class Looks:
 
     def state(self, state: str) -> Style:
         """Return the style of a layer's state."""
-        for start, style in (("FROZEN", self.ice), ("frozen", self.ice), ("LoRA", self.gold), ("new", self.violet)):
+        for start, style in (("FROZEN", self.ice), ("frozen", self.ice), ("LoRA", self.gold), ("pruned", self.bad)):
             if state.startswith(start):
                 return style
-        return self.bad
+        return self.violet
 
     def on_ramp(self, rank: float) -> int:
         """Return which step of the ramp a rank in [0, 1] has."""

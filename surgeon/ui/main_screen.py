@@ -201,7 +201,7 @@ class MainScreen(Screen[None]):
         """Draft an operation on the chosen layers."""
         self.room.open_proposal(operation)
         self.show_marks()
-        if self.room.proposal is not None and not self.room.proposal.chooses:
+        if self.room.proposal is not None and (self.room.proposal.incomplete or not self.room.proposal.chooses):
             self.options()
 
     def options(self) -> None:

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
+from textual.timer import Timer
 from textual.widgets import Input, Static
 
 from surgeon.errors import SurgeonError
@@ -15,6 +16,8 @@ from surgeon.ui.command_line import completion, parse_line
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS
 from surgeon.ui.proposal import consequences, propose
 from surgeon.ui.room import Room
+
+_REST_SECONDS = 0.2
 
 
 class _Completer(Suggester):
@@ -33,6 +36,7 @@ class Prompt(ModalScreen[str | None]):
     def __init__(self, room: Room, text: str) -> None:
         super().__init__()
         self._room, self._text = room, text
+        self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
         """Yield the line and what it would do."""
@@ -61,7 +65,12 @@ class Prompt(ModalScreen[str | None]):
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
-        self._judge(event.value)
+        if self._timer is not None:
+            self._timer.stop()
+        if self._room.hesitates:
+            self._timer = self.set_timer(_REST_SECONDS, lambda: self._judge(event.value))
+        else:
+            self._judge(event.value)
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:

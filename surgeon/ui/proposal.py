@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, step_to_builtins
 from surgeon.core.selection import Selection, spans
@@ -23,8 +24,9 @@ _LONGEST = 32
 
 @dataclass(frozen=True)
 class Proposal:
-    """What would be done. Exactly one of `preview` and `error` is set; `positions` are the chosen layers, if known.
+    """What would be done. `positions` are the chosen layers, if known.
 
+    preview, error: one of them is set once it has been judged.
     shift: how many places the chosen layers move, for an operation that takes an order.
     """
 
@@ -37,6 +39,11 @@ class Proposal:
     shift: int = 0
 
     @property
+    def judged(self) -> bool:
+        """Whether it is known what it would do."""
+        return self.preview is not None or self.error is not None
+
+    @property
     def moves(self) -> bool:
         """Whether the operation takes an order of all layers, so that the chosen ones are moved about."""
         return "order" in self._names
@@ -45,6 +52,13 @@ class Proposal:
     def chooses(self) -> bool:
         """Whether the operation is about the chosen layers at all."""
         return self.moves or bool(selection_fields(self.operation))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether it needs more than layers: an option that has no default."""
+        fields = msgspec.structs.fields(operations()[self.operation])
+        chosen = {"order", *selection_fields(self.operation)}
+        return any(field.required and field.encode_name not in self.fields.keys() | chosen for field in fields)
 
     @property
     def _names(self) -> list[str]:
@@ -97,9 +111,11 @@ def chosen_positions(session: Session, step: Step) -> tuple[int, ...]:
     """Return the layers that a judged step is about."""
     layers = session.draft.layers(step.operation.stack)
     for name, selection in step.operation.selections().items():
-        if step.resolved and name in step.resolved:
-            return step.resolved[name]
-        return selection.positions(layers)
+        resolved = step.resolved.get(name) if step.resolved else None
+        if isinstance(selection, MatrixSelection):
+            spots = resolved if resolved is not None else selection.spots(session.draft, step.operation.stack, {})
+            return tuple(sorted({int(str(spot).partition(".")[0]) for spot in spots}))
+        return tuple(map(int, resolved)) if resolved is not None else selection.positions(layers)
     return ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from surgeon.core.selection import parse_selection
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
@@ -9,6 +11,9 @@ from surgeon.ui.board import Column
 from surgeon.ui.figures import bytes_change, count_change
 from surgeon.ui.listing import Listing
 from surgeon.ui.proposal import Proposal, propose, selection_fields, step_text
+
+_MANY_TENSORS = 5000
+"""From here on making a plan is felt at every key, so it is made when the keys rest."""
 
 
 class Room(Listing):
@@ -70,9 +75,22 @@ class Room(Listing):
         else:
             self.proposal = propose(self.session, operation, fields, before)
 
-    def _repropose(self, positions: tuple[int, ...]) -> None:
+    def _repropose(self, positions: tuple[int, ...], shift: int = 0) -> None:
         assert self.proposal is not None
-        self.proposal = self.proposal.with_positions(self.session, positions)
+        if self.hesitates:
+            self.proposal = replace(self.proposal, positions=positions, shift=shift, preview=None, error=None)
+        else:
+            self.proposal = self.proposal.with_positions(self.session, positions, shift)
+
+    @property
+    def hesitates(self) -> bool:
+        """Whether judging takes long enough to wait for a pause in typing."""
+        return len(self.session.checkpoint.tensors) > _MANY_TENSORS
+
+    def judge(self) -> None:
+        """Work out what the proposal would do, where that was put off."""
+        if self.proposal is not None and not self.proposal.judged:
+            self.proposal = self.proposal.with_positions(self.session, self.proposal.positions, self.proposal.shift)
 
     def set_fields(self, fields: dict[str, object]) -> None:
         """Change the options of the proposal; its layers may be a selection such as `lowest 4 by SCORE`."""
@@ -90,7 +108,7 @@ class Room(Listing):
         if self.proposal.moves:
             first, room = min(self.proposal.positions), len(layers) - len(self.proposal.positions)
             shift = min(max(self.proposal.shift + change, -first), room - first)
-            self.proposal = self.proposal.with_positions(self.session, self.proposal.positions, shift)
+            self._repropose(self.proposal.positions, shift)
             return
         positions = set(self.proposal.positions)
         last = max(positions)
@@ -102,6 +120,7 @@ class Room(Listing):
 
     def apply(self) -> bool:
         """Do what is proposed; False where it cannot be done."""
+        self.judge()
         if self.proposal is None or self.proposal.preview is None:
             return False
         return self.do(self.proposal)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from surgeon.core.draft import Draft, Identity, Layer, Mean, Source, Truncated, base_tensors
+from surgeon.core.draft import Draft, Layer, Mean, Original, Source, Truncated, base_tensors
 from surgeon.core.plan import Plan, layer_roles
 from surgeon.session import Session
 
@@ -76,6 +76,8 @@ def _states(draft: Draft, layer: Layer, stack: str, removed: dict[str, int]) -> 
     if layer.key in removed:
         return (f"pruned·{removed[layer.key]}",)
     states = ["new"] if layer.inserted else []
+    if not layer.inserted and not isinstance(layer.source, Original):
+        states.append(type(layer.source).__name__.lower())
     if layer.frozen:
         states.append("FROZEN" if layer.frozen >= layer_roles(draft, layer, stack) else "frozen½")
     if layer.lora:
@@ -113,10 +115,10 @@ def trainable_parameters(plan: Plan) -> int:
 
 def source_text(source: Source) -> str:
     """Say where a layer's weights come from."""
-    if isinstance(source, Identity):
-        return f"identity of {source_text(source.of)}"
+    if isinstance(source, Original):
+        return f"base layer {source.index}"
     if isinstance(source, Mean):
         return f"the mean of {source_text(source.left)} and {source_text(source.right)}"
     if isinstance(source, Truncated):
         return f"{source_text(source.of)}, {', '.join(sorted(source.roles))} truncated"
-    return f"base layer {source.index}"
+    return f"{type(source).__name__.lower()} of {source_text(source.of)}"

@@ -114,7 +114,8 @@ class MessageStrip(TextStrip):
             details = [f"allowed: {error.allowed}"] * bool(error.allowed) + [error.hint] * bool(error.hint)
             text.append(" · ".join(details) or error.where, looks.dim)
             return text
-        assert proposal.preview is not None
+        if proposal.preview is None:
+            return text.append("…\n", looks.dim)
         text.append_text(joined(consequences(self.room.session, proposal), looks))
         lost = lost_importance(self.room.session, proposal, self.room.board)
         if lost:

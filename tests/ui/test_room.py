@@ -49,7 +49,7 @@ def check(room: Room) -> None:
     assert 0 <= room.cursor < len(room.rows)
     assert room.marks <= {row.key for row in living}
     if room.proposal is not None:
-        assert (room.proposal.preview is None) != (room.proposal.error is None)
+        assert room.proposal.judged
 
 
 @settings(max_examples=60, deadline=None)

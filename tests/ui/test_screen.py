@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from surgeon.core.recipe import load_recipe
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
@@ -321,3 +323,19 @@ async def test_recovered_steps_are_told_and_can_be_undone(tiny: Path) -> None:
         await operator.press("u")
         assert again.position == 0
     again.close()
+
+
+async def test_a_draft_on_a_model_of_very_many_tensors_is_judged_when_the_keys_rest(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgeon.ui.room._MANY_TENSORS", 3)
+
+    async def scenario(operator: Operator) -> None:
+        await operator.press("d", "right", "right")
+        assert operator.room.proposal is not None
+        assert operator.room.proposal.positions == (0, 1, 2)
+        await operator.until(lambda: "6→3 layers" in operator.text)
+        await operator.press("left", "enter")
+        assert len(operator.session.draft.layers()) == 4
+
+    await drive(scenario)
