@@ -29,24 +29,40 @@ def _choosers(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
     return [("choice", kind == "shared") for kind in config.get("indexer_types") or indexers(config, count)]
 
 
-
 FAMILIES = (
     Family(model_types=("deepseek_v2",), fields=(FirstCount("first_k_dense_replace", 0),)),
     Family(model_types=("deepseek_v3",), fields=(FirstCount("first_k_dense_replace", 3),)),
     Family(
         model_types=("dots1",),
-        fields=(FirstCount("first_k_dense_replace", 0), EachLayer("layer_types", where(62, "max_window_layers"), ("max_window_layers",))),
+        fields=(
+            FirstCount("first_k_dense_replace", 0),
+            EachLayer("layer_types", where(62, "max_window_layers"), ("max_window_layers",)),
+        ),
     ),
     Family(model_types=("glm4_moe",), fields=(FirstCount("first_k_dense_replace", 1),)),
-    Family(model_types=("glm4_moe_lite", "hy_v3"), fields=(EachLayer("mlp_layer_types", first(1)),)),
-    Family(model_types=("axk1",), fields=(_mlp(1),)),
+    Family(model_types=("glm4_moe_lite",), fields=(EachLayer("mlp_layer_types", first(1)),)),
+    Family(
+        model_types=("axk1",),
+        fields=(_mlp(1),),
+        in_memory=((r"(\.layers\.\d+)\.post_mlp_layernorm\.", r"\1.mlp.post_mlp_layernorm."),),
+    ),
     Family(
         model_types=("axk2",),
         roles=((r"input_layernorm\..+", "norm.input"), (r"post_attention_layernorm\..+", "norm.mlp")),
         fields=(_mlp(1),),
+        in_memory=(
+            (r"\.W_down\.", ".mlp.fc1."),
+            (r"\.W_up\.", ".mlp.fc2."),
+            (r"\.self_attn\.q_b_proj\.", ".self_attn.q_gate_proj."),
+        ),
     ),
-    Family(model_types=("longcat_flash",), no_identity="its zero experts pass their input on, whatever the weights are"),
-    Family(model_types=("deepseek_v32",), fields=(EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),)),
+    Family(
+        model_types=("longcat_flash",), no_identity="its zero experts pass their input on, whatever the weights are"
+    ),
+    Family(
+        model_types=("deepseek_v32",),
+        fields=(EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),),
+    ),
     Family(
         model_types=("glm_moe_dsa",),
         fields=(
@@ -57,6 +73,14 @@ FAMILIES = (
     ),
     Family(
         model_types=("bailing_hybrid",),
+        in_memory=(
+            (r"^model\.word_embeddings\.", "model.embed_tokens."),
+            (r"\.attention\.dense\.", ".attention.o_proj."),
+            (r"\.attention\.(A_log|dt_bias|f_proj\.)", r".attention.forget_gate.\1"),
+            (r"\.attention\.[qkv]_conv1d\.", ".attention.conv1d."),
+            (r"\.attention\.", ".self_attn."),
+            (r"\.gate\.expert_bias$", ".gate.e_score_correction_bias"),
+        ),
         fields=(
             EachLayer("layer_types", every(6, "layer_group_size", other=LINEAR), ("layer_group_size",)),
             EachLayer("mlp_layer_types", first(2, "first_k_dense_replace"), ("first_k_dense_replace",)),

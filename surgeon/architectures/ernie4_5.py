@@ -36,9 +36,15 @@ class _ExpertRange:
             if list(self.read(numbers, count) or ()) == list(values):
                 return numbers
         raise ArchitectureError(
-            f"and the two fields beside it cannot say that layers {layers} are the ones with experts", where=f"config field {_START}",
-            allowed="edits after which they are equally far apart", hint="leave the layers without experts at their end",
+            f"and the two fields beside it cannot say that layers {layers} are the ones with experts",
+            where=f"config field {_START}",
+            allowed="edits after which they are equally far apart",
+            hint="leave the layers without experts at their end",
         )
 
 
-FAMILY = Family(model_types=("ernie4_5_moe",), fields=(_ExpertRange(),))
+FAMILY = Family(
+    model_types=("ernie4_5_moe",),
+    fields=(_ExpertRange(),),
+    in_memory=((r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."),),
+)

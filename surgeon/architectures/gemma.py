@@ -22,7 +22,9 @@ def _shared_kv(layer_types: Derived, default: int) -> tuple[LayerField, ...]:
         kinds = config.get("layer_types") or layer_types(config, count) or [FULL] * count
         return [(kind, index >= own) for index, kind in enumerate(kinds)]
 
-    return LastCount("num_kv_shared_layers", default), Borrows("shared keys and values", "num_kv_shared_layers", lenders)
+    return LastCount("num_kv_shared_layers", default), Borrows(
+        "shared keys and values", "num_kv_shared_layers", lenders
+    )
 
 
 def _sparse_start(config: Config, count: int) -> Sequence[float]:
@@ -62,4 +64,3 @@ FAMILIES = (
         outside_slices=_SLICES,
     ),
 )  # fmt: skip
-

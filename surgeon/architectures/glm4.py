@@ -15,7 +15,17 @@ _NAMED = (
 
 FAMILIES = (
     Family(model_types=("glm4", "hyperclovax"), roles=_NAMED, silences=post_norms()),
-    Family(model_types=("kolibri1",), roles=_NAMED, silences=post_norms(), fields=(EachLayer("layer_types", every(5)),)),
+    Family(
+        model_types=("kolibri1",),
+        roles=_NAMED,
+        silences=post_norms(),
+        fields=(EachLayer("layer_types", every(5)),),
+        in_memory=(
+            (r"\.moe\.router\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
+            (r"\.post_attn_norm\.", ".post_self_attn_layernorm."),
+            (r"\.post_ffn_norm\.", ".post_mlp_layernorm."),
+        ),
+    ),
     Family(
         model_types=("afmoe",),
         roles=SANDWICH,

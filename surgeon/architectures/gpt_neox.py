@@ -6,11 +6,12 @@ from surgeon.core.structure import Family
 _FUSED = {"attention.qkv": ("attention.query", "attention.key", "attention.value")}
 
 FAMILIES = (
-    Family(model_types=("gpt_neox",), fused=_FUSED),
+    Family(model_types=("gpt_neox",), fused=_FUSED, fused_by_head=True, in_memory=((r"^embed_out\.", "lm_head."),)),
     Family(
         model_types=("gpt_neox_japanese",),
         roles=((r"attention\.dense_bias", "attention.output"),),
         fused=_FUSED,
+        fused_by_head=True,
         fields=(FixedEnds("attention.dense_bias", last=1),),
     ),
 )

@@ -1,4 +1,4 @@
-"""Hunyuan V4: several residual streams; some layers look at the tokens that a layer before them chose."""
+"""Hunyuan V3, and V4: several residual streams; some layers look at the tokens that a layer before them chose."""
 
 from __future__ import annotations
 
@@ -19,12 +19,34 @@ def _choosers(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
     return [("choice", kind == "shared") for kind in config.get("indexer_types") or _indexers(config, count)]
 
 
-FAMILY = Family(
-    model_types=("hy_v4",),
-    fields=(
-        EachLayer("mlp_layer_types", first(1)),
-        EachLayer("indexer_types", _indexers),
-        Borrows("choice of tokens", "indexer_types", _choosers),
+_STREAMS = tuple(
+    (rf"\.hc_pre\.hc_{stored}_layer\.hc_(\w+)$", rf".{loaded}_hc.\1")
+    for stored, loaded in (("attn", "attn"), ("mlp", "ffn"))
+)
+
+FAMILIES = (
+    Family(
+        model_types=("hy_v3",),
+        fields=(EachLayer("mlp_layer_types", first(1)),),
+        in_memory=(
+            (r"\.mlp\.expert_bias$", ".mlp.e_score_correction_bias"),
+            (r"\.mlp\.router\.gate\.", ".mlp.gate."),
+            (r"\.mlp\.shared_mlp\.", ".mlp.shared_experts."),
+        ),
     ),
-    no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
+    Family(
+        model_types=("hy_v4",),
+        in_memory=(
+            *_STREAMS,
+            (r"\.hc_pre\.hc_head\.hc_head_(\w+)$", r".hc_head.hc_\1"),
+            (r"\.learnable_sink_param$", ".sinks"),
+            (r"\.linear_gate\.", ".gate_proj."),
+        ),
+        fields=(
+            EachLayer("mlp_layer_types", first(1)),
+            EachLayer("indexer_types", _indexers),
+            Borrows("choice of tokens", "indexer_types", _choosers),
+        ),
+        no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
+    ),
 )

@@ -35,12 +35,16 @@ def _rotary(config: Config, count: int) -> Sequence[int]:
 
 
 def _chunked(config: Config, count: int) -> Sequence[str]:
-    return ["chunked_attention" if rotary else FULL for rotary in config.get("no_rope_layers") or _rotary(config, count)]
+    return [
+        "chunked_attention" if rotary else FULL for rotary in config.get("no_rope_layers") or _rotary(config, count)
+    ]
 
 
 def _windows(config: Config, count: int) -> Sequence[str]:
     windows = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    return [SLIDING if windows and not rotary else FULL for rotary in config.get("no_rope_layers") or _rotary(config, count)]
+    return [
+        SLIDING if windows and not rotary else FULL for rotary in config.get("no_rope_layers") or _rotary(config, count)
+    ]
 
 
 FAMILIES = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import FULL, LINEAR, every, first
-from surgeon.architectures.shared import POST_NORM
+from surgeon.architectures.positions import FULL, LINEAR, always, every, first
+from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
 from surgeon.core.layer_counts import FirstCount, Period
 from surgeon.core.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
-from surgeon.core.layer_ties import Borrows, InOrder
+from surgeon.core.layer_ties import Borrows, ByIndex
 from surgeon.core.structure import Family, Silence
 
 
@@ -19,7 +19,10 @@ def _lfm2(config: Config, count: int) -> Sequence[str]:
 
 def _lfm3(config: Config, count: int) -> Sequence[str]:
     del config
-    return [FULL if index % 4 == 2 else "sliding_attention" if index % 4 == 0 and index else "conv" for index in range(count)]  # noqa: PLR2004
+    return [
+        FULL if index % 4 == 2 else "sliding_attention" if index % 4 == 0 and index else "conv"
+        for index in range(count)
+    ]  # noqa: PLR2004
 
 
 def _kimi(config: Config, count: int) -> Sequence[str]:
@@ -42,11 +45,6 @@ def _zamba_lenders(config: Config, count: int) -> Sequence[tuple[Hashable, bool]
     return [("block" if index in hybrids else index, index in hybrids[1:]) for index in range(count)]
 
 
-def _zamba_hybrids(config: Config, count: int) -> Sequence[int] | None:
-    kinds = config.get("layers_block_type") or []
-    return [index for index in range(count) if kinds[index] == "hybrid"] if len(kinds) == count else None
-
-
 _MAMBA = r"(?:.+\.)?mamba\."
 
 FAMILIES = (
@@ -59,7 +57,11 @@ FAMILIES = (
             Period("expert_layer_period", "expert_layer_offset", 2, 1),
         ),
     ),
-    Family(model_types=("nemotron_h",), fields=(Pattern("hybrid_override_pattern"),)),
+    Family(
+        model_types=("nemotron_h",),
+        fields=(Pattern("hybrid_override_pattern"),),
+        in_memory=((r"^backbone\.", "model."), (r"\.mixer\.experts\.\d+\.up_proj\.weight$", ".mixer.experts.up_proj")),
+    ),
     Family(model_types=("recurrent_gemma",), fields=(Cycle("block_types", ("recurrent", "recurrent", "attention")),)),
     Family(model_types=("lfm2",), fields=(EachLayer("layer_types", _lfm2, ("full_attn_idxs",)),)),
     Family(model_types=("lfm2_moe",), fields=(FirstCount("num_dense_layers", 2),)),
@@ -68,9 +70,15 @@ FAMILIES = (
         roles=((r"post_operator_norm\.weight", "norm.post_attention"), (r"post_ffn_norm\.weight", "norm.post_mlp")),
         silences=((Silence("norm.post_attention"), Silence("norm.post_mlp")),),
         fields=(EachLayer("layer_types", _lfm3),),
+        in_memory=((r"\.self_attn\.gate_proj\.", ".self_attn.g_proj."),),
     ),
     Family(
         model_types=("kimi_linear",),
+        in_memory=(
+            MOE_IS_MLP,
+            (r"\.self_attn\.[qkv]_conv1d\.", ".self_attn.conv1d."),
+            (r"\.self_attn\.(A_log|dt_bias|f_[ab]_proj\.)", r".self_attn.forget_gate.\1"),
+        ),
         fields=(
             EachLayer("layer_types", _kimi),
             EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",)),
@@ -79,7 +87,8 @@ FAMILIES = (
     Family(
         model_types=("minimax",),
         roles=((r"self_attn\.(?:slope_rate|\w+_decay)", "mixer.decay"),),
-        fields=(EachLayer("layer_types", every(2, at=0, other=LINEAR)),),
+        fields=(EachLayer("layer_types", every(2, at=0, other=LINEAR), begins_with=FULL),),
+        in_memory=(MOE_IS_MLP,),
         no_identity=POST_NORM,
     ),
     Family(
@@ -95,8 +104,8 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transformer\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type"), Indices("hybrid_layer_ids"), Borrows("the shared block", "layers_block_type", _zamba_lenders),
-            InOrder("layers_block_type", "hybrid layers, each with an adapter in the shared block", _zamba_hybrids, complete=True),
+            EachLayer("layers_block_type"), Indices("hybrid_layer_ids"),
+            ByIndex("the blocks that hybrid layers share, with an adapter for each layer's number", always, by_count=True),
         ),
     ),
 )  # fmt: skip

@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.architectures.positions import every, first
+from surgeon.architectures.positions import always, every, first
 from surgeon.core.layer_fields import Config, EachLayer
 from surgeon.core.layer_ties import ByIndex
 from surgeon.core.structure import Family
 from surgeon.errors import ArchitectureError
-
-
-def _always(config: Config) -> bool:
-    del config
-    return True
 
 
 @dataclass(frozen=True)
@@ -42,14 +37,19 @@ class _DepthScale:
             if candidate / root == scale:
                 return {self.key: candidate}
         raise ArchitectureError(
-            f"can give no scale of exactly {scale} to {len(values)} layers", where=f"config field {self.key}",
-            allowed="another number of layers", hint="remove or insert one layer more or less",
+            f"can give no scale of exactly {scale} to {len(values)} layers",
+            where=f"config field {self.key}",
+            allowed="another number of layers",
+            hint="remove or insert one layer more or less",
         )
 
 
 def _inkling(config: Config, count: int) -> Sequence[str]:
     local = config.get("local_layer_ids")
-    return ["hybrid_sliding" if (index in local if local is not None else (index + 1) % 6) else "hybrid" for index in range(count)]
+    return [
+        "hybrid_sliding" if (index in local if local is not None else (index + 1) % 6) else "hybrid"
+        for index in range(count)
+    ]
 
 
 FAMILIES = (
@@ -58,14 +58,14 @@ FAMILIES = (
         fields=(
             EachLayer("layer_types", every(6, last="full_attention")),
             EachLayer("mlp_layer_types", first(3)),
-            ByIndex("scaling of the residual stream by depth", _always),
+            ByIndex("scaling of the residual stream by depth", always),
         ),
         no_identity="every layer scales the residual stream by its depth",
     ),
-    Family(model_types=("diffllama",), fields=(ByIndex("lambda_init, which grows with depth", _always),)),
+    Family(model_types=("diffllama",), fields=(ByIndex("lambda_init, which grows with depth", always),)),
     Family(
         model_types=("zaya",),
-        fields=(ByIndex("routers that use the states of the router before", _always),),
+        fields=(ByIndex("routers that use the states of the router before", always),),
         no_identity="every layer scales the residual stream, and passes its router's states on",
     ),
     Family(model_types=("minicpm3",), fields=(_DepthScale(1.4),)),
@@ -80,8 +80,9 @@ FAMILIES = (
         model_types=("inkling2_text",),
         fields=(
             EachLayer("layer_types", every(6, special="hybrid", other="hybrid_sliding")),
-            ByIndex("n_layers_per_attn_res_block", _always, by_count=True),
+            ByIndex("n_layers_per_attn_res_block", always, by_count=True),
         ),
+        renamed=True,
         no_identity="its attention reads what earlier layers left in the residual stream",
     ),
 )

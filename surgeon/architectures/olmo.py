@@ -20,10 +20,19 @@ _EXAONE = EachLayer("layer_types", every(4, "sliding_window_pattern"))
 FAMILIES = (
     Family(model_types=("olmo2", "flex_olmo"), roles=SANDWICH, silences=post_norms()),
     Family(model_types=("olmo3",), roles=SANDWICH, silences=post_norms(), fields=(EachLayer("layer_types", every(4)),)),
-    Family(model_types=("olmo_hybrid",), fields=(EachLayer("layer_types", _hybrid, needs=(LINEAR, FULL)),)),
+    Family(
+        model_types=("olmo_hybrid",),
+        fields=(EachLayer("layer_types", _hybrid, needs=(LINEAR, FULL)),),
+        in_memory=(
+            (r"\.attention_layer_norm\.", ".input_layernorm."),
+            (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
+            (r"\.linear_attn\.[qkv]_conv1d\.", ".linear_attn.conv1d."),
+        ),
+    ),
     Family(model_types=("exaone4",), roles=SANDWICH, silences=post_norms(), fields=(_EXAONE,)),
     Family(
         model_types=("exaone_moe",),
+        in_memory=((r"\.mlp\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),),
         fields=(_EXAONE, EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",))),
     ),
 )

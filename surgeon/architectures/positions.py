@@ -10,7 +10,15 @@ from surgeon.core.layer_fields import Config, Derived
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
-def every(period: int, key: str = "", *, at: int = -1, special: str = FULL, other: str = SLIDING, last: str = "") -> Derived:
+def always(config: Config) -> bool:
+    """Tell of something that no config field turns off."""
+    del config
+    return True
+
+
+def every(
+    period: int, key: str = "", *, at: int = -1, special: str = FULL, other: str = SLIDING, last: str = ""
+) -> Derived:
     """Layers whose number is `at` modulo a period are special; the period is the config's `key`, or `period`.
 
     `last` is what the last layer is in any case.

@@ -51,7 +51,9 @@ _WINDOW = EachLayer("layer_types", where(28, "max_window_layers", switch="use_sl
 _INTERVAL = EachLayer("layer_types", every(4, "full_attention_interval", other=LINEAR), ("full_attention_interval",))
 
 FAMILIES = (
-    Family(model_types=("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text"), fields=(_WINDOW,)),
+    Family(
+        model_types=("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text"), fields=(_WINDOW,)
+    ),
     Family(model_types=("qwen2_moe",), fields=(EachLayer("layer_types", _alternating), DenseLayers())),
     Family(model_types=("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"), fields=(DenseLayers(),)),
     Family(model_types=("qwen3_next",), fields=(_INTERVAL, DenseLayers())),
@@ -60,12 +62,19 @@ FAMILIES = (
         model_types=("qwen4_exp", "qwen4_exp_text"),
         fields=(
             EachLayer(
-                "layer_types", every(4, "full_attention_interval", special="indexed_attention", other=LINEAR), ("full_attention_interval",)
+                "layer_types",
+                every(4, "full_attention_interval", special="indexed_attention", other=LINEAR),
+                ("full_attention_interval",),
             ),
             Indices("ple_layer_ids", first=1),
             InOrder("ple_layer_ids", "layers with n-gram tables, whose sizes grow from one to the next", _tables),
         ),
+        in_memory=((r"\.ngram_embedding\.shard_\d+\.", ".ngram_embedding."),),
         no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
     ),
-    Family(model_types=("flint",), fields=(EachLayer("layer_types", _flint), DenseLayers((0, 1)))),
+    Family(
+        model_types=("flint",),
+        fields=(EachLayer("layer_types", _flint), DenseLayers((0, 1))),
+        in_memory=((r"\.self_attn\.softmax_offset$", ".self_attn.sinks"),),
+    ),
 )

@@ -58,7 +58,9 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
     found = _find_stacks(checkpoint, groups)
     family = _family(checkpoint.config, found[0])
     stacks = {one.name: _stack(one, groups[one.prefix], checkpoint.config, family) for one in found}
-    inside = {tensor.name for stack in stacks.values() for layer in (*stack.layers, *stack.tail) for tensor in layer.values()}
+    inside = {
+        tensor.name for stack in stacks.values() for layer in (*stack.layers, *stack.tail) for tensor in layer.values()
+    }
     return Structure(
         checkpoint=checkpoint,
         family=family,
@@ -79,6 +81,7 @@ def _family(config: Mapping[str, Any], found: _Found) -> Family:
     return replace(
         special,
         roles=(*special.roles, *shared.ROLES),
+        in_memory=(*special.in_memory, *shared.IN_MEMORY),
         fields=(*special.fields, *(field for field in shared.FIELDS if field.key not in own)),
     )
 
@@ -119,7 +122,8 @@ def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_F
     found = ", ".join(f"{prefix}.0-{len(group) - 1}" for prefix, group in groups.items()) or "none"
     raise ArchitectureError(
         f"no run of layers fits the config ({'; '.join(tried) or 'which gives no layer count'}); numbered tensors: {found}",
-        where=str(checkpoint.path), allowed="tensors named PREFIX.0.… to PREFIX.(count-1).…",
+        where=str(checkpoint.path),
+        allowed="tensors named PREFIX.0.… to PREFIX.(count-1).…",
         hint="the checkpoint is incomplete, or of a kind surgeon does not know",
     )
 
@@ -127,7 +131,9 @@ def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_F
 def _by_rule(
     rule: StackRule, path: tuple[str, ...], part: Mapping[str, Any], groups: Mapping[str, Group], tried: list[str]
 ) -> _Found | None:
-    prefixes = [prefix for prefix in groups if re.fullmatch(rule.prefix, prefix) and not re.search(shared.OTHER_TOWERS, prefix)]
+    prefixes = [
+        prefix for prefix in groups if re.fullmatch(rule.prefix, prefix) and not re.search(shared.OTHER_TOWERS, prefix)
+    ]
     keys = [key for key in rule.count_keys if isinstance(part.get(key), int)]
     if len(prefixes) != 1 or not keys:
         return None
@@ -140,7 +146,9 @@ def _by_rule(
 
 def _alone(found: _Found, part: Mapping[str, Any]) -> _Found:
     """Return a stack without its sibling: counts that say the same go along, since caches are made by the other's."""
-    keys = dict.fromkeys((*found.count_keys, *(key for rule in shared.STACKS for key in rule.count_keys if part.get(key) == found.count)))
+    keys = dict.fromkeys(
+        (*found.count_keys, *(key for rule in shared.STACKS for key in rule.count_keys if part.get(key) == found.count))
+    )
     return replace(found, count_keys=tuple(keys))
 
 
@@ -169,11 +177,17 @@ def _prefix_with(groups: Mapping[str, Group], count: int) -> str | None:
 
 def _refuse_siblings(prefix: str, groups: Mapping[str, Group], checkpoint: Checkpoint) -> None:
     parent = prefix.rpartition(".")[0]
-    siblings = [other for other, group in groups.items() if other.rpartition(".")[0] == parent and set(group) == set(groups[prefix])]
+    siblings = [
+        other
+        for other, group in groups.items()
+        if other.rpartition(".")[0] == parent and set(group) == set(groups[prefix])
+    ]
     if len(siblings) > 1:
         raise ArchitectureError(
-            f"each layer's tensors lie under several prefixes: {', '.join(siblings)}", where=str(checkpoint.path),
-            allowed="one numbered prefix that holds all of a layer", hint="this kind of model cannot be edited",
+            f"each layer's tensors lie under several prefixes: {', '.join(siblings)}",
+            where=str(checkpoint.path),
+            allowed="one numbered prefix that holds all of a layer",
+            hint="this kind of model cannot be edited",
         )
 
 
@@ -192,13 +206,17 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
     known = {key for field in family.fields for key in (field.key, *field.replaces)}
     unknown = [name for name, value in part.items() if name not in known and _describes_layers(name, value, count)]
     fields += [EachLayer(name) for name in unknown]
-    readings = {field.key: field.read(where, count) or () for where, some in ((part, fields), (config, root)) for field in some}
+    readings = {
+        field.key: field.read(where, count) or () for where, some in ((part, fields), (config, root)) for field in some
+    }
     settings = [{key: values[index] for key, values in readings.items()} for index in range(count)]
     layers = tuple(group[index] for index in range(count))
     unexplained = _unexplained(layers, settings)
     if unexplained:
         fields.append(unexplained)
-        settings = [{**setting, unexplained.key: build} for setting, build in zip(settings, unexplained.builds, strict=True)]
+        settings = [
+            {**setting, unexplained.key: build} for setting, build in zip(settings, unexplained.builds, strict=True)
+        ]
     tail = tuple(group[index] for index in range(count, len(group)))
     return Stack(
         name=found.name, prefix=found.prefix, config_path=found.path, count_keys=found.count_keys, layers=layers,
@@ -211,7 +229,10 @@ def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapp
     builds = [frozenset((suffix, tensor.shape) for suffix, tensor in layer.items()) for layer in layers]
     kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
     seen: dict[str, int] = {}
-    clash = any(seen.setdefault(repr(setting), kinds[build]) != kinds[build] for setting, build in zip(settings, builds, strict=True))
+    clash = any(
+        seen.setdefault(repr(setting), kinds[build]) != kinds[build]
+        for setting, build in zip(settings, builds, strict=True)
+    )
     return Unexplained(tuple(kinds[build] for build in builds)) if clash else None
 
 

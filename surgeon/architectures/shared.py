@@ -36,25 +36,47 @@ ROLES: tuple[tuple[str, str], ...] = (
     (rf"{_EXPERTS}\.(?:down_proj|w2|output_linear|fc2)(?:_bias)?{_KIND}", "experts.down"),
     (r"block_sparse_moe\.input_linear\.weight", "experts.gate_up"),
     (r"block_sparse_moe\.output_linear\.weight", "experts.down"),
-    (rf"(?:.+\.)?(?:mlp|block_sparse_moe|feed_forward|moe|ffn|mixer)\.(?:gate|router)(?:\.(?!down_proj).+?)?{_KIND}", "router"),
+    (
+        rf"(?:.+\.)?(?:mlp|block_sparse_moe|feed_forward|moe|ffn|mixer)\.(?:gate|router)(?:\.(?!down_proj).+?)?{_KIND}",
+        "router",
+    ),
     (rf"(?:.+\.)?shared_expert_gate{_KIND}", "router"),
     (r".*\.?(?:expert_bias|e_score_correction_bias|balancing_biases|correction_bias|moe_statics\..+)", "router"),
     (rf"{_ATTENTION}\.(?:q_proj|wq|query|q_lin|Wq|query_proj|project_q){_LINEAR}{_KIND}", "attention.query"),
     (rf"{_ATTENTION}\.(?:k_proj|wk|key|k_lin|Wk|key_proj|project_k){_LINEAR}{_KIND}", "attention.key"),
     (rf"{_ATTENTION}\.(?:v_proj|wv|value|v_lin|Wv|value_proj|project_v){_LINEAR}{_KIND}", "attention.value"),
     (rf"{_ATTENTION}\.(?:qkv_proj|query_key_value|c_attn|Wqkv|qkv|gqkv_proj){_KIND}", "attention.qkv"),
-    (rf"{_ATTENTION}\.(?:o_proj|dense|c_proj|wo|out_lin|Wo|attention_out|output\.dense){_LINEAR}{_KIND}", "attention.output"),
-    (r"attention\.output\.dense\.(?:weight|bias)|(?:.+\.)?(?:attn|self_attn|attention)(?:\.attention)?\.out_proj" + _KIND, "attention.output"),
+    (
+        rf"{_ATTENTION}\.(?:o_proj|dense|c_proj|wo|out_lin|Wo|attention_out|output\.dense){_LINEAR}{_KIND}",
+        "attention.output",
+    ),
+    (
+        r"attention\.output\.dense\.(?:weight|bias)|(?:.+\.)?(?:attn|self_attn|attention)(?:\.attention)?\.out_proj"
+        + _KIND,
+        "attention.output",
+    ),
     (rf"{_ATTENTION}\.(?:q_norm|q_layernorm|query_layernorm){_KIND}", "norm.query"),
     (rf"{_ATTENTION}\.(?:k_norm|k_layernorm|key_layernorm){_KIND}", "norm.key"),
     (rf"{_MIXER}\.(?:out_proj|o_proj|linear_out){_KIND}", "mixer.output"),
     (rf"{_MIXER}\.(?:in_proj\w*|linear_x|linear_y){_KIND}", "mixer.input"),
     (rf"{_MLP}(?:gate_up_proj|gate_and_up_proj|input_linear|Wi){_KIND}", "mlp.gate_up"),
     (rf"{_MLP}(?:gate_proj|w1|proj_up_gate|linear_gate|w_0){_KIND}", "mlp.gate"),
-    (rf"{_MLP}(?:up_proj|w3|fc1|c_fc|dense_h_to_4h|fc_in|intermediate\.dense|proj_up|w_1|wi_0|wi_1|wi|layer_1){_KIND}", "mlp.up"),
-    (rf"{_MLP}(?:down_proj|w2|fc2|c_proj|dense_4h_to_h|fc_out|output\.dense|proj_down|w_out|wo|Wo|output_linear|layer_2){_KIND}", "mlp.down"),
-    (rf"(?:input_layernorm|ln_1|attention_norm|input_norm|operator_norm|attn_norm|self_attn_layer_norm){_KIND}", "norm.input"),
-    (rf"(?:post_attention_layernorm|ln_2|ffn_norm|pre_feedforward_layernorm|pre_mlp_layernorm|mlp_norm|final_layer_norm){_KIND}", "norm.mlp"),
+    (
+        rf"{_MLP}(?:up_proj|w3|fc1|c_fc|dense_h_to_4h|fc_in|intermediate\.dense|proj_up|w_1|wi_0|wi_1|wi|layer_1){_KIND}",
+        "mlp.up",
+    ),
+    (
+        rf"{_MLP}(?:down_proj|w2|fc2|c_proj|dense_4h_to_h|fc_out|output\.dense|proj_down|w_out|wo|Wo|output_linear|layer_2){_KIND}",
+        "mlp.down",
+    ),
+    (
+        rf"(?:input_layernorm|ln_1|attention_norm|input_norm|operator_norm|attn_norm|self_attn_layer_norm){_KIND}",
+        "norm.input",
+    ),
+    (
+        rf"(?:post_attention_layernorm|ln_2|ffn_norm|pre_feedforward_layernorm|pre_mlp_layernorm|mlp_norm|final_layer_norm){_KIND}",
+        "norm.mlp",
+    ),
     (r"(?:.+\.)?(?:self_attn|self_attention|attention|attn)(?:\.\d+)?\..+", "attention.inner"),
     (rf"{_MIXER}\..+", "mixer.inner"),
 )
@@ -75,8 +97,21 @@ def post_norms(value: float = 0.0) -> tuple[tuple[Silence, ...], ...]:
     return ((Silence("norm.post_attention", value), Silence("norm.post_mlp", value)),)
 
 
-POST_NORM = "it normalises the residual stream itself after each sublayer, so no values of its tensors make it an identity"
+POST_NORM = (
+    "it normalises the residual stream itself after each sublayer, so no values of its tensors make it an identity"
+)
 """Why the families of the first transformers cannot be expanded by identities."""
+
+IN_MEMORY: tuple[tuple[str, str], ...] = (
+    (r"\.experts\.\d+\.(?:gate_proj|up_proj|w1|w3)\.weight$", ".experts.gate_up_proj"),
+    (r"\.experts\.\d+\.(?:down_proj|w2)\.weight$", ".experts.down_proj"),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(?=(?:vision_tower|vision_model|multi_modal_projector|vision_embed_tokens)\.)", "model."),
+)
+"""Tried behind a family's own: experts that are stored one by one are stacked, text towers move under `model`."""
+
+MOE_IS_MLP = (r"\.block_sparse_moe\.", ".mlp.")
 
 FIELDS: tuple[LayerField, ...] = (
     EachLayer("layer_types"),
@@ -97,7 +132,11 @@ COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blo
 
 STACKS: tuple[StackRule, ...] = (
     StackRule("decoder", r"(?:.*\.)?decoder\.(?:layers|layer|block)", ("decoder_layers", "num_decoder_layers")),
-    StackRule("encoder", r"(?:.*\.)?encoder\.(?:layers|layer|block)", ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers")),
+    StackRule(
+        "encoder",
+        r"(?:.*\.)?encoder\.(?:layers|layer|block)",
+        ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers"),
+    ),
 )
 """Stacks with a count of their own, in the order in which one is the default."""
 
@@ -111,5 +150,7 @@ CONFIG_PARTS: tuple[tuple[str, ...], ...] = (
 OTHER_TOWERS = r"(?:^|[._])(?:vision|visual|vit|image|audio|speech|sam|qformer|perceiver|patch|mtp)"
 """In a prefix: layers of another tower than the text model's."""
 
-NOT_PER_LAYER = frozenset({"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "bad_words_ids", "suppress_tokens"})
+NOT_PER_LAYER = frozenset(
+    {"architectures", "eos_token_id", "bos_token_id", "pad_token_id", "bad_words_ids", "suppress_tokens"}
+)
 """Lists that may happen to have as many entries as there are layers, and say nothing about layers."""

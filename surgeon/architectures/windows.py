@@ -44,7 +44,10 @@ FAMILIES = (
     ),
     Family(model_types=("ctrl",), roles=((r"ffn\.0\..+", "mlp.up"), (r"ffn\.2\..+", "mlp.down"))),
     Family(model_types=("gpt_oss",), fields=(EachLayer("layer_types", every(2)),)),
-    Family(model_types=("cohere2",), fields=(EachLayer("layer_types", every(4, "sliding_window_pattern"), ("sliding_window_pattern",)),)),
+    Family(
+        model_types=("cohere2",),
+        fields=(EachLayer("layer_types", every(4, "sliding_window_pattern"), ("sliding_window_pattern",)),),
+    ),
     Family(
         model_types=("cohere2_moe",),
         fields=(
@@ -54,10 +57,18 @@ FAMILIES = (
     ),
     Family(model_types=("cwm",), fields=(EachLayer("layer_types", every(4, at=0)),)),
     Family(model_types=("granite_swa", "granitemoe_swa"), fields=(EachLayer("layer_types", every(4, at=0)),)),
-    Family(model_types=("laguna",), fields=(EachLayer("mlp_layer_types", first(1)),)),
+    Family(
+        model_types=("laguna",),
+        fields=(EachLayer("mlp_layer_types", first(1)),),
+        in_memory=(
+            (r"\.mlp\.experts\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),
+            (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
+        ),
+    ),
     Family(
         model_types=("mimo_v2_flash",),
         fields=(EachLayer("layer_types", _mimo), EachLayer("mlp_layer_types", first(1))),
+        in_memory=((r"\.attention_sink_bias$", ".sinks"),),
     ),
     Family(
         model_types=("modernbert-decoder",),

@@ -128,13 +128,11 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
     old: Any = model.config
     new = type(old).from_dict(plain)
     pairs = {id(old): new}
-    for name, part in vars(old).items():
-        if hasattr(part, "to_dict") and hasattr(new, name):
-            pairs[id(part)] = getattr(new, name)
-    for before, after in (
-        (old, new),
-        *((getattr(old, name), getattr(new, name)) for name in vars(old) if id(getattr(old, name)) in pairs),
-    ):
+    parts = [
+        (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
+    ]
+    pairs.update((id(before), after) for before, after in parts)
+    for before, after in ((old, new), *parts):
         after._attn_implementation = before._attn_implementation
         after.dtype = before.dtype
     swapped = []

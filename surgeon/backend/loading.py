@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from surgeon.backend.streaming import offload_map
+from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.structure import Structure
 from surgeon.errors import ArchitectureError, CheckpointError
 
@@ -23,8 +25,12 @@ transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-# Its methods are typed as returning less than they do.
-_CAUSAL_LM: Any = AutoModelForCausalLM
+def model_class(path: Path) -> Any:
+    """Return the class of transformers that the config names; AutoModelForCausalLM where it names none that is there."""
+    config = AutoConfig.from_pretrained(path)
+    found = (getattr(transformers, name, None) for name in config.architectures or ())
+    # Some types borrow another's class but not its config: only the Auto class keeps them apart.
+    return next((cls for cls in found if getattr(cls, "config_class", None) is type(config)), AutoModelForCausalLM)
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,10 @@ def load_model(
         CheckpointError: transformers cannot load it.
     """
     try:
-        AutoConfig.from_pretrained(path)
         offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
-        model, report = _CAUSAL_LM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True, **offload)
+        model, report = model_class(path).from_pretrained(
+            path, dtype=dtype or "auto", output_loading_info=True, **offload
+        )
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArchitectureError(f"transformers cannot build it: {first}", where=str(path / "config.json")) from error
@@ -72,7 +79,7 @@ def resident_model(
     """
     global _resident  # noqa: PLW0603 - one model at a time is what a worker is for
     checkpoint = structure.checkpoint
-    key = (checkpoint.path.resolve(), checkpoint.fingerprint, dtype, device, stream)
+    key = (checkpoint.path.resolve(), checkpoint.fingerprint, _written(checkpoint), dtype, device, stream)
     if _resident is None or _resident[0] != key:
         _resident = None
         device_map = offload_map(skeleton(checkpoint.path), structure, device) if stream else None
@@ -80,10 +87,22 @@ def resident_model(
     return _resident[1]
 
 
+def _written(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
+    """Tell one state of the shards from the next; the fingerprint knows headers only."""
+    shards = sorted({tensor.shard for tensor in checkpoint.tensors.values()})
+    return tuple((status.st_size, status.st_mtime_ns, status.st_ino) for status in map(Path.stat, shards))
+
+
+def _from_config(path: Path) -> nn.Module:
+    cls, config = model_class(path), AutoConfig.from_pretrained(path)
+    built: nn.Module = cls.from_config(config) if cls is AutoModelForCausalLM else cls._from_config(config)
+    return built
+
+
 def skeleton(path: Path) -> nn.Module:
     """Return the model without any weights."""
     with torch.device("meta"):
-        model: nn.Module = _CAUSAL_LM.from_config(AutoConfig.from_pretrained(path))
+        model: nn.Module = _from_config(path)
     return model
 
 

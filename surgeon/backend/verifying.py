@@ -19,7 +19,7 @@ from surgeon.backend.loading import Loaded, load_model, load_tokenizer
 from surgeon.core.draft import Draft, Identity, Layer
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.errors import Cancelled, CheckpointError, VerifyError
+from surgeon.errors import Cancelled, VerifyError
 from surgeon.export.writing import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
@@ -66,7 +66,7 @@ def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emi
     steps += [
         lambda: _trainable(reloaded, directory),
         lambda: _adapter(reloaded, directory),
-        lambda: _generation(reloaded),
+        lambda: _generation(reloaded, base),
     ]
     proof: Proof = {}
     for number, step in enumerate(steps):
@@ -103,11 +103,33 @@ def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
     )
 
 
+def _answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model, or the last hidden state of one without a head."""
+    more = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
+    if model.can_generate():
+        more["use_cache"] = False
+    return model(input_ids=tokens_BT, **more)[0]  # type: ignore[no-any-return]
+
+
+def _realign(*models: torch.nn.Module) -> None:
+    """Move parameters to where their own allocation puts them: some kernels round by a tensor's place in memory."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+
+
 def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
     tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
-    with operated(base.model, unfrozen(draft)) as live:
-        expected = live(input_ids=tokens_BT, use_cache=False).logits
-    found = reloaded.model(input_ids=tokens_BT, use_cache=False).logits
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with operated(base.model, unfrozen(draft)) as live:
+            expected = _answer(live, tokens_BT)
+        return expected, _answer(reloaded.model, tokens_BT)
+
+    expected, found = both()
+    if not torch.equal(expected, found):
+        _realign(base.model, reloaded.model)
+        expected, found = both()
     return Check(
         "logits", torch.equal(expected, found), f"reloaded and live edited model: {_difference(expected, found)}"
     )
@@ -123,9 +145,9 @@ def _identities(base: Loaded, draft: Draft) -> Check:
         return Check("identities", True, "none inserted")
     tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
     with operated(base.model, unfrozen(draft)) as live:
-        expected = live(input_ids=tokens_BT, use_cache=False).logits
+        expected = _answer(live, tokens_BT)
     with operated(base.model, without) as live:
-        found = live(input_ids=tokens_BT, use_cache=False).logits
+        found = _answer(live, tokens_BT)
     return Check(
         "identities",
         torch.equal(expected, found),
@@ -137,8 +159,19 @@ def _acts(layer: Layer) -> bool:
     return not isinstance(layer.source, Identity)
 
 
-def _generation(reloaded: Loaded) -> Check:
-    model: Any = reloaded.model.float()
+def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
+    model: Any = reloaded.model
+    if not model.can_generate() or model.config.is_encoder_decoder:
+        return Check("generation", True, "not compared: it does not continue its input")
+    same = _cache_agrees(model)
+    seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
+    if not same and base is not None and not _cache_agrees(base.model):
+        return Check("generation", True, f"{seen}, as they are for the base")
+    return Check("generation", same, seen)
+
+
+def _cache_agrees(model: Any) -> bool:
+    model = model.float()
     tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8)
     options = {
         "attention_mask": torch.ones_like(tokens_BT),
@@ -148,21 +181,18 @@ def _generation(reloaded: Loaded) -> Check:
         "min_new_tokens": _NEW_TOKENS,
     }
     cached = model.generate(tokens_BT, use_cache=True, **options)
-    uncached = model.generate(tokens_BT, use_cache=False, **options)
-    same = torch.equal(cached, uncached)
-    return Check(
-        "generation", same, f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
-    )
+    return torch.equal(cached, model.generate(tokens_BT, use_cache=False, **options))
 
 
 def _tokenizer(directory: Path, base: Path) -> Check:
     try:
         before = load_tokenizer(base)
-    except CheckpointError:
-        return Check("tokenizer", True, "the base has none")
+        expected = before(_TEXT)["input_ids"]
+    except Exception:  # transformers tells in many ways that files or libraries are missing
+        return Check("tokenizer", True, "the base has none that works")
     after = load_tokenizer(directory)
     ids = after(_TEXT)["input_ids"]
-    same = ids == before(_TEXT)["input_ids"]
+    same = ids == expected
     back = after.decode(ids, skip_special_tokens=True) == before.decode(ids, skip_special_tokens=True)
     template = getattr(before, "chat_template", None) == getattr(after, "chat_template", None)
     passed = same and back and template

@@ -56,6 +56,7 @@ class EachLayer:
     derived: gives the list that the model assumes when the key is absent or empty, where that depends on the position;
         the list is then written out, so that the layers that stay keep what they were.
     replaces: keys that `derived` reads and that mean nothing beside a written list.
+    begins_with: what the first entry has to stay, if it is that: caches that count tokens there work on no other.
     ends_with: what transformers forces the last entry to be.
     needs: entries without which transformers refuses the config.
     """
@@ -63,6 +64,7 @@ class EachLayer:
     key: str
     derived: Derived | None = None
     replaces: tuple[str, ...] = ()
+    begins_with: str | None = None
     ends_with: str | None = None
     needs: tuple[str, ...] = ()
 
@@ -101,6 +103,13 @@ class EachLayer:
                 hint="keep one of them",
             )
         before = config.get(self.key) or (self.derived(config, len(values)) if self.derived else None) or ()
+        if self.begins_with and before[0] == self.begins_with != values[0]:
+            raise ArchitectureError(
+                f"must begin with {self.begins_with}: transformers counts the cached tokens in the first layer",
+                where=f"config field {self.key}",
+                allowed=f"edits after which a layer of {self.begins_with} is the first",
+                hint="keep the first layer where it is",
+            )
         if _STATES.intersection(values) and not _attends(values) and _attends(before):
             raise ArchitectureError(
                 "would be left without a layer of attention, and transformers counts the cached tokens there",

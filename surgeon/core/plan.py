@@ -203,6 +203,10 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
                     model.nbytes,
                     model.parameters,
                 )
+        for position, behind in enumerate(stack.tail, start=len(layers)):
+            for suffix, tensor in behind.items():
+                name = stack.tensor_name(position, suffix)
+                yield PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
 
 
 def _express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:

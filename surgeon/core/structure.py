@@ -13,7 +13,7 @@ from typing import Any
 
 from surgeon.core.checkpoint import Checkpoint, Tensor
 from surgeon.core.layer_fields import LayerField
-from surgeon.errors import SelectionError
+from surgeon.errors import ArchitectureError, SelectionError
 
 OTHER = "other"
 """The role of a tensor that no rule names: it travels with its layer, and no operation touches it by role."""
@@ -51,6 +51,7 @@ class Family:
     silences: alternatives, best first; the first whose every role occurs in a layer is used for it. Without any, all
         tensors that write into the residual stream are set to 0, if the layer holds nothing whose role is unknown.
     no_identity: why no layer of this family can be made an identity, if so.
+    renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
     outside_slices: regular expressions for tensors outside the layers that hold one slice for each of them.
     stacks: stacks with a count of their own, if the shared rules do not find them.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
@@ -69,6 +70,7 @@ class Family:
     fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     no_identity: str = ""
+    renamed: bool = False
     outside_slices: tuple[str, ...] = ()
     stacks: tuple[StackRule, ...] = ()
 
@@ -185,7 +187,18 @@ class Structure:
         return next(fits, ())
 
     def memory_names(self, names: Iterable[str]) -> list[str]:
-        """Return the names that tensors have among the parameters of the loaded model, each once."""
+        """Return the names that tensors have among the parameters of the loaded model, each once.
+
+        Raises:
+            ArchitectureError: they are not known for this family.
+        """
+        if self.family.renamed:
+            raise ArchitectureError(
+                "tensors have other names once they are loaded, which are not known",
+                where=f"model_type {self.model_type}",
+                allowed="prune, expand and reorder, where its config can say the result",
+                hint="freeze and masked_lora are not possible",
+            )
         found: dict[str, None] = {}
         for name in names:
             for pattern, replacement in self.family.in_memory:

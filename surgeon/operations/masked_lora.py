@@ -14,7 +14,7 @@ from surgeon.core.plan import layer_roles
 from surgeon.core.selection import Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
-_LINEAR = ("attention", "mlp")
+_LINEAR = ("attention", "mlp", "mixer")
 
 
 class MaskedLora(Operation, frozen=True, kw_only=True):

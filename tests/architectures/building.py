@@ -70,6 +70,14 @@ def sparse_config(config: PreTrainedConfig, legacy: Mapping[str, Any] | None = N
     return _without_implied(type(config), {**full, **_merged(full, legacy or {})}, full)
 
 
+def as_saved(plain: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the values of a saved one, where it has them: infinities, for one, are written as mappings."""
+    return {
+        key: as_saved(value, saved[key]) if isinstance(value, dict) and key.endswith("config") and key in saved else saved.get(key, value)
+        for key, value in plain.items()
+    }
+
+
 def _merged(full: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: {**full[key], **_merged(full[key], value)} if isinstance(value, dict) and isinstance(full.get(key), dict) else value

@@ -21,14 +21,15 @@ def try_selection(patient: Patient) -> Outcome:
     structure = read_structure(open_checkpoint(patient.directory))
     try:
         plan = compile_plan(fold(draft_of(structure), recipe.steps))
+        names, frozen = structure.memory_names(structure.checkpoint.tensors), structure.memory_names(plan.frozen)
     except SurgeonError as error:
         return Outcome("refused", f"{error.where}: {error.what}")
     in_memory = set(patient.base.state_dict(keep_vars=True))
-    strangers = sorted(name for name in structure.memory_names(structure.checkpoint.tensors) if name not in in_memory)
+    strangers = sorted(name for name in names if name not in in_memory)
     strangers = [name for name in strangers if not any("unexpected" in line for line in patient.report)]
     if strangers:
         return Outcome("wrong", f"{len(strangers)} tensors have other names in memory, such as {strangers[0]}")
-    return _frozen_is_right(patient, set(structure.memory_names(plan.frozen))) or _adapters_are_right(patient, plan.adapters)
+    return _frozen_is_right(patient, set(frozen)) or _adapters_are_right(patient, plan.adapters)
 
 
 def _frozen_is_right(patient: Patient, frozen: set[str]) -> Outcome | None:

@@ -88,6 +88,7 @@ OWN: dict[str, dict[str, Any]] = {
     "inkling2_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8},
     "roc_bert": {"pronunciation_embed_dim": 8, "pronunciation_vocab_size": 131, "shape_embed_dim": 8, "shape_vocab_size": 131},
     "rwkv": {"rescale_every": 0},
+    "xlstm": {"chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": _ZAMBA,
               "n_mamba_heads": 2, "attention_hidden_size": 64},

@@ -1,0 +1,93 @@
+"""Prints the results of the last conformance run as a table for the README.
+
+    python -m tests.architectures.table
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tests.architectures.conformance import RESULTS
+
+PRUNE = ("prune first", "prune middle", "prune last", "prune several")
+EXPAND = ("expand copy", "expand mean", "expand ends")
+_MOVES = ("duplicate", "reorder")
+_GROUPS = {"prune": PRUNE, "expand": EXPAND, "duplicate, reorder": _MOVES, "several in one recipe": ("mixture",)}
+
+Outcomes = Mapping[str, list[str]]
+
+
+def verdict(outcomes: Outcomes, names: Iterable[str]) -> str:
+    """Return what a group of operations came to: exact, partly, refused, or wrong."""
+    kinds = {outcomes[name][0] for name in names if name in outcomes}
+    if kinds & {"wrong", "error"}:
+        return "wrong"
+    if kinds == {"exact"}:
+        return "exact"
+    return "partly" if "exact" in kinds else "refused"
+
+
+def built(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the records of the types that could be built."""
+    return {name: record for name, record in results["types"].items() if "unbuildable" not in record}
+
+
+def cases_of(record: Mapping[str, Any]) -> Outcomes:
+    """Return what came of the operations on a type whose config is as transformers saves it."""
+    return record["cases"]["as saved"]  # type: ignore[no-any-return]
+
+
+def reason(outcomes: Outcomes, names: Iterable[str]) -> str:
+    """Return the first reason for a refusal, without layer numbers."""
+    found = next((outcomes[name][1] for name in (*names, "read") if name in outcomes and outcomes[name][0] == "refused"), "")
+    found = re.sub(r"^steps\[\d+\]\.\w+, ", "", found)
+    found = re.sub(r"^layer \d+, model_type \S+: cannot be made an identity: ", "", found)
+    return found.removeprefix("config field ").replace("|", "\\|")
+
+
+def counts(results: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Return, for each group of operations, how many types came to which verdict."""
+    found: dict[str, dict[str, int]] = {}
+    for group, names in _GROUPS.items():
+        tally: dict[str, int] = defaultdict(int)
+        for record in built(results).values():
+            tally[verdict(cases_of(record), names)] += 1
+        found[group] = dict(tally)
+    return found
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return the table as Markdown."""
+    records = built(results)
+    versions = results["versions"]
+    lines = [
+        f"{len(records)} of {len(results['types'])} model types that `AutoModelForCausalLM` knows can be built in transformers "
+        f"{versions['transformers']} (torch {versions['torch']}); each was operated on, exported, reloaded and compared with the untouched base, bit for bit.",
+        "", "| operation | exact | partly refused | refused | wrong |", "|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for group, tally in counts(results).items():
+        lines.append(f"| {group} | {tally.get('exact', 0)} | {tally.get('partly', 0)} | {tally.get('refused', 0)} | {tally.get('wrong', 0)} |")
+    everything = [name for name, record in records.items() if all(outcome[0] == "exact" for outcome in cases_of(record).values())]
+    lines += ["", f"Exact in everything ({len(everything)}): " + ", ".join(f"`{name}`" for name in everything) + ".", ""]
+    lines += ["| refused, wholly or in part | types |", "|---|---|"]
+    lines += [f"| {group}: {why} | {', '.join(f'`{name}`' for name in names)} |" for (group, why), names in _reasons(records).items()]
+    return "\n".join(lines)
+
+
+def _reasons(records: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, record in records.items():
+        for group, operations in _GROUPS.items():
+            outcomes = cases_of(record)
+            why = re.sub(r"\b\d+\b", "…", reason(outcomes, operations))
+            if why and not any(name in names and same == why for (_, same), names in found.items()):
+                found[group, why].append(name)
+    return found
+
+
+if __name__ == "__main__":
+    print(table(json.loads(RESULTS.read_text())))
