@@ -19,6 +19,7 @@ from surgeon.core.dtypes import constant_bytes
 from surgeon.core.jobs import IsCancelled
 from surgeon.core.plan import Copy, Fill, Plan, PlannedTensor
 from surgeon.errors import Cancelled, CheckpointError
+from surgeon.export.early import written_back
 
 SHARD_BYTES = 5_000_000_000
 _PIECE = 64 * 2**20
@@ -101,16 +102,22 @@ def _write_shard(
     sources: dict[Path, int] = {}
     try:
         _write_all(out, _header(tensors))
-        for piece in _merge_ranges(tensors):
-            if cancelled():
-                raise Cancelled
-            if isinstance(piece, _Range):
-                if piece.path not in sources:
-                    sources[piece.path] = _open_source(piece.path)
-                _copy(sources[piece.path], piece, out, advance, cancelled)
-            else:
-                _write_all(out, _made(piece, arithmetic))
-                advance(piece.nbytes)
+        with written_back(out) as tell:
+
+            def advance_both(count: int) -> None:
+                tell(count)
+                advance(count)
+
+            for piece in _merge_ranges(tensors):
+                if cancelled():
+                    raise Cancelled
+                if isinstance(piece, _Range):
+                    if piece.path not in sources:
+                        sources[piece.path] = _open_source(piece.path)
+                    _copy(sources[piece.path], piece, out, advance_both, cancelled)
+                else:
+                    _write_all(out, _made(piece, arithmetic))
+                    advance_both(piece.nbytes)
         os.fsync(out)
     finally:
         for handle in (out, *sources.values()):

@@ -23,7 +23,7 @@ from tests.backend.tiny import save_tiny, write_tokenizer
 from tests.export.handmade import write_llama
 from tests.export.replay import PRUNE, job_args, names_in
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 class Worker:
