@@ -118,9 +118,13 @@ class LayerRunner:
         out_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
         if not torch.isfinite(out_BTD).all():
             raise ScoreError(
-                "the hidden state is not finite", where=type(layer).__name__, hint="measure in float32: --dtype float32"
+                "the hidden state is not finite", where=self._name(layer), hint="measure in float32: --dtype float32"
             )
         return out_BTD
+
+    def _name(self, layer: nn.Module) -> str:
+        numbers = [number for number, one in enumerate(self.layers) if one is layer]
+        return f"layer {numbers[0]}" if numbers else type(layer).__name__
 
     def logits(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Return the logits the model gives if its last layer returns `hidden_BTD`."""

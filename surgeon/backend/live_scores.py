@@ -68,6 +68,7 @@ def doubts(values: Mapping[int, Average]) -> Iterable[str]:
             yield f"too few data to tell the least important layers, {first} and {second}, apart: give more sequences"
 
 
+@torch.inference_mode()
 def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance: Provenance) -> dict[str, Score]:
     """Push every layer over all batches once, and let every score watch."""
     setting = Setting(
@@ -112,6 +113,7 @@ def _head(model: nn.Module) -> torch.Tensor:
     return weight
 
 
+@torch.inference_mode()
 def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenance) -> dict[str, Score]:
     """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
     tallies = {kind.name: _Tally() for kind in kinds}

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.backend.calling import LayerCalls, LayerRunner, losses_of
+from surgeon.backend.calling import LayerRunner, losses_of
 from surgeon.backend.streaming import weights_of
 from surgeon.core.jobs import IsCancelled
-from surgeon.errors import ArchitectureError, Cancelled, ScoreError
+from surgeon.errors import ArchitectureError, Cancelled
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,10 @@ def push_layers(
             for batch, one in enumerate(recorded):
                 if cancelled():
                     raise Cancelled
-                hidden_BTD = _run(runner, number, layer, one)
+                hidden_BTD = runner.run(layer, one.hidden_BTD, one.calls[number])
                 yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD, last=batch == len(batches) - 1)
                 one.hidden_BTD = hidden_BTD
                 one.calls[number] = ((), {})
-
-
-def _run(runner: LayerRunner, number: int, layer: nn.Module, one: LayerCalls) -> torch.Tensor:
-    try:
-        return runner.run(layer, one.hidden_BTD, one.calls[number])
-    except ScoreError as error:
-        raise ScoreError(error.what, where=f"layer {number}", hint=error.hint) from error
 
 
 def _push_whole(runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:

@@ -26,8 +26,8 @@ from surgeon.errors import Cancelled, ScoreError
 class Weighed(msgspec.Struct):
     """One layer by one kind of score: by matrix name a score, or a summary where the kind compares all matrices."""
 
-    matrices: dict[str, Any] = {}
-    details: dict[str, dict[str, float]] = {}
+    matrices: dict[str, Any]
+    details: dict[str, dict[str, float]]
 
 
 Rows = dict[str, Weighed]

@@ -256,11 +256,19 @@ def truncated_pieces(
         return ()
     role = structure.role(suffix)
     if len(shape) > 2:
-        return (Piece(role, 0, ((0, shape[-2]),)),) if role in source.roles else ()
+        return tuple(piece for piece in _stacked_pieces(structure, role, shape) if piece.role in source.roles)
     if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
         return ()
     pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
     return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
+
+
+def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    """Return the matrices of one expert of a stack; gate and up, stored apart, are above each other once loaded."""
+    half = shape[-2] // 2
+    if role == "experts.gate_up" and {"experts.gate", "experts.up"} <= set(structure.roles):
+        return (Piece("experts.gate", 0, ((0, half),)), Piece("experts.up", 0, ((half, shape[-2]),)))
+    return (Piece(role, 0, ((0, shape[-2]),)),)
 
 
 def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:

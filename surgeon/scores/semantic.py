@@ -60,7 +60,9 @@ class SemanticGain(ActivationsScore, frozen=True, kw_only=True):
         Literal["difference", "log"], msgspec.Meta(description="difference of deviations, or of logarithms")
     ] = "difference"
     leave_out: Annotated[int, msgspec.Meta(ge=0, description="last layers that freezing may not end at")] = 1
-    train_at_most: Annotated[int | None, msgspec.Meta(ge=1, description="budget: layers that may be trained")] = None
+    train_at_most: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None, msgspec.Meta(description="budget: layers that may be trained")
+    ] = None
 
     def collector(self, setting: Setting) -> Collector:
         """Measure the deviation in every latent space."""

@@ -78,7 +78,8 @@ def test_the_median_of_the_bulk_is_that_of_many_random_eigenvalues(ratio: float)
     """Against a sample: 1200 columns of noise."""
     long = 1200
     short = round(long * ratio)
-    sample = np.linalg.eigvalsh((lambda w: w @ w.T / long)(noise(short, long).numpy()))
+    weight = noise(short, long).numpy()
+    sample = np.linalg.eigvalsh(weight @ weight.T / long)
     assert median_of_bulk(short / long) == pytest.approx(np.median(sample), rel=0.01)
 
 

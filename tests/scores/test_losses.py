@@ -1,0 +1,188 @@
+"""Scores of losses against naive whole forwards of rearranged models, and of gradients against autograd by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from surgeon.backend.sweep import Trie
+from surgeon.core.score import Score, SweepScore, Visit, score_kinds
+from surgeon.errors import ScoreError
+from tests.backend.tiny import LAYERS, layers_of, load_plainly, reference_logits
+from tests.scores.patients import MEASURED_FAMILIES, Array, patient, scores, text_of
+
+
+def naive_losses(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> Array:
+    """Mean negative log-likelihood of each sequence from position 2 on, in float64."""
+    logs = logits_BTV.double().log_softmax(-1)[:, 1:-1]
+    return np.asarray(-logs.gather(-1, tokens_BT[:, 2:, None])[..., 0].mean(1).numpy())
+
+
+class Naive:
+    """Whole forwards of a plainly loaded model with its layers in any order."""
+
+    def __init__(self, base: Path, family: str) -> None:
+        self.model = load_plainly(base)
+        self.family = family
+        self.tokens_BT = text_of(base).tokens_BT
+        self.base = self.loss(range(LAYERS))
+
+    def loss(self, order: Any) -> Array:
+        logits = reference_logits(self.model, self.family, list(order), self.tokens_BT)
+        return naive_losses(logits, self.tokens_BT)
+
+    def rise(self, order: Any) -> Array:
+        return self.loss(order) - self.base
+
+
+def agrees(score: Score, layer: int, naive: Array, base: Array) -> None:
+    """Value and standard error are those of the naive differences, to 1e-5 of the loss."""
+    tolerance = 1e-5 * float(np.abs(base).mean())
+    assert score.values[str(layer)] == pytest.approx(naive.mean(), abs=tolerance)
+    assert score.errors[str(layer)] == pytest.approx(naive.std(ddof=1) / np.sqrt(len(naive)), abs=tolerance)
+
+
+@pytest.mark.parametrize("family", MEASURED_FAMILIES)
+def test_a_sweep_finds_what_the_naive_loop_finds(family: str, tmp_path: Path) -> None:
+    """Removal, expansion and removal of runs, all in one sweep."""
+    base = patient(family, tmp_path / "base")
+    naive = Naive(base, family)
+    found = scores(base, "removal,expansion,block_removal(longest=3)")
+    for layer in range(LAYERS):
+        gone = naive.rise(one for one in range(LAYERS) if one != layer)
+        agrees(found["removal"], layer, gone, naive.base)
+        agrees(found["block_removal"], layer, gone, naive.base)
+        twice = naive.rise(sorted([*range(LAYERS), layer]))
+        agrees(found["expansion"], layer, twice, naive.base)
+    blocks = found["block_removal"].blocks
+    assert sorted(blocks) == [1, 2, 3]
+    for length, values in blocks.items():
+        rises = [
+            naive.rise([*range(first), *range(first + length, LAYERS)]).mean() for first in range(LAYERS - length + 1)
+        ]
+        assert np.allclose(values, rises, atol=1e-5 * naive.base.mean())
+    assert found["block_removal"].details["base_loss"] == pytest.approx(naive.base.mean(), rel=1e-5)
+
+
+def naive_silenced(base: Path, gone: set[tuple[int, str]], tokens_BT: torch.Tensor) -> Array:
+    """Zero the sublayers' outputs in a Llama by zeroing what they are made with."""
+    model = load_plainly(base)
+    with torch.inference_mode():
+        for layer, sublayer in gone:
+            part = model.model.layers[layer]
+            (part.self_attn.o_proj if sublayer == "attention" else part.mlp.down_proj).weight.zero_()
+        return naive_losses(model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
+
+
+def test_shapley_averages_over_windows_of_neighbours(tmp_path: Path) -> None:
+    """Attention and MLP separately, each with its standard error, as a naive loop over windows has it."""
+    base = patient("llama", tmp_path / "base")
+    tokens_BT = text_of(base).tokens_BT
+    score = scores(base, "shapley(longest=2)")["shapley"]
+    players = [(layer, part) for layer in range(LAYERS) for part in ("attention", "mlp")]
+    whole = naive_silenced(base, set(), tokens_BT)
+    alone = [naive_silenced(base, {player}, tokens_BT) for player in players]
+    pairs = [naive_silenced(base, set(pair), tokens_BT) for pair in pairwise(players)]
+    shares = []
+    for number, one in enumerate(alone):
+        gains = [one - whole]
+        if number + 1 < len(players):
+            gains.append(pairs[number] - alone[number + 1])
+        if number:
+            gains.append(pairs[number - 1] - alone[number - 1])
+        shares.append(np.mean(gains, axis=0))
+    for layer in range(LAYERS):
+        agrees(score, layer, shares[2 * layer] + shares[2 * layer + 1], whole)
+    assert np.allclose(score.details["attention"], [one.mean() for one in shares[::2]], atol=1e-5 * whole.mean())
+    assert np.allclose(score.details["mlp"], [one.mean() for one in shares[1::2]], atol=1e-5 * whole.mean())
+
+
+@pytest.mark.parametrize("family", MEASURED_FAMILIES)
+def test_sublayers_can_be_silenced_in_every_family(family: str, tmp_path: Path) -> None:
+    """A run without any sublayer at all is the model with no layers."""
+    base = patient(family, tmp_path / "base")
+    assert len(scores(base, "shapley(longest=1)")["shapley"].details["mlp"]) == LAYERS
+
+
+def test_a_trie_runs_shared_beginnings_once() -> None:
+    """Counted by hand: the whole model, and for each removed layer the tail behind it."""
+    kinds = score_kinds()
+    layers = 30
+    removal = kinds["removal"]()
+    assert isinstance(removal, SweepScore)
+    trie = Trie(removal.sequences(layers))
+    assert trie.layer_forwards == layers + sum(layers - 1 - gone for gone in range(layers))
+    expansion = kinds["expansion"]()
+    assert isinstance(expansion, SweepScore)
+    assert Trie(expansion.sequences(layers)).layer_forwards == layers + sum(layers - at for at in range(layers))
+    both = {**removal.sequences(layers), **expansion.sequences(layers)}
+    assert Trie(both).layer_forwards == layers + sum(2 * (layers - at) - 1 for at in range(layers))
+
+
+def test_a_trie_refuses_a_sequence_that_runs_backwards() -> None:
+    """One sweep over the layers could not serve it."""
+    with pytest.raises(ScoreError, match="backwards"):
+        Trie({"turned": (Visit(1), Visit(0))})
+
+
+def naive_gradients(base: Path, family: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Weight and gradient of every matrix, for each sequence's loss."""
+    model = load_plainly(base)
+    found = []
+    for tokens_T in text_of(base).tokens_BT:
+        model.zero_grad()
+        logits = model(input_ids=tokens_T[None], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[0, 1:-1], tokens_T[2:])
+        torch.autograd.backward(loss)
+        layers = layers_of(model, family)
+        found.append(
+            {
+                f"{number}.{name}": (weight.detach().clone(), weight.grad.clone())
+                for number, layer in enumerate(layers)
+                for name, weight in layer.named_parameters()
+                if weight.dim() > 1 and weight.grad is not None
+            }
+        )
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_gradient_scores_are_those_of_autograd_by_hand(family: str, tmp_path: Path) -> None:
+    """|g w| and g squared, per matrix and summed per layer, averaged over sequences with a standard error."""
+    base = patient(family, tmp_path / "base")
+    found = scores(base, "taylor,fisher")
+    by_sequence = naive_gradients(base, family)
+    formulas: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
+        "taylor": lambda weight, gradient: float((weight * gradient).abs().sum()),
+        "fisher": lambda weight, gradient: float(gradient.square().sum()),
+    }
+    for name, formula in formulas.items():
+        score = found[name]
+        for layer in map(str, range(LAYERS)):
+            rows = [
+                {full: formula(*pair) for full, pair in one.items() if full.startswith(f"{layer}.")}
+                for one in by_sequence
+            ]
+            sums = np.array([sum(row.values()) for row in rows])
+            assert score.values[layer] == pytest.approx(sums.mean(), rel=1e-4)
+            assert score.errors[layer] == pytest.approx(sums.std(ddof=1) / np.sqrt(len(sums)), rel=1e-3)
+            for matrix, value in score.matrices[layer].items():
+                expected = np.mean([row[f"{layer}.{matrix}"] for row in rows])
+                assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_model_is_left_without_gradients(tmp_path: Path) -> None:
+    """It serves the next job."""
+    from surgeon.backend.loading import resident_model
+    from tests.scores.patients import open_draft
+
+    base = patient("llama", tmp_path / "base")
+    scores(base, "fisher")
+    model = resident_model(open_draft(base).structure, torch.float32, torch.device("cpu")).model
+    assert all(parameter.grad is None for parameter in model.parameters())
