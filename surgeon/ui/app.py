@@ -16,7 +16,7 @@ from textual.screen import Screen
 from surgeon.errors import UsageError
 from surgeon.session import Session
 from surgeon.ui.desk import Desk
-from surgeon.ui.look import DARK_THEME, LIGHT_THEME
+from surgeon.ui.look import DARK, DARK_THEME, LIGHT, LIGHT_THEME, own_variables
 from surgeon.ui.main_screen import MainScreen
 from surgeon.ui.room import Room
 
@@ -41,11 +41,16 @@ class SurgeonApp(App[int]):
         self.room = Room(session)
         self.register_theme(DARK_THEME)
         self.register_theme(LIGHT_THEME)
-        self.theme = os.environ.get("TEXTUAL_THEME") or DARK_THEME.name
+        wanted = os.environ.get("TEXTUAL_THEME", "")
+        self.theme = wanted if wanted in self.available_themes else DARK_THEME.name
 
     def get_default_screen(self) -> Screen[None]:
         """Start in the one screen there is."""
         return MainScreen(self.room, self.desk)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Give other themes the colours that the stylesheet names and they do not."""
+        return own_variables(DARK if self.current_theme.dark else LIGHT)
 
     def on_mount(self) -> None:
         """Restore the terminal when asked to end, and tell what was recovered."""

@@ -76,6 +76,11 @@ LIGHT = Palette(
 )
 
 
+def own_variables(palette: Palette) -> dict[str, str]:
+    """Return what the stylesheet names beyond Textual's own variables."""
+    return {"line": palette.line, "dim": palette.dim, "faint": palette.faint}
+
+
 def theme_of(name: str, palette: Palette, *, dark: bool) -> Theme:
     """Return Textual's theme made of a palette."""
     return Theme(
@@ -92,9 +97,7 @@ def theme_of(name: str, palette: Palette, *, dark: bool) -> Theme:
         surface=palette.background,
         panel=palette.raised,
         variables={
-            "line": palette.line,
-            "dim": palette.dim,
-            "faint": palette.faint,
+            **own_variables(palette),
             "border": palette.accent,
             "border-blurred": palette.line,
             "scrollbar": palette.line,

@@ -59,9 +59,10 @@ class HeaderStrip(TextStrip):
         ]
         left = Text(no_wrap=True).append(" surgeon ", looks.badge)
         for fact in facts:
-            if left.cell_len + 2 + fact.cell_len + 1 + right.cell_len <= room:
-                left.append("  ")
-                left.append_text(fact)
+            if left.cell_len + 2 + fact.cell_len + 1 + right.cell_len > room:
+                break
+            left.append("  ")
+            left.append_text(fact)
         left.append(" " * max(1, self.size.width - left.cell_len - right.cell_len))
         left.append_text(right)
         return left

@@ -339,3 +339,17 @@ async def test_a_draft_on_a_model_of_very_many_tensors_is_judged_when_the_keys_r
         assert len(operator.session.draft.layers()) == 4
 
     await drive(scenario)
+
+
+@pytest.mark.parametrize("theme", ["surgeon-light", "nord", "textual-light", "ansi-dark"])
+async def test_every_theme_paints_the_screen(session: Session, monkeypatch: pytest.MonkeyPatch, theme: str) -> None:
+    monkeypatch.setenv("TEXTUAL_THEME", theme)
+    app = SurgeonApp(session, fake_worker())
+    async with app.run_test(size=(120, 36)) as pilot:
+        operator = Operator(app, pilot)
+        await operator.press("d")
+        assert app.theme == theme
+        assert "6→5 layers" in operator.text
+        app.theme = "surgeon-dark"
+        await operator.press("enter")
+        assert "pruned·1" in operator.text
