@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import LINEAR, every, first, where
+from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, first, where
 from surgeon.core.layer_counts import FirstCount
 from surgeon.core.layer_fields import Config, EachLayer
 from surgeon.core.layer_ties import Borrows
@@ -29,7 +29,15 @@ def _choosers(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
     return [("choice", kind == "shared") for kind in config.get("indexer_types") or indexers(config, count)]
 
 
+def _dots3(config: Config, count: int) -> Sequence[str]:
+    # Left alone beside it, per_layer_config is derived from layer_types.
+    full = FULL if config.get("use_dsa") is False else "indexed_attention"
+    windows = config.get("use_sliding_window") is not False
+    return [SLIDING if windows and index >= 2 and index % 4 != 1 else full for index in range(count)]  # noqa: PLR2004
+
+
 FAMILIES = (
+    Family(model_types=("dots3_note", "dots3_note_text"), fields=(EachLayer("layer_types", _dots3), _mlp(1))),
     Family(model_types=("deepseek_v2",), fields=(FirstCount("first_k_dense_replace", 0),)),
     Family(model_types=("deepseek_v3",), fields=(FirstCount("first_k_dense_replace", 3),)),
     Family(

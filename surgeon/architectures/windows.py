@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, SLIDING, every, first
 from surgeon.core.layer_counts import FixedEnds
-from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.layer_fields import Config, Derived, EachLayer
 from surgeon.core.structure import Family, Silence
 
 
@@ -24,7 +24,26 @@ def _mimo(config: Config, count: int) -> Sequence[str]:
 
 _RESIDUAL = Silence("residual.scale", 1.0)
 
+def _flags(key: str, on: str, off: str, under: str = "") -> Derived:
+    """A list of 0 and 1 in an older key, or in a mapping under one, that today's list replaces."""
+
+    def derive(config: Config, count: int) -> Sequence[str]:
+        flags = (config.get(under) or {} if under else config).get(key)
+        return [on if flag else off for flag in flags] if flags is not None else [on if not under else off] * count
+
+    return derive
+
+
 FAMILIES = (
+    Family(
+        model_types=("minimax_m3_vl_text",),
+        fields=(
+            EachLayer(
+                "layer_types", _flags("sparse_attention_freq", "minimax_m3_sparse", FULL, "sparse_attention_config")
+            ),
+            EachLayer("mlp_layer_types", _flags("moe_layer_freq", "sparse", "dense"), ("moe_layer_freq",)),
+        ),
+    ),
     Family(
         model_types=("doge",),
         roles=((r"(?:input|post_attention)_residual", "residual.scale"),),

@@ -123,17 +123,27 @@ def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:
                     setattr(part, attribute, position)
 
 
+def _with_infinities(value: Any) -> Any:
+    """Return a config with the numbers that JSON cannot write, which transformers writes as mappings."""
+    if isinstance(value, dict):
+        named = value.get("__float__") if len(value) == 1 else None
+        return float(named) if named else {key: _with_infinities(part) for key, part in value.items()}
+    return [_with_infinities(part) for part in value] if isinstance(value, list) else value
+
+
 def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
     """Give every submodule the edited config it belongs to; return what each had before."""
     old: Any = model.config
-    new = type(old).from_dict(plain)
+    new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
     parts = [
         (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
     ]
     pairs.update((id(before), after) for before, after in parts)
     for before, after in ((old, new), *parts):
-        after._attn_implementation = before._attn_implementation
+        for chosen in ("_attn_implementation", "_experts_implementation"):
+            if hasattr(before, chosen):
+                setattr(after, chosen, getattr(before, chosen))
         after.dtype = before.dtype
     swapped = []
     for module in model.modules():

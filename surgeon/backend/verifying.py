@@ -24,6 +24,7 @@ from surgeon.export.writing import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
 _NEW_TOKENS = 12
+_PROMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ def _numberless(key: str) -> str:
     return re.sub(r"\d+", "N", key)
 
 
-def _tokens(model: torch.nn.Module, device: torch.device, sequences: int, length: int) -> torch.Tensor:
+def _tokens(model: torch.nn.Module, device: torch.device, sequences: int, length: int, seed: int = 0) -> torch.Tensor:
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(seed)).to(
+        device
+    )
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
@@ -165,14 +168,14 @@ def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
         return Check("generation", True, "not compared: it does not continue its input")
     same = _cache_agrees(model)
     seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
-    if not same and base is not None and not _cache_agrees(base.model):
+    if not same and base is not None and not all(_cache_agrees(base.model, seed) for seed in range(_PROMPTS)):
         return Check("generation", True, f"{seen}, as they are for the base")
     return Check("generation", same, seen)
 
 
-def _cache_agrees(model: Any) -> bool:
+def _cache_agrees(model: Any, seed: int = 0) -> bool:
     model = model.float()
-    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8)
+    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8, seed)
     options = {
         "attention_mask": torch.ones_like(tokens_BT),
         "do_sample": False,
@@ -180,8 +183,11 @@ def _cache_agrees(model: Any) -> bool:
         "max_new_tokens": _NEW_TOKENS,
         "min_new_tokens": _NEW_TOKENS,
     }
-    cached = model.generate(tokens_BT, use_cache=True, **options)
-    return torch.equal(cached, model.generate(tokens_BT, use_cache=False, **options))
+    try:
+        cached = model.generate(tokens_BT, use_cache=True, **options)
+        return torch.equal(cached, model.generate(tokens_BT, use_cache=False, **options))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        return False  # some models of transformers cannot generate at all; then their base cannot either
 
 
 def _tokenizer(directory: Path, base: Path) -> Check:

@@ -116,7 +116,7 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
     "gemma3_text": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
     "gemma3": {"sliding_window_pattern": {"text_config": {"sliding_window_pattern": 3}}},
     "gemma3n_text": {"shared": {"num_kv_shared_layers": 3}},
-    "gemma4_text": {"num_kv_shared_layers": {**_NO_SLICES, "num_kv_shared_layers": 2}, "slices": {}},
+    "gemma4_text": {"num_kv_shared_layers": {"num_kv_shared_layers": 2}},
     "cohere2": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
     "cohere2_moe": {"first_k_dense_replace": {"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2}},
     "deepseek_v3": {"all dense": {**_MLA, "first_k_dense_replace": 1}},
