@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from surgeon.cli.command import SurgeonCommand, as_json
 from surgeon.cli.figures import print_json, table
+
+if TYPE_CHECKING:
+    from surgeon.core.score import ScoreKind
 
 
 @click.command("list", cls=SurgeonCommand)
@@ -28,7 +31,29 @@ def score_rows() -> list[dict[str, Any]]:
     from surgeon.core.score import score_kinds
 
     kinds = sorted(score_kinds().items())
-    return [{"name": name, "asks": kind.asks, "pass": kind.needs, "paper": kind.paper} for name, kind in kinds]
+    return [
+        {
+            "name": name,
+            "asks": kind.asks,
+            "needs": needs(kind),
+            "cost": kind.cost,
+            "settings": settings_text(kind),
+            "paper": kind.paper,
+        }
+        for name, kind in kinds
+    ]
+
+
+def needs(kind: type[ScoreKind]) -> str:
+    """Return what has to be at hand to measure a score."""
+    return "weights" if not kind.data else f"text, {kind.needs}"
+
+
+def settings_text(kind: type[ScoreKind]) -> str:
+    """Return a score's settings with their usual values, as `--by` takes them."""
+    import msgspec
+
+    return ", ".join(f"{name}={value}" for name, value in msgspec.to_builtins(kind()).items())
 
 
 def operation_rows() -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,34 @@ import msgspec
 
 from surgeon.cli.command import SurgeonCommand, as_json, computing
 from surgeon.cli.figures import print_json, table, value_text
+from surgeon.cli.measurement import measuring, measuring_job, patient_of
 from surgeon.cli.narration import Narrator
 from surgeon.cli.rehearsal import fold_recipe
-from surgeon.core.recipe import Base, Recipe, load_recipe, recipe_to_builtins
-from surgeon.core.score import Score, score_kinds
-from surgeon.errors import SurgeonError, UsageError
+from surgeon.core.recipe import Recipe
+from surgeon.core.score import Score
+from surgeon.core.score_requests import request_of, requested_scores, split_requests
+from surgeon.errors import SurgeonError
 
 _KEY = re.compile(r"\d+(\+\d+)*")
 
 
 @click.command("score", cls=SurgeonCommand)
 @click.argument("model")
-@click.option("--by", metavar="A,B", multiple=True, required=True, help="Scores; `surgeon list scores` shows them.")
-@click.option("--data", metavar="FILE", help="Text to measure on; Python's own documentation where none is given.")
-@click.option("--sequences", type=click.IntRange(1), default=12, show_default=True, help="How many pieces of text.")
-@click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in each piece.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the pieces.")
-@click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Score the model after these steps.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the numbers there too.")
+@click.option(
+    "--by",
+    metavar="A,B",
+    multiple=True,
+    required=True,
+    help="Scores; `surgeon list scores` shows them. `block_removal(longest=4)` changes a setting, `all` means each.",
+)
+@measuring
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the numbers there too: a row for each layer, and one for each matrix where a score has them.",
+)
 @computing
 @as_json
 @click.pass_obj
@@ -47,40 +56,23 @@ def command(
     from surgeon.client import run_job
 
     names = _names(by)
-    patient = Recipe(base=Base(model=model))
-    if recipe is not None:
-        loaded = load_recipe(recipe)
-        patient = msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=model))
+    patient = patient_of(model, recipe)
     keys = _layer_keys(patient, recipe, worker)
-    root = recipe.absolute().parent if recipe is not None else Path.cwd()
-    asked = {"names": names, "data": _data(data, patient), **settings}
-    args = {"recipe": recipe_to_builtins(patient), "root": str(root), **asked}
+    args = {"names": names, **measuring_job(patient, recipe, data, settings)}
     result = run_job("score", args, narrator.hear, worker)
     narrator.finish()
     scores = [msgspec.convert(plain, Score) for plain in result["scores"]]
     _tell(scores, keys or _sorted_keys(scores), csv_path, as_json)
 
 
-def _data(data: str | None, patient: Recipe) -> str | None:
-    """Return where the text is: a name from the recipe, a file here, or whatever the worker makes of it."""
-    if data in patient.data:
-        return patient.data[data]
-    return str(Path(data).absolute()) if data and Path(data).exists() else data
-
-
 def _names(by: Sequence[str]) -> list[str]:
-    known = sorted(score_kinds())
-    names = list(
-        dict.fromkeys(name.strip().replace("-", "_") for part in by for name in part.split(",") if name.strip())
-    )
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            did = f"; did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"there is no score {name!r}{did}", where="--by", allowed=", ".join(known))
-    if not names:
-        raise UsageError("names no score", where="--by", allowed=", ".join(known))
-    return names
+    """Return what was asked for, checked here: a mistake is told before torch is loaded."""
+    asked = [request for part in by for request in split_requests(part)]
+    kinds = requested_scores(asked)
+    # `all` goes to the worker as it is: it may leave out what the model cannot have.
+    return (["all"] if "all" in asked else []) + [
+        request_of(kind) for kind in kinds if "all" not in asked or "(" in request_of(kind)
+    ]
 
 
 def _layer_keys(patient: Recipe, where: Path | None, worker: str | None) -> list[str]:
@@ -117,19 +109,19 @@ def _tell(scores: Sequence[Score], keys: Sequence[str], csv_path: Path | None, a
 
 def _rows(score: Score, keys: Sequence[str]) -> list[Mapping[str, Any]]:
     places = ranks(score, keys)
-    return [
-        {
-            "position": position, "layer": key, "score": score.name, "value": score.values.get(key),
-            "error": score.errors.get(key), "rank": places.get(key),
-        }
-        for position, key in enumerate(keys)
-    ]  # fmt: skip
+    rows: list[Mapping[str, Any]] = []
+    for position, key in enumerate(keys):
+        spot = {"position": position, "layer": key, "matrix": None, "score": score.name}
+        value, error = score.values.get(key), score.errors.get(key)
+        rows.append({**spot, "value": value, "error": error, "rank": places.get(key)})
+        rows += [{**spot, "matrix": name, "value": one} for name, one in score.matrices.get(key, {}).items()]
+    return rows
 
 
 def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["position", "layer", "score", "value", "error", "rank"])
+            writer = csv.DictWriter(file, ["position", "layer", "matrix", "score", "value", "error", "rank"])
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:

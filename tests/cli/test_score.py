@@ -97,8 +97,35 @@ def test_csv_and_json_hold_every_number(run: Run, model: str, scored: Jobs, tmp_
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
     assert rows[1] == {
-        "position": "1", "layer": "1", "score": "block_influence", "value": "0.1", "error": "0.25", "rank": "1",
+        "position": "1", "layer": "1", "matrix": "", "score": "block_influence", "value": "0.1", "error": "0.25",
+        "rank": "1",
     }  # fmt: skip
+
+
+def test_csv_has_a_row_for_each_matrix_too(run: Run, model: str, jobs: Jobs, tmp_path: Path) -> None:
+    norms = plain("weight_norm", [6, 5, 4, 3, 2, 1]) | {"matrices": {"2": {"mlp.up_proj.weight": 3.5}}}
+    jobs.answer = {"scores": [norms]}
+    run("score", model, "--by", "weight_norm", "--csv", tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7
+    assert rows[3] == {
+        "position": "2", "layer": "2", "matrix": "mlp.up_proj.weight", "score": "weight_norm", "value": "3.5",
+        "error": "", "rank": "",
+    }  # fmt: skip
+
+
+def test_settings_of_scores_and_all_of_them_reach_the_job(run: Run, model: str, scored: Jobs) -> None:
+    for by, names in {
+        "block_removal(longest=4),removal": ["block_removal(longest=4)", "removal"],
+        "semantic-gain, lamp(kept=0.5)": ["semantic_gain", "lamp"],
+        "all": ["all"],
+        "all,block_removal(longest=2)": ["all", "block_removal(longest=2)"],
+    }.items():
+        assert run("score", model, "--by", by, "--no-stream").exit_code == 0
+        args = scored.asked[-1][1]
+        assert (args["names"], args["stream"]) == (names, False)
+    assert run("score", model, "--by", "removal(longest=4)").exit_code == 2
 
 
 def test_layers_of_a_model_elsewhere_are_put_in_order(run: Run, jobs: Jobs) -> None:
