@@ -43,6 +43,8 @@ class SurgeonApp(App[int]):
         self.register_theme(LIGHT_THEME)
         wanted = os.environ.get("TEXTUAL_THEME", "")
         self.theme = wanted if wanted in self.available_themes else DARK_THEME.name
+        # Textual read its variables before our themes were known.
+        self.stylesheet.set_variables(self.get_css_variables())
 
     def get_default_screen(self) -> Screen[None]:
         """Start in the one screen there is."""

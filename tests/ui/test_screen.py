@@ -349,6 +349,7 @@ async def test_every_theme_paints_the_screen(session: Session, monkeypatch: pyte
         operator = Operator(app, pilot)
         await operator.press("d")
         assert app.theme == theme
+        assert app.screen.styles.background.brightness > 0.5 or app.current_theme.dark
         assert "6→5 layers" in operator.text
         app.theme = "surgeon-dark"
         await operator.press("enter")
