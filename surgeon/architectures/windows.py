@@ -24,6 +24,7 @@ def _mimo(config: Config, count: int) -> Sequence[str]:
 
 _RESIDUAL = Silence("residual.scale", 1.0)
 
+
 def _flags(key: str, on: str, off: str, under: str = "") -> Derived:
     """A list of 0 and 1 in an older key, or in a mapping under one, that today's list replaces."""
 

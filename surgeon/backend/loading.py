@@ -26,7 +26,7 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def model_class(path: Path) -> Any:
-    """Return the class of transformers that the config names; AutoModelForCausalLM where it names none that is there."""
+    """Return the class of transformers that the config names, or AutoModelForCausalLM where it names none."""
     config = AutoConfig.from_pretrained(path)
     found = (getattr(transformers, name, None) for name in config.architectures or ())
     # Some types borrow another's class but not its config: only the Auto class keeps them apart.
@@ -94,7 +94,8 @@ def _written(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
 
 
 def _from_config(path: Path) -> nn.Module:
-    cls, config = model_class(path), AutoConfig.from_pretrained(path)
+    cls: Any = model_class(path)
+    config = AutoConfig.from_pretrained(path)
     built: nn.Module = cls.from_config(config) if cls is AutoModelForCausalLM else cls._from_config(config)
     return built
 

@@ -108,7 +108,7 @@ def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
 
 def _answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Return the logits of a model, or the last hidden state of one without a head."""
-    more = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
+    more: dict[str, Any] = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
     if model.can_generate():
         more["use_cache"] = False
     return model(input_ids=tokens_BT, **more)[0]  # type: ignore[no-any-return]

@@ -186,7 +186,11 @@ def _refuse_sliced(draft: Draft, stack: str) -> None:
 
 def _outside(structure: Structure) -> Iterator[PlannedTensor]:
     for name, tensor in structure.outside.items():
-        yield PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
+        yield _copied(name, tensor)
+
+
+def _copied(name: str, tensor: Tensor) -> PlannedTensor:
+    return PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
 
 
 def _inside(draft: Draft) -> Iterator[PlannedTensor]:
@@ -205,8 +209,7 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
                 )
         for position, behind in enumerate(stack.tail, start=len(layers)):
             for suffix, tensor in behind.items():
-                name = stack.tensor_name(position, suffix)
-                yield PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
+                yield _copied(stack.tensor_name(position, suffix), tensor)
 
 
 def _express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 
 import msgspec
 
@@ -22,6 +25,8 @@ from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export.early import written_back
 
 SHARD_BYTES = 5_000_000_000
+SPLIT_BYTES = 1_000_000_000
+_WRITERS = 4
 _PIECE = 64 * 2**20
 # copy_file_range is refused between some file systems, and by some kernels altogether.
 _NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
@@ -52,16 +57,64 @@ def write_shards(
     Raises:
         OSError: as the file system does. Cancelled: between two pieces.
     """
-    shards = list(_divide(plan.tensors, SHARD_BYTES))
+    shards = list(_divide(plan.tensors, _shard_limit(plan.tensors)))
     names = [SINGLE] if len(shards) == 1 else [
         f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
     ]  # fmt: skip
-    for name, tensors in zip(names, shards, strict=True):
-        _write_shard(directory / name, tensors, arithmetic, advance, cancelled)
+    paths = [directory / name for name in names]
+    if arithmetic is None and len(shards) > 1:
+        _write_side_by_side(paths, shards, advance, cancelled)
+    else:
+        for path, tensors in zip(paths, shards, strict=True):
+            _write_shard(path, tensors, arithmetic, advance, cancelled)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n")
+
+
+def _shard_limit(tensors: Sequence[PlannedTensor]) -> int:
+    """Return how large a shard may be: from a gigabyte on there are two, which are written side by side."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    if SPLIT_BYTES <= total <= SHARD_BYTES:
+        return total // 2 + max(tensor.nbytes for tensor in tensors)
+    return SHARD_BYTES
+
+
+def _write_side_by_side(
+    paths: Sequence[Path], shards: Sequence[Sequence[PlannedTensor]], advance: Advance, cancelled: IsCancelled
+) -> None:
+    """Copy several shards at once: one core moves about 2 GB/s through memory, and most disks take more."""
+    told: SimpleQueue[int | None] = SimpleQueue()
+    stop = Event()
+
+    def over(shard: Future[None]) -> None:
+        if shard.exception() is not None:
+            stop.set()
+        told.put(None)
+
+    with ThreadPoolExecutor(min(len(shards), os.cpu_count() or 1, _WRITERS)) as pool:
+        try:
+            writing = [
+                pool.submit(_write_shard, path, tensors, None, told.put, lambda: stop.is_set() or cancelled())
+                for path, tensors in zip(paths, shards, strict=True)
+            ]
+            for shard in writing:
+                shard.add_done_callback(over)
+            left = len(shards)
+            while left:
+                count = told.get()
+                if count is None:
+                    left -= 1
+                else:
+                    advance(count)
+        except BaseException:
+            stop.set()
+            raise
+    faults = [fault for shard in writing if (fault := shard.exception()) is not None]
+    # The first real fault cancels the other shards; theirs is not what went wrong.
+    for fault in sorted(faults, key=lambda fault: isinstance(fault, Cancelled)):
+        raise fault
 
 
 def _divide(tensors: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:

@@ -36,7 +36,11 @@ def _settings(cls: type[PreTrainedConfig], small: Mapping[str, Any], own: Mappin
     for key, spec in cls.sub_configs_defaults.items():
         if spec.optional and key not in own:
             continue
-        sub = spec.config_class if issubclass(spec.config_class, PreTrainedConfig) else spec.get_config_class(spec.model_type)
+        sub = (
+            spec.config_class
+            if issubclass(spec.config_class, PreTrainedConfig)
+            else spec.get_config_class(spec.model_type)
+        )
         defaults = SMALL if key.startswith(_TEXT_PARTS) else {**SMALL, **VISION}
         own_part = own.get(key)
         chosen[key] = _settings(sub, defaults, own_part if isinstance(own_part, Mapping) else {})
@@ -73,14 +77,18 @@ def sparse_config(config: PreTrainedConfig, legacy: Mapping[str, Any] | None = N
 def as_saved(plain: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the values of a saved one, where it has them: infinities, for one, are written as mappings."""
     return {
-        key: as_saved(value, saved[key]) if isinstance(value, dict) and key.endswith("config") and key in saved else saved.get(key, value)
+        key: as_saved(value, saved[key])
+        if isinstance(value, dict) and key.endswith("config") and key in saved
+        else saved.get(key, value)
         for key, value in plain.items()
     }
 
 
 def _merged(full: Mapping[str, Any], legacy: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: {**full[key], **_merged(full[key], value)} if isinstance(value, dict) and isinstance(full.get(key), dict) else value
+        key: {**full[key], **_merged(full[key], value)}
+        if isinstance(value, dict) and isinstance(full.get(key), dict)
+        else value
         for key, value in legacy.items()
     }
 
@@ -113,4 +121,10 @@ def _same(cls: type[PreTrainedConfig], plain: dict[str, Any], full: dict[str, An
 
 
 def _comparable(plain: Mapping[str, Any]) -> str:
-    return repr({key: value for key, value in sorted(plain.items()) if key not in ("transformers_version", "dtype", "_name_or_path")})
+    return repr(
+        {
+            key: value
+            for key, value in sorted(plain.items())
+            if key not in ("transformers_version", "dtype", "_name_or_path")
+        }
+    )

@@ -49,9 +49,15 @@ def examine(model_type: str) -> Record:
             if case == "as saved":
                 record["cases"][case] = _all_operations(directory, Path(scratch) / "out", auto)
             saved = json.loads((directory / "config.json").read_text())
-            shortest = {**as_saved(sparse_config(model.config, own), saved), "architectures": saved["architectures"], "dtype": "float32"}
+            shortest = {
+                **as_saved(sparse_config(model.config, own), saved),
+                "architectures": saved["architectures"],
+                "dtype": "float32",
+            }
             (directory / "config.json").write_text(json.dumps(shortest, indent=2))
-            record["cases"]["implicit" if case == "as saved" else case] = _some_operations(directory, Path(scratch) / "out", auto)
+            record["cases"]["implicit" if case == "as saved" else case] = _some_operations(
+                directory, Path(scratch) / "out", auto
+            )
     record["seconds"] = round(time.monotonic() - started, 1)
     return record
 
@@ -88,7 +94,11 @@ def _some_operations(directory: Path, out: Path, auto: Any) -> Record:
         patient = Patient(directory, auto)
     except ArchitectureError as error:
         return {"read": ["refused", f"{error.where.rpartition('/')[2]}: {error.what}"]}
-    return {one.name: _plain(patient.try_operation(one, out)) for one in patient.operations() if one.name in _IMPLICIT_OPERATIONS}
+    return {
+        one.name: _plain(patient.try_operation(one, out))
+        for one in patient.operations()
+        if one.name in _IMPLICIT_OPERATIONS
+    }
 
 
 def _plain(outcome: Any) -> list[str]:
@@ -108,7 +118,9 @@ def _examine_quietly(model_type: str) -> tuple[str, Record]:
     try:
         return model_type, examine(model_type)
     except Exception as error:  # one type's failure is a finding, and must not end the others
-        return model_type, {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+        return model_type, {
+            "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        }
 
 
 def examine_all(types: list[str], processes: int) -> dict[str, Record]:
@@ -144,10 +156,14 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     """Run from the command line; the exit status is 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description="Operate on tiny models of every architecture and compare with transformers.")
+    parser = argparse.ArgumentParser(
+        description="Operate on tiny models of every architecture and compare with transformers."
+    )
     parser.add_argument("types", nargs="*", help="model types; all of them if none is named")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help=f"where to write; {RESULTS.name} when all types are tried")
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"where to write; {RESULTS.name} when all types are tried"
+    )
     options = parser.parse_args()
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

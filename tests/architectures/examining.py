@@ -108,10 +108,17 @@ class Patient:
         try:
             return self._compare(operation, out)
         except Exception as error:  # whatever the reloaded model does wrong is a finding
-            return Outcome("wrong", f"reloaded: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            return Outcome(
+                "wrong",
+                f"reloaded: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            )
 
     def _on_stack(self, steps: Steps) -> Steps:
-        return [{name: {**fields, "stack": self.stack} for name, fields in step.items()} for step in steps] if self.stack else steps
+        return (
+            [{name: {**fields, "stack": self.stack} for name, fields in step.items()} for step in steps]
+            if self.stack
+            else steps
+        )
 
     def _compare(self, operation: Operation, out: Path) -> Outcome:
         if self.reference is None:
@@ -128,7 +135,11 @@ class Patient:
             return Outcome("error", "the operation changed nothing: this model cannot tell right from wrong")
         if "expand mean" == operation.name and not mean_is_right(self.directory, out, self.prefix, self.alike):
             return Outcome("wrong", "the inserted layer is not the mean of its neighbours")
-        return Outcome("exact") if self._generates(model) else Outcome("wrong", "generation with a cache differs from that without")
+        return (
+            Outcome("exact")
+            if self._generates(model)
+            else Outcome("wrong", "generation with a cache differs from that without")
+        )
 
     @cached_property
     def cache_is_sound(self) -> bool:
@@ -143,7 +154,10 @@ def load(directory: Path, auto: Any = AutoModelForCausalLM) -> tuple[nn.Module, 
     """Load with plain transformers; also what it complained about, layer numbers left out."""
     model, info = auto.from_pretrained(directory, output_loading_info=True)
     complaints = {
-        f"{kind.removesuffix('_keys')} {_numberless(str(key))}" for kind, keys in info.items() if kind.endswith("_keys") for key in keys
+        f"{kind.removesuffix('_keys')} {_numberless(str(key))}"
+        for kind, keys in info.items()
+        if kind.endswith("_keys")
+        for key in keys
     }
     with torch.no_grad():
         for parameter in model.parameters():
@@ -157,8 +171,16 @@ def _numberless(key: str) -> str:
 
 
 def _module_list(model: nn.Module, prefix: str, count: int) -> Sequence[nn.Module]:
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count}
-    alike = [module for name, module in lists.items() if name == prefix or name.endswith(f".{prefix}") or prefix.endswith(f".{name}")]
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    alike = [
+        module
+        for name, module in lists.items()
+        if name == prefix or name.endswith(f".{prefix}") or prefix.endswith(f".{name}")
+    ]
     found = alike or [module for name, module in lists.items() if name.rpartition(".")[2] == prefix.rpartition(".")[2]]
     if len(found) != 1:
         raise NoReference(f"{prefix}: {', '.join(lists) or 'no list of that length'}")
@@ -168,7 +190,9 @@ def _module_list(model: nn.Module, prefix: str, count: int) -> Sequence[nn.Modul
 def _cache_agrees(model: Any, seed: int) -> bool:
     tokens_BT = torch.randint(3, 120, (1, 8), generator=torch.Generator().manual_seed(seed))
     try:
-        (tokens, logits), (other_tokens, other_logits) = (_generated(model, tokens_BT, use_cache=use_cache) for use_cache in (True, False))
+        (tokens, logits), (other_tokens, other_logits) = (
+            _generated(model, tokens_BT, use_cache=use_cache) for use_cache in (True, False)
+        )
     except Exception:  # a model that cannot generate has no cache that agrees
         return False
     return torch.equal(tokens, other_tokens) and (logits - other_logits).abs().max().item() < _CACHE_TOLERANCE
@@ -188,7 +212,11 @@ def mean_is_right(base: Path, out: Path, prefix: str, left: int) -> bool:
     with safe_open(base / "model.safetensors", "pt") as before, safe_open(out / "model.safetensors", "pt") as after:
         start, names = f"{prefix}.{left}.", set(after.keys())
         suffixes = [name.removeprefix(start) for name in before.keys() if name.startswith(start)]  # noqa: SIM118 - no dict
-        made = {suffix: after.get_tensor(f"{prefix}.{left + 1}.{suffix}") for suffix in suffixes if f"{prefix}.{left + 1}.{suffix}" in names}
+        made = {
+            suffix: after.get_tensor(f"{prefix}.{left + 1}.{suffix}")
+            for suffix in suffixes
+            if f"{prefix}.{left + 1}.{suffix}" in names
+        }
         constant = [suffix for suffix, value in made.items() if bool((value == value.flatten()[0]).all())]
         wrong = [
             suffix for suffix, value in made.items()

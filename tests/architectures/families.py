@@ -14,9 +14,16 @@ Shapes = dict[str, tuple[int, ...]]
 _ATTENTION: Shapes = {f"self_attn.{name}_proj.weight": (4, 4) for name in "qkvo"}
 _NORMS: Shapes = {"input_layernorm.weight": (4,), "post_attention_layernorm.weight": (4,)}
 _DENSE: Shapes = {"mlp.gate_proj.weight": (6, 4), "mlp.up_proj.weight": (6, 4), "mlp.down_proj.weight": (4, 6)}
-_EXPERTS: Shapes = {f"mlp.experts.{number}.{name}": shape[::1] for number in range(2) for name, shape in
-                    {"gate_proj.weight": (3, 4), "up_proj.weight": (3, 4), "down_proj.weight": (4, 3)}.items()} | {"mlp.gate.weight": (2, 4)}
-_LINEAR: Shapes = {"linear_attn.in_proj.weight": (8, 4), "linear_attn.out_proj.weight": (4, 4), "linear_attn.A_log": (2,)}
+_EXPERTS: Shapes = {
+    f"mlp.experts.{number}.{name}": shape[::1]
+    for number in range(2)
+    for name, shape in {"gate_proj.weight": (3, 4), "up_proj.weight": (3, 4), "down_proj.weight": (4, 3)}.items()
+} | {"mlp.gate.weight": (2, 4)}
+_LINEAR: Shapes = {
+    "linear_attn.in_proj.weight": (8, 4),
+    "linear_attn.out_proj.weight": (4, 4),
+    "linear_attn.A_log": (2,),
+}
 _PLAIN: Shapes = {**_NORMS, **_ATTENTION, **_DENSE}
 
 
@@ -38,7 +45,9 @@ class HandMade:
         shapes = {**self.outside, **{f"{self.prefix}.{layer}.{name}": shape for layer in range(self.layers)
                                      for name, shape in self.build(layer).items()}, **self.more}  # fmt: skip
         (directory / "config.json").write_text(json.dumps({"model_type": self.name, **self.config}, indent=2))
-        write_shard(directory / "model.safetensors", {name: random_tensor(shape, "F32", name) for name, shape in shapes.items()})
+        write_shard(
+            directory / "model.safetensors", {name: random_tensor(shape, "F32", name) for name, shape in shapes.items()}
+        )
         return directory
 
 

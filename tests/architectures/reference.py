@@ -65,7 +65,9 @@ class Reference:
         for position, (_, kwargs) in self.calls.items():
             before = self.outputs.get(position - 1)
             for place, output in enumerate(before if isinstance(before, tuple) else ()):
-                found.update((name, place) for name, value in kwargs.items() if place and value is output and value is not None)
+                found.update(
+                    (name, place) for name, value in kwargs.items() if place and value is output and value is not None
+                )
         return found
 
     def _hidden_in(self, position: int) -> torch.Tensor:
@@ -102,7 +104,9 @@ def _first(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _forwards_replaced(layers: Sequence[nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _forwards_replaced(
+    layers: Sequence[nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
     try:
         for position, layer in enumerate(layers):
             layer.forward = make(position, layer.forward)

@@ -39,7 +39,10 @@ def _frozen_is_right(patient: Patient, frozen: set[str]) -> Outcome | None:
             and shared.count(id(parameter)) == 1]  # fmt: skip
     stray = sorted(name for name in frozen if not name.startswith(layer))
     if left or stray:
-        return Outcome("wrong", f"freezing layer {_FROZEN}: {len(left)} left out ({left[:1]}), {len(stray)} of others ({stray[:1]})")
+        return Outcome(
+            "wrong",
+            f"freezing layer {_FROZEN}: {len(left)} left out ({left[:1]}), {len(stray)} of others ({stray[:1]})",
+        )
     return None
 
 
@@ -52,7 +55,10 @@ def _adapters_are_right(patient: Patient, adapters: object) -> Outcome:
         if module is None or "Linear" not in kind and kind != "Conv1D":
             return Outcome("wrong", f"adapter on {adapter.module}, which is {kind}")
         if tuple(module.weight.shape) != tuple(adapter.shape):
-            return Outcome("wrong", f"adapter on {adapter.module} of shape {tuple(module.weight.shape)}, planned for {tuple(adapter.shape)}")
+            return Outcome(
+                "wrong",
+                f"adapter on {adapter.module} of shape {tuple(module.weight.shape)}, planned for {tuple(adapter.shape)}",
+            )
         names.append(adapter.module)
     if len(set(names)) != len(names) or not names:
         return Outcome("wrong", f"{len(names)} adapters on {len(set(names))} modules")

@@ -53,7 +53,16 @@ _DOTS3 = {
 }  # fmt: skip
 _NO_SLICES = {"hidden_size_per_layer_input": 0}
 _SHARED_KV = {"num_kv_shared_layers": 0}
-_ZAMBA = ["linear_attention", "hybrid", "linear_attention", "linear_attention", "linear_attention", "hybrid", "linear_attention", "hybrid"]
+_ZAMBA = [
+    "linear_attention",
+    "hybrid",
+    "linear_attention",
+    "linear_attention",
+    "linear_attention",
+    "hybrid",
+    "linear_attention",
+    "hybrid",
+]
 _BLT = {"hidden_size": 32, "hidden_size_global": 32, "num_attention_heads": 4, "intermediate_size": 48}
 
 OWN: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """Prints the results of the last conformance run as a table for the README.
 
-    python -m tests.architectures.table
+python -m tests.architectures.table
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def cases_of(record: Mapping[str, Any]) -> Outcomes:
 
 def reason(outcomes: Outcomes, names: Iterable[str]) -> str:
     """Return the first reason for a refusal, without layer numbers."""
-    found = next((outcomes[name][1] for name in (*names, "read") if name in outcomes and outcomes[name][0] == "refused"), "")
+    found = next(
+        (outcomes[name][1] for name in (*names, "read") if name in outcomes and outcomes[name][0] == "refused"), ""
+    )
     found = re.sub(r"^steps\[\d+\]\.\w+, ", "", found)
     found = re.sub(r"^layer \d+, model_type \S+: cannot be made an identity: ", "", found)
     return found.removeprefix("config field ").replace("|", "\\|")
@@ -70,11 +72,22 @@ def table(results: Mapping[str, Any]) -> str:
         "", "| operation | exact | partly refused | refused | wrong |", "|---|---:|---:|---:|---:|",
     ]  # fmt: skip
     for group, tally in counts(results).items():
-        lines.append(f"| {group} | {tally.get('exact', 0)} | {tally.get('partly', 0)} | {tally.get('refused', 0)} | {tally.get('wrong', 0)} |")
-    everything = [name for name, record in records.items() if all(outcome[0] == "exact" for outcome in cases_of(record).values())]
-    lines += ["", f"Exact in everything ({len(everything)}): " + ", ".join(f"`{name}`" for name in everything) + ".", ""]
+        lines.append(
+            f"| {group} | {tally.get('exact', 0)} | {tally.get('partly', 0)} | {tally.get('refused', 0)} | {tally.get('wrong', 0)} |"
+        )
+    everything = [
+        name for name, record in records.items() if all(outcome[0] == "exact" for outcome in cases_of(record).values())
+    ]
+    lines += [
+        "",
+        f"Exact in everything ({len(everything)}): " + ", ".join(f"`{name}`" for name in everything) + ".",
+        "",
+    ]
     lines += ["| refused, wholly or in part | types |", "|---|---|"]
-    lines += [f"| {group}: {why} | {', '.join(f'`{name}`' for name in names)} |" for (group, why), names in _reasons(records).items()]
+    lines += [
+        f"| {group}: {why} | {', '.join(f'`{name}`' for name in names)} |"
+        for (group, why), names in _reasons(records).items()
+    ]
     return "\n".join(lines)
 
 

@@ -39,7 +39,9 @@ def _steps(data: st.DataObject, draft: Draft, path: Path) -> tuple[Draft, list[d
         step = data.draw(
             st.one_of(
                 some.map(lambda layers: {"prune": {"layers": layers}}),
-                st.tuples(some, st.sampled_from(["copy", "mean", "duplicate"])).map(lambda drawn: {"expand": {"after": drawn[0], "init": drawn[1]}}),
+                st.tuples(some, st.sampled_from(["copy", "mean", "duplicate"])).map(
+                    lambda drawn: {"expand": {"after": drawn[0], "init": drawn[1]}}
+                ),
                 st.permutations(range(count)).map(lambda order: {"reorder": {"order": list(order)}}),
                 some.map(lambda layers: {"freeze": {"layers": layers}}),
             )
@@ -67,12 +69,16 @@ def _export(plan: Plan, recipe: Recipe, out: Path) -> Path:
     return out
 
 
-_SETTINGS = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+_SETTINGS = settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @_SETTINGS
 @given(data=st.data())
-def test_any_sequence_of_operations_keeps_config_and_tensors_in_step(data: st.DataObject, base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_sequence_of_operations_keeps_config_and_tensors_in_step(
+    data: st.DataObject, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What is written reads back as the draft: as many layers, each built and described as the one it came from."""
     structure = read_structure(open_checkpoint(base))
     draft, steps = _steps(data, draft_of(structure), base)
@@ -91,7 +97,9 @@ def test_any_sequence_of_operations_keeps_config_and_tensors_in_step(data: st.Da
 
 @_SETTINGS
 @given(data=st.data())
-def test_undoing_every_step_gives_the_base_byte_for_byte(data: st.DataObject, base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_undoing_every_step_gives_the_base_byte_for_byte(
+    data: st.DataObject, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Undo takes steps away; with none left the export holds the base's config and the base's tensors."""
     structure = read_structure(open_checkpoint(base))
     _, steps = _steps(data, draft_of(structure), base)

@@ -24,7 +24,7 @@ from surgeon.backend.sweep import Trie
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.locate import locate_model
-from surgeon.core.score import LayerSequence, Provenance, SweepScore, score_kinds
+from surgeon.core.score import ActivationsScore, LayerSequence, Provenance, SweepScore, score_kinds
 
 NOTHING = Provenance(fingerprint="")
 
@@ -49,8 +49,11 @@ def main() -> None:
 def compare_influence(ready: Bench, rounds: int) -> None:
     """Block influence against a plain forward over the same tokens."""
     kind = score_kinds()["block_influence"]()
+    assert isinstance(kind, ActivationsScore)
     ours, plain = in_turns(
-        lambda: activations_pass(ready, [kind], NOTHING), lambda: [whole(ready, tokens) for tokens in ready.batches], rounds
+        lambda: activations_pass(ready, [kind], NOTHING),
+        lambda: [whole(ready, tokens) for tokens in ready.batches],
+        rounds,
     )
     print(f"block_influence {ours:.2f} s, plain forward {plain:.2f} s: ratio {ours / plain:.2f}")
 
@@ -65,12 +68,11 @@ def compare_sweep(ready: Bench, draft: Draft, name: str, rounds: int) -> None:
     counted = (Trie(sequences).layer_forwards + len(sequences) * head) / (
         sum(map(len, sequences.values())) + len(sequences) * head
     )
-    ours, naive = in_turns(
-        lambda: sweep_pass(ready, [kind], NOTHING), lambda: naive_losses(ready, sequences), rounds
-    )
+    ours, naive = in_turns(lambda: sweep_pass(ready, [kind], NOTHING), lambda: naive_losses(ready, sequences), rounds)
     print(
         f"{name}: {len(sequences)} sequences, head = {head:.1f} layers, counted {counted:.3f}; "
-        f"sweep {ours:.1f} s, naive {naive:.1f} s: ratio {ours / naive:.3f}, {ours / naive / counted - 1:+.1%} of the count"
+        f"sweep {ours:.1f} s, naive {naive:.1f} s: ratio {ours / naive:.3f}, "
+        f"{ours / naive / counted - 1:+.1%} of the count"
     )
 
 

@@ -13,7 +13,8 @@ from surgeon.cli.operation import command_of, measured_selection
 from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, load_recipe, recipe_from_builtins, recipe_to_builtins, step_of
 from surgeon.core.selection import parse_selection
-from surgeon.session import Session, command_line
+from surgeon.core.wording import command_line
+from surgeon.session import Session
 from tests.cli.conftest import Jobs, Run
 
 
