@@ -63,7 +63,7 @@ class Problems:
             if not hasattr(spot, "lc"):  # plain data, which has no lines
                 break
             try:
-                line = (spot.lc.key(part) if isinstance(spot, Mapping) else spot.lc.item(part))[0] + 1
+                line = (spot.lc.item(part) if isinstance(spot, list) else spot.lc.key(part))[0] + 1
                 spot = spot[part]
             except (KeyError, IndexError, TypeError):
                 break
