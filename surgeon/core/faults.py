@@ -63,7 +63,8 @@ class Problems:
             if not hasattr(spot, "lc"):  # plain data, which has no lines
                 break
             try:
-                line = (spot.lc.item(part) if isinstance(spot, list) else spot.lc.key(part))[0] + 1
+                lines = spot.lc
+                line = (lines.item(part) if isinstance(spot, list) else lines.key(part))[0] + 1
                 spot = spot[part]
             except (KeyError, IndexError, TypeError):
                 break
