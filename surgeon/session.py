@@ -192,6 +192,7 @@ class Session:
         self.recipe = msgspec.structs.replace(self.recipe, steps=(*self.steps[: self.position], step))
         self._drafts[self.position + 1 :] = [preview.draft]
         self._move(self.position + 1)
+        self._plan = preview.plan
         return preview
 
     def undo(self) -> bool:

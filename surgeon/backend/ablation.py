@@ -23,10 +23,10 @@ from surgeon.backend.matrices import cut, decile, put_back
 from surgeon.backend.measuring import settings_of
 from surgeon.backend.streaming import weights_of
 from surgeon.core.draft import Draft, Original, Truncated, Truncation
+from surgeon.core.expressions import truncated_pieces
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.pieces import Piece
-from surgeon.core.plan import truncated_pieces
 from surgeon.core.score import Provenance, average, paired_average
 from surgeon.errors import Cancelled, SelectionError
 

@@ -17,7 +17,8 @@ from surgeon.backend.matrices import truncate
 from surgeon.backend.streaming import weights_of, without_hooks
 from surgeon.backend.tensors import mean_of
 from surgeon.core.draft import Draft, Identity, Original, Source, Truncated, base_tensors
-from surgeon.core.plan import compile_config, truncated_pieces
+from surgeon.core.expressions import truncated_pieces
+from surgeon.core.plan import compile_config
 from surgeon.core.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 

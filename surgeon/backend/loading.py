@@ -96,7 +96,8 @@ def _written(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
 def _from_config(path: Path) -> nn.Module:
     cls: Any = model_class(path)
     config = AutoConfig.from_pretrained(path)
-    built: nn.Module = cls.from_config(config) if cls is AutoModelForCausalLM else cls._from_config(config)
+    make: Any = cls.from_config if cls is AutoModelForCausalLM else cls._from_config
+    built: nn.Module = make(config)
     return built
 
 

@@ -12,7 +12,8 @@ import torch
 from surgeon.backend.matrices import truncate
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.dtypes import FLOATS
-from surgeon.core.plan import Copy, Expression, Fill, PlannedTensor, TruncatedOf
+from surgeon.core.expressions import Copy, Expression, Fill, TruncatedOf
+from surgeon.core.plan import PlannedTensor
 from surgeon.errors import ArchitectureError
 
 DTYPES = {

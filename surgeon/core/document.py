@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from surgeon.core.selection import Selection
 from surgeon.errors import RecipeError
 
 _BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")  # read as line breaks, or dropped, unless they are escaped
-
-Spot = tuple[str | int, ...]
-"""A way into a document: keys and list positions."""
 
 
 def read_document(path: Path) -> Any:
@@ -79,83 +74,6 @@ def parse_value(text: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{text!r} is no YAML value") from error
-
-
-def override(document: Any, path: str, value: Any) -> None:
-    """Set one value of a document, in place; `path` is dotted, such as `steps.0.prune.layers`.
-
-    Raises:
-        RecipeError: the path leads nowhere.
-    """
-    *parents, last = path.split(".")
-    spot = document
-    try:
-        for key in parents:
-            spot = spot[int(key)] if isinstance(spot, list) else spot[key]
-        if isinstance(spot, list):
-            spot[int(last)] = value
-        else:
-            spot[last] = value
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise RecipeError(
-            "leads nowhere in this recipe", where=f"--set {path}", allowed="a path such as steps.0.prune.layers"
-        ) from error
-
-
-def built_in(raw: Any) -> Any:
-    """Return built-in types only: ruamel's own remember how a scalar was written."""
-    if isinstance(raw, Selection):
-        return built_in(raw.raw)
-    if isinstance(raw, Mapping):
-        return {str(key): built_in(value) for key, value in raw.items()}
-    if isinstance(raw, (list, tuple)):
-        return [built_in(value) for value in raw]
-    if raw is None or isinstance(raw, bool):
-        return raw
-    kind = next((kind for kind in (int, float) if isinstance(raw, kind)), str)
-    return kind(raw)
-
-
-class Problems:
-    """Collects every fault of a document with its line."""
-
-    def __init__(self, where: str, document: Any) -> None:
-        self.where, self.document, self.faults = where, document, list[str]()
-
-    def add(self, path: Spot, what: str, allowed: str = "") -> None:
-        """Take down one fault."""
-        line = self._line(path)
-        spot = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
-        at = f"line {line}, {spot}" if line else spot
-        self.faults.append((f"{at}: " if at else "") + what + (f" (allowed: {allowed})" if allowed else ""))
-
-    def unknown(self, path: Spot, key: str, known: list[str]) -> None:
-        """Take down a key that is not known, with the nearest spelling."""
-        near = get_close_matches(str(key), known, n=1)
-        did = f"; did you mean {near[0]!r}?" if near else ""
-        self.add((*path, key), f"unknown key {key!r}{did}", ", ".join(known))
-
-    def raise_any(self) -> None:
-        """Raise all faults as one error, if there are any.
-
-        Raises:
-            RecipeError: there are.
-        """
-        if self.faults:
-            many = f"{len(self.faults)} problems\n  " + "\n  ".join(self.faults)
-            raise RecipeError(self.faults[0] if len(self.faults) == 1 else many, where=self.where)
-
-    def _line(self, path: Spot) -> int | None:
-        spot, line = self.document, None
-        for part in path:
-            if not isinstance(spot, (CommentedMap, CommentedSeq)):
-                break
-            try:
-                line = (spot.lc.key(part) if isinstance(spot, CommentedMap) else spot.lc.item(part))[0] + 1
-                spot = spot[part]
-            except (KeyError, IndexError, TypeError):
-                break
-        return line
 
 
 def _yaml() -> YAML:

@@ -11,46 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Draft, Identity, Layer, Lora, Original, Source, Truncated, Truncation, base_tensors
-from surgeon.core.dtypes import FLOATS
+from surgeon.core.draft import Draft, Layer, Lora, Original, base_tensors
+from surgeon.core.expressions import Copy, Expression, MeanOf, TruncatedOf, express, first_leaf
 from surgeon.core.layer_fields import REMOVED, LayerField
-from surgeon.core.pieces import Piece, pieces_of
-from surgeon.core.structure import OTHER, Stack, Structure
+from surgeon.core.structure import Structure
 from surgeon.errors import ArchitectureError
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The bytes of a stored tensor."""
-
-    tensor: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """One constant everywhere."""
-
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class MeanOf:
-    """The mean of two, in float32, rounded once to the output's dtype."""
-
-    left: Expression
-    right: Expression
-
-
-@dataclass(frozen=True, slots=True)
-class TruncatedOf:
-    """A weight without some singular directions of some of the matrices it holds; of each expert's, where stacked."""
-
-    of: Expression
-    pieces: tuple[Piece, ...]
-    how: Truncation
-
-
-Expression = Copy | Fill | MeanOf | TruncatedOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +85,7 @@ def compile_plan(draft: Draft) -> Plan:
     config = compile_config(draft)
     tensors = [*_outside(structure), *_inside(draft)]
     order = {tensor.name: rank for rank, tensor in enumerate(structure.checkpoint.tensors.values())}
-    tensors.sort(key=lambda tensor: (order.get(_first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
+    tensors.sort(key=lambda tensor: (order.get(first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
     return Plan(
         structure=structure,
         tensors=tuple(tensors),
@@ -198,7 +163,7 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
         stack = draft.structure.stacks[name]
         for position, layer in enumerate(layers):
             for suffix, model in base_tensors(layer.source, stack).items():
-                expression = _express(draft.structure, stack, layer.source, suffix)
+                expression = express(draft.structure, stack, layer.source, suffix)
                 yield PlannedTensor(
                     stack.tensor_name(position, suffix),
                     model.dtype,
@@ -210,82 +175,6 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
         for position, behind in enumerate(stack.tail, start=len(layers)):
             for suffix, tensor in behind.items():
                 yield _copied(stack.tensor_name(position, suffix), tensor)
-
-
-def _express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
-    if isinstance(source, Original):
-        return Copy(stack.layers[source.index][suffix])
-    if isinstance(source, Identity):
-        constant = _silenced(structure, stack, source, suffix)
-        return _express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
-    if isinstance(source, Truncated):
-        return _truncated(structure, stack, source, suffix)
-    left = _express(structure, stack, source.left, suffix)
-    right = _express(structure, stack, source.right, suffix)
-    if left == right:
-        return left
-    dtype = base_tensors(source, stack)[suffix].dtype
-    if dtype not in FLOATS:
-        raise ArchitectureError(
-            f"has dtype {dtype}, of which no mean can be taken",
-            where=f"tensor {suffix!r}",
-            allowed=", ".join(FLOATS),
-            hint="use init: copy, which only moves bytes",
-        )
-    return MeanOf(left, right)
-
-
-def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
-    inner = _express(structure, stack, source.of, suffix)
-    model = base_tensors(source, stack)[suffix]
-    pieces = truncated_pieces(structure, stack, source, suffix, model.shape)
-    if not pieces or isinstance(inner, Fill):
-        return inner
-    if model.dtype not in FLOATS:
-        raise ArchitectureError(
-            f"has dtype {model.dtype}, of which no singular values can be taken",
-            where=f"tensor {suffix!r}",
-            allowed=", ".join(FLOATS),
-            hint="dequantise the checkpoint first",
-        )
-    return TruncatedOf(inner, pieces, source.how)
-
-
-def truncated_pieces(
-    structure: Structure, stack: Stack, source: Truncated, suffix: str, shape: tuple[int, ...]
-) -> tuple[Piece, ...]:
-    """Return the matrices of one tensor that a truncation means; a fused weight by its own role or by a part's."""
-    if len(shape) < 2:
-        return ()
-    role = structure.role(suffix)
-    if len(shape) > 2:
-        return tuple(piece for piece in _stacked_pieces(structure, role, shape) if piece.role in source.roles)
-    if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
-        return ()
-    pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
-    return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
-
-
-def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Return the matrices of one expert of a stack; gate and up, stored apart, are above each other once loaded."""
-    half = shape[-2] // 2
-    if role == "experts.gate_up" and {"experts.gate", "experts.up"} <= set(structure.roles):
-        return (Piece("experts.gate", 0, ((0, half),)), Piece("experts.up", 0, ((half, shape[-2]),)))
-    return (Piece(role, 0, ((0, shape[-2]),)),)
-
-
-def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
-    role = structure.role(suffix)
-    if role == OTHER:
-        return None
-    ways = structure.silence(base_tensors(source, stack))
-    return next((silence.value for silence in ways if silence.role == role), None)
-
-
-def _first_leaf(expression: Expression, own_name: str) -> str:
-    while isinstance(expression, (MeanOf, TruncatedOf)):
-        expression = expression.left if isinstance(expression, MeanOf) else expression.of
-    return expression.tensor.name if isinstance(expression, Copy) else own_name
 
 
 def _adapters(draft: Draft) -> Iterator[Adapter]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.document import Problems, Spot, built_in, override, read_document, write_document
+from surgeon.core.faults import Problems, Spot, built_in
 from surgeon.core.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.operation import Operation, operations
 from surgeon.core.selection import Selection, parse_selection
@@ -96,12 +96,28 @@ def recipe_from_builtins(plain: Any, where: str = "recipe", overrides: Mapping[s
         RecipeError: anything is unknown, missing or of the wrong type; all faults at once.
     """
     for path, value in (overrides or {}).items():
-        override(plain, path, value)
+        _override(plain, path, value)
     problems = Problems(where, plain)
     recipe = _recipe(plain, problems)
     problems.raise_any()
     assert recipe is not None
     return recipe
+
+
+def _override(document: Any, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    spot = document
+    try:
+        for key in parents:
+            spot = spot[int(key)] if isinstance(spot, list) else spot[key]
+        if isinstance(spot, list):
+            spot[int(last)] = value
+        else:
+            spot[last] = value
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise RecipeError(
+            "leads nowhere in this recipe", where=f"--set {path}", allowed="a path such as steps.0.prune.layers"
+        ) from error
 
 
 def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -110,11 +126,15 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
     Raises:
         RecipeError: it cannot be read, is not YAML, repeats a key, or does not check.
     """
+    from surgeon.core.document import read_document  # YAML takes a while to load, and a screen may never need it
+
     return recipe_from_builtins(read_document(path), str(path), overrides)
 
 
 def dump_recipe(recipe: Recipe, like: Path | None = None) -> str:
     """Write a recipe as YAML; comments of the file `like` survive where the parts they stand at are unchanged."""
+    from surgeon.core.document import write_document
+
     return write_document(recipe_to_builtins(recipe), like)
 
 

@@ -19,8 +19,9 @@ import msgspec
 
 from surgeon.core.checkpoint import INDEX, SINGLE
 from surgeon.core.dtypes import constant_bytes
+from surgeon.core.expressions import Copy, Fill
 from surgeon.core.jobs import IsCancelled
-from surgeon.core.plan import Copy, Fill, Plan, PlannedTensor
+from surgeon.core.plan import Plan, PlannedTensor
 from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export.early import written_back
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from surgeon.core.document import parse_value
 from surgeon.core.operation import Operation, operations
 from surgeon.core.score import score_kinds
 from surgeon.errors import UsageError
@@ -19,16 +18,22 @@ from surgeon.ui.commands import commands
 Reader = Callable[[str], Any]
 
 
+def _value(text: str) -> Any:
+    from surgeon.core.document import parse_value  # only when a line is typed
+
+    return parse_value(text)
+
+
 def _switch(text: str) -> Any:
-    return parse_value(text or "true")
+    return _value(text or "true")
 
 
 _WORDS: dict[str, dict[str, Reader]] = {
     "score": {
         "by": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
         "data": str,
-        "sequences": parse_value,
-        "length": parse_value,
+        "sequences": _value,
+        "length": _value,
         "device": str,
         "dtype": str,
     },
@@ -104,7 +109,7 @@ def _reader(kind: Any) -> Reader:
     if plain is bool:
         return _switch
     if plain in (int, float):
-        return parse_value
+        return _value
     if get_origin(plain) is tuple:
         read = _reader(get_args(plain)[0])
         return lambda text: [read(part.strip()) for part in text.split(",") if part.strip()]

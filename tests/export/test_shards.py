@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from surgeon.core.checkpoint import Tensor, open_checkpoint
-from surgeon.core.plan import Copy, Fill, Plan, PlannedTensor
+from surgeon.core.expressions import Copy, Fill
+from surgeon.core.plan import Plan, PlannedTensor
 from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export import shards
 from surgeon.export.shards import write_shards

@@ -1,0 +1,128 @@
+"""How one output tensor is made of stored ones: copied, filled, averaged or truncated. Data, not arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgeon.core.checkpoint import Tensor
+from surgeon.core.draft import Identity, Original, Source, Truncated, Truncation, base_tensors
+from surgeon.core.dtypes import FLOATS
+from surgeon.core.pieces import Piece, pieces_of
+from surgeon.core.structure import OTHER, Stack, Structure
+from surgeon.errors import ArchitectureError
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The bytes of a stored tensor."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One constant everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOf:
+    """The mean of two, in float32, rounded once to the output's dtype."""
+
+    left: Expression
+    right: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedOf:
+    """A weight without some singular directions of some of the matrices it holds; of each expert's, where stacked."""
+
+    of: Expression
+    pieces: tuple[Piece, ...]
+    how: Truncation
+
+
+Expression = Copy | Fill | MeanOf | TruncatedOf
+
+
+def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
+    """Return how the tensor `suffix` of a layer from `source` is made.
+
+    Raises:
+        ArchitectureError: it would have to be calculated from a dtype that surgeon only moves.
+    """
+    if isinstance(source, Original):
+        return Copy(stack.layers[source.index][suffix])
+    if isinstance(source, Identity):
+        constant = _silenced(structure, stack, source, suffix)
+        return express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
+    if isinstance(source, Truncated):
+        return _truncated(structure, stack, source, suffix)
+    left = express(structure, stack, source.left, suffix)
+    right = express(structure, stack, source.right, suffix)
+    if left == right:
+        return left
+    dtype = base_tensors(source, stack)[suffix].dtype
+    if dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {dtype}, of which no mean can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
+            hint="use init: copy, which only moves bytes",
+        )
+    return MeanOf(left, right)
+
+
+def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
+    inner = express(structure, stack, source.of, suffix)
+    model = base_tensors(source, stack)[suffix]
+    pieces = truncated_pieces(structure, stack, source, suffix, model.shape)
+    if not pieces or isinstance(inner, Fill):
+        return inner
+    if model.dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {model.dtype}, of which no singular values can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
+            hint="dequantise the checkpoint first",
+        )
+    return TruncatedOf(inner, pieces, source.how)
+
+
+def truncated_pieces(
+    structure: Structure, stack: Stack, source: Truncated, suffix: str, shape: tuple[int, ...]
+) -> tuple[Piece, ...]:
+    """Return the matrices of one tensor that a truncation means; a fused weight by its own role or by a part's."""
+    if len(shape) < 2:
+        return ()
+    role = structure.role(suffix)
+    if len(shape) > 2:
+        return tuple(piece for piece in _stacked_pieces(structure, role, shape) if piece.role in source.roles)
+    if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
+        return ()
+    pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
+    return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
+
+
+def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    """Return the matrices of one expert of a stack; gate and up, stored apart, are above each other once loaded."""
+    half = shape[-2] // 2
+    if role == "experts.gate_up" and {"experts.gate", "experts.up"} <= set(structure.roles):
+        return (Piece("experts.gate", 0, ((0, half),)), Piece("experts.up", 0, ((half, shape[-2]),)))
+    return (Piece(role, 0, ((0, shape[-2]),)),)
+
+
+def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
+    role = structure.role(suffix)
+    if role == OTHER:
+        return None
+    ways = structure.silence(base_tensors(source, stack))
+    return next((silence.value for silence in ways if silence.role == role), None)
+
+
+def first_leaf(expression: Expression, own_name: str) -> str:
+    """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
+    while isinstance(expression, (MeanOf, TruncatedOf)):
+        expression = expression.left if isinstance(expression, MeanOf) else expression.of
+    return expression.tensor.name if isinstance(expression, Copy) else own_name
