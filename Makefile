@@ -1,6 +1,7 @@
 # make demo    install into .venv, fetch the demo model, open it
 # make test    everything that must be green: lint, types, layers, README, tests
 # make slow    the tests that take minutes        make gpu     the tests that need a CUDA device
+# make architectures   operate on a tiny model of every type that transformers can build, and write what came of it
 # make format  let ruff rewrite the code          make readme  write the generated tables again
 
 PYTHON  ?= python3
@@ -9,7 +10,7 @@ BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := test
-.PHONY: demo test slow gpu format readme
+.PHONY: demo test slow gpu format readme architectures
 
 demo: .venv/demo.installed
 	$(BIN)/surgeon demo --open
@@ -24,6 +25,9 @@ test: .venv/dev.installed
 
 slow gpu: .venv/dev.installed
 	$(BIN)/pytest -m $@
+
+architectures: .venv/dev.installed
+	$(BIN)/python -m tests.architectures.conformance --processes $(WORKERS)
 
 format: .venv/dev.installed
 	$(BIN)/ruff check --fix

@@ -33,7 +33,7 @@ def _dots3(config: Config, count: int) -> Sequence[str]:
     # Left alone beside it, per_layer_config is derived from layer_types.
     full = FULL if config.get("use_dsa") is False else "indexed_attention"
     windows = config.get("use_sliding_window") is not False
-    return [SLIDING if windows and index >= 2 and index % 4 != 1 else full for index in range(count)]  # noqa: PLR2004
+    return [SLIDING if windows and index >= 2 and index % 4 != 1 else full for index in range(count)]
 
 
 FAMILIES = (

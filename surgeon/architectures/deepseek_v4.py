@@ -15,7 +15,7 @@ def _attention(config: Config, count: int) -> Sequence[str]:
     ratios = config.get("compress_ratios")
     if ratios is not None:
         return [_OF_RATIO[ratio] for ratio in ratios[:count]]
-    return [_CSA if index >= 2 and index % 2 else _HCA for index in range(count)]  # noqa: PLR2004 - as the config class has it
+    return [_CSA if index >= 2 and index % 2 else _HCA for index in range(count)]
 
 
 def _experts(config: Config, count: int) -> Sequence[str]:
@@ -60,6 +60,6 @@ FAMILY = Family(
         (r"\.shared_experts\.w1\.", ".shared_experts.gate_proj."),
         (r"\.shared_experts\.w2\.", ".shared_experts.down_proj."),
         (r"\.shared_experts\.w3\.", ".shared_experts.up_proj."),
-    ),  # fmt: skip
+    ),
     no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
 )

@@ -29,7 +29,7 @@ def _shared_kv(layer_types: Derived, default: int) -> tuple[LayerField, ...]:
 
 def _sparse_start(config: Config, count: int) -> Sequence[float]:
     del config
-    number = 10 if count > 10 else 0  # noqa: PLR2004 - as the config class has it
+    number = 10 if count > 10 else 0
     return [0.95] * number + [0.0] * (count - number)
 
 
@@ -45,13 +45,17 @@ FAMILIES = (
     _sandwich("gemma2", value=-1.0, fields=(EachLayer("layer_types", every(2)),)),
     Family(model_types=("vaultgemma",), fields=(EachLayer("layer_types", every(2)),)),
     _sandwich(
-        "gemma3", "gemma3_text", value=-1.0,
+        "gemma3",
+        "gemma3_text",
+        value=-1.0,
         fields=(EachLayer("layer_types", every(6, "sliding_window_pattern"), ("sliding_window_pattern",)),),
     ),
     Family(
         model_types=("gemma3n", "gemma3n_text"),
         fields=(
-            EachLayer("layer_types", _GEMMA3N), EachLayer("activation_sparsity_pattern", _sparse_start), *_shared_kv(_GEMMA3N, 15),
+            EachLayer("layer_types", _GEMMA3N),
+            EachLayer("activation_sparsity_pattern", _sparse_start),
+            *_shared_kv(_GEMMA3N, 15),
         ),
         no_identity="its layers mix four streams with weights that no values of its tensors turn into an identity",
         outside_slices=_SLICES,
@@ -63,4 +67,4 @@ FAMILIES = (
         silences=((*post_norms()[0], Silence("norm.post_input")), *post_norms()),
         outside_slices=_SLICES,
     ),
-)  # fmt: skip
+)

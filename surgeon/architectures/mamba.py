@@ -22,7 +22,7 @@ def _lfm3(config: Config, count: int) -> Sequence[str]:
     return [
         FULL if index % 4 == 2 else "sliding_attention" if index % 4 == 0 and index else "conv"
         for index in range(count)
-    ]  # noqa: PLR2004
+    ]
 
 
 def _kimi(config: Config, count: int) -> Sequence[str]:
@@ -96,7 +96,8 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transf\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type", _zamba_kinds), Borrows("the shared block", "layers_block_type", _zamba_lenders),
+            EachLayer("layers_block_type", _zamba_kinds),
+            Borrows("the shared block", "layers_block_type", _zamba_lenders),
         ),
     ),
     Family(
@@ -104,8 +105,11 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transformer\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type"), Indices("hybrid_layer_ids"),
-            ByIndex("the blocks that hybrid layers share, with an adapter for each layer's number", always, by_count=True),
+            EachLayer("layers_block_type"),
+            Indices("hybrid_layer_ids"),
+            ByIndex(
+                "the blocks that hybrid layers share, with an adapter for each layer's number", always, by_count=True
+            ),
         ),
     ),
-)  # fmt: skip
+)

@@ -14,7 +14,7 @@ from surgeon.core.structure import Family
 
 @dataclass(frozen=True)
 class DenseLayers:
-    """`mlp_only_layers` and `decoder_sparse_step` together say which layers have no experts; the list can say all of it."""
+    """`mlp_only_layers` and `decoder_sparse_step` together say which layers lack experts; the list can say it all."""
 
     default: tuple[int, ...] = ()
     key: str = "mlp_only_layers"
@@ -44,15 +44,21 @@ def _tables(config: Config, count: int) -> Sequence[int] | None:
 
 def _flint(config: Config, count: int) -> Sequence[str]:
     del config
-    return [FULL if index < 2 or index % 4 == 1 or index == count - 1 else SLIDING for index in range(count)]  # noqa: PLR2004
+    return [FULL if index < 2 or index % 4 == 1 or index == count - 1 else SLIDING for index in range(count)]
 
 
 _WINDOW = EachLayer("layer_types", where(28, "max_window_layers", switch="use_sliding_window"))
 _INTERVAL = EachLayer("layer_types", every(4, "full_attention_interval", other=LINEAR), ("full_attention_interval",))
 
 FAMILIES = (
+    Family(model_types=("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"), fields=(_WINDOW,)),
     Family(
-        model_types=("qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text"), fields=(_WINDOW,)
+        model_types=("qwen2_vl", "qwen2_5_vl"),
+        fields=(_WINDOW,),
+        in_memory=(
+            (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
+            (r"^visual\.", "model.visual."),
+        ),
     ),
     Family(model_types=("qwen2_moe",), fields=(EachLayer("layer_types", _alternating), DenseLayers())),
     Family(model_types=("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"), fields=(DenseLayers(),)),

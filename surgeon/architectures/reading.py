@@ -76,12 +76,13 @@ def _family(config: Mapping[str, Any], found: _Found) -> Family:
     """Return the family of the part of the config that describes the layers, joined with what all have in common."""
     known = families()
     types = [str(part.get("model_type")) for path, part in _config_parts(config) if found.path[: len(path)] == path]
-    special = next((known[model_type] for model_type in reversed(types) if model_type in known), Family())
+    declared = [known[model_type] for model_type in dict.fromkeys(types) if model_type in known]
+    special = declared[-1] if declared else Family()
     own = {key for field in special.fields for key in (field.key, *field.replaces)}
     return replace(
         special,
         roles=(*special.roles, *shared.ROLES),
-        in_memory=(*special.in_memory, *shared.IN_MEMORY),
+        in_memory=(*(rule for family in declared for rule in family.in_memory), *shared.IN_MEMORY),
         fields=(*special.fields, *(field for field in shared.FIELDS if field.key not in own)),
     )
 
@@ -121,7 +122,7 @@ def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_F
             tried.append(f"{'.'.join((*path, *keys[:1]))} = {count}")
     found = ", ".join(f"{prefix}.0-{len(group) - 1}" for prefix, group in groups.items()) or "none"
     raise ArchitectureError(
-        f"no run of layers fits the config ({'; '.join(tried) or 'which gives no layer count'}); numbered tensors: {found}",
+        f"no run of layers fits the config ({'; '.join(tried) or 'it gives no layer count'}); numbered tensors: {found}",
         where=str(checkpoint.path),
         allowed="tensors named PREFIX.0.… to PREFIX.(count-1).…",
         hint="the checkpoint is incomplete, or of a kind surgeon does not know",
@@ -168,7 +169,7 @@ def _fits(group: Group, count: int) -> bool:
 
 
 def _prefix_with(groups: Mapping[str, Group], count: int) -> str | None:
-    """Return the prefix with this many layers: exactly, or with others behind; of several the one with the most parameters."""
+    """Return the prefix with this many layers, or with others behind; of several the one with the most parameters."""
     fitting = [prefix for prefix, group in groups.items() if _fits(group, count) and count > 0]
     fitting = [prefix for prefix in fitting if not re.search(shared.OTHER_TOWERS, prefix)] or fitting
     exact = [prefix for prefix in fitting if len(groups[prefix]) == count]
@@ -219,9 +220,17 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
         ]
     tail = tuple(group[index] for index in range(count, len(group)))
     return Stack(
-        name=found.name, prefix=found.prefix, config_path=found.path, count_keys=found.count_keys, layers=layers,
-        settings=tuple(settings), fields=tuple(fields), root_fields=tuple(root), tail=tail, notes=tuple(_notes(unknown, tail, count)),
-    )  # fmt: skip
+        name=found.name,
+        prefix=found.prefix,
+        config_path=found.path,
+        count_keys=found.count_keys,
+        layers=layers,
+        settings=tuple(settings),
+        fields=tuple(fields),
+        root_fields=tuple(root),
+        tail=tail,
+        notes=tuple(_notes(unknown, tail, count)),
+    )
 
 
 def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapping[str, Any]]) -> Unexplained | None:
@@ -238,9 +247,9 @@ def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapp
 
 def _notes(unknown: Sequence[str], tail: Sequence[Any], count: int) -> Iterator[str]:
     for name in unknown:
-        yield f"config field {name} has one entry per layer and is not known to surgeon: its entries travel with the layers"
+        yield f"config field {name} has one entry per layer and is unknown to surgeon: its entries travel with the layers"
     if tail:
-        yield f"{len(tail)} numbered as layers behind the {count} that the config counts: they stay behind the last layer"
+        yield f"{len(tail)} are numbered behind the {count} layers that the config counts: they stay behind the last"
 
 
 def _describes_layers(name: str, value: Any, count: int) -> bool:

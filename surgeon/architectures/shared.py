@@ -83,7 +83,7 @@ ROLES: tuple[tuple[str, str], ...] = (
 """Tried in order. `inner` is what a module holds besides its projections: it acts only through the module's output."""
 
 OUTPUTS = ("attention.output", "cross_attention.output", "mixer.output", "mlp.down", "experts.down")
-"""The roles that write into the residual stream: a layer whose others are all known is silenced by setting these to 0."""
+"""The roles that write into the residual stream: a layer whose others are known is silenced by setting these to 0."""
 
 SANDWICH = (
     (r"post_(?:attention|self_attn|attn|operator)_?(?:layer)?norm\.weight|post_norm1\.weight", "norm.post_attention"),
@@ -144,8 +144,13 @@ LENGTH_KEYS = ("layers_block_type", "hybrid_override_pattern", "layer_types", "a
 """Lists whose length is the layer count where nothing else gives it."""
 
 CONFIG_PARTS: tuple[tuple[str, ...], ...] = (
-    (), ("text_config",), ("llm_config",), ("language_config",), ("thinker_config", "text_config"), ("decoder",),
-)  # fmt: skip
+    (),
+    ("text_config",),
+    ("llm_config",),
+    ("language_config",),
+    ("thinker_config", "text_config"),
+    ("decoder",),
+)
 
 OTHER_TOWERS = r"(?:^|[._])(?:vision|visual|vit|image|audio|speech|sam|qformer|perceiver|patch|mtp)"
 """In a prefix: layers of another tower than the text model's."""

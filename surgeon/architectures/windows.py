@@ -1,4 +1,4 @@
-"""Families whose only peculiarity is which layers have a window, experts or rotary positions when a config does not say."""
+"""Families with little of their own: which layers have a window or experts, when a config does not say."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ FAMILIES = (
         in_memory=((r"\.attention_sink_bias$", ".sinks"),),
     ),
     Family(
-        model_types=("modernbert-decoder",),
+        model_types=("modernbert", "modernbert-decoder"),
         fields=(
             EachLayer("layer_types", every(3, "global_attn_every_n_layers", at=0), ("global_attn_every_n_layers",)),
             FixedEnds("attn_norm, missing in the first layer", first=1),

@@ -28,16 +28,20 @@ class LayerNames:
     replaces: tuple[str, ...] = ()
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return each layer's entries, or None where no layer is named by number."""
+        """Return each layer's entries, and its number if that is tied to it; None where no layer is named by number."""
         entries = list(self._entries(config.get(self.key), ()))
-        if not entries and not self._unclear(config.get(self.key)):
+        tied = self._unclear(config.get(self.key)) is not None
+        if not entries and not tied:
             return None
-        return tuple(tuple(entry for number, entry in entries if number == index) for index in range(count))
+        return tuple(
+            (tuple(entry for number, entry in entries if number == index), index if tied else None)
+            for index in range(count)
+        )
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
         """Write every entry with its layer's new number, behind the ones that name no layer."""
         unclear = self._unclear(config.get(self.key))
-        if unclear and list(values) != list(self.read(config, len(values)) or ()):
+        if unclear and [number for _, number in values] != list(range(len(values))):
             raise ArchitectureError(
                 f"names layers by a regular expression over their numbers ({unclear!r}), which cannot be renumbered",
                 where=f"config field {self.key}",
@@ -45,7 +49,7 @@ class LayerNames:
                 hint="write them out in config.json",
             )
         value = self._without(config.get(self.key))
-        for position, entries in enumerate(values):
+        for position, (entries, _) in enumerate(values):
             for path, template, says in entries:
                 holder = value
                 for step in path:

@@ -75,7 +75,7 @@ def sparse_config(config: PreTrainedConfig, legacy: Mapping[str, Any] | None = N
 
 
 def as_saved(plain: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with the values of a saved one, where it has them: infinities, for one, are written as mappings."""
+    """Return a config with the values of a saved one, where it has them: infinities are written as mappings there."""
     return {
         key: as_saved(value, saved[key])
         if isinstance(value, dict) and key.endswith("config") and key in saved

@@ -38,14 +38,18 @@ class Operation:
 
 
 def operations(count: int, alike: int) -> list[Operation]:
-    """Return what is tried on a model with `count` layers, at least five; `alike` is a layer built like the next one."""
+    """Return what is tried on a model of at least five layers; the one at `alike` is built like the next."""
     every, last, middle = list(range(count)), count - 1, count // 2
     swapped = [0, 2, 1, *every[3:]]
     return [
         Operation("prune first", [{"prune": {"layers": [0]}}], every[1:]),
         Operation("prune middle", [{"prune": {"layers": [middle]}}], [*every[:middle], *every[middle + 1 :]]),
         Operation("prune last", [{"prune": {"layers": [last]}}], every[:-1]),
-        Operation("prune several", [{"prune": {"layers": [1, middle, last - 1]}}], [at for at in every if at not in (1, middle, last - 1)]),
+        Operation(
+            "prune several",
+            [{"prune": {"layers": [1, middle, last - 1]}}],
+            [at for at in every if at not in (1, middle, last - 1)],
+        ),
         Operation("expand copy", [{"expand": {"after": [middle], "init": "copy"}}], every, changes=False),
         Operation("expand mean", [{"expand": {"after": [alike], "init": "mean"}}], every, changes=False),
         Operation("expand ends", [{"expand": {"after": [0, last], "init": "copy"}}], every, changes=False),
@@ -53,11 +57,16 @@ def operations(count: int, alike: int) -> list[Operation]:
         Operation("reorder", [{"reorder": {"order": swapped}}], swapped),
         Operation(
             "mixture",
-            [{"prune": {"layers": [middle]}}, {"expand": {"after": [1], "init": "copy"}}, {"expand": {"after": [0], "init": "duplicate"}},
-             {"reorder": {"order": [0, 2, 1, *range(3, count + 1)]}}, {"prune": {"layers": [count]}}],
+            [
+                {"prune": {"layers": [middle]}},
+                {"expand": {"after": [1], "init": "copy"}},
+                {"expand": {"after": [0], "init": "duplicate"}},
+                {"reorder": {"order": [0, 2, 1, *range(3, count + 1)]}},
+                {"prune": {"layers": [count]}},
+            ],
             [0, 1, 0, *(at for at in every[2:-1] if at != middle)],
         ),
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,12 @@ class Outcome:
 class Patient:
     """A tiny checkpoint on disk, the model it was saved from, and what its logits must be."""
 
-    def __init__(self, directory: Path, auto: Any = AutoModelForCausalLM, stack: str | None = None) -> None:
+    def __init__(self, directory: Path, auto: Any = AutoModelForCausalLM) -> None:
         """Load the checkpoint with plain transformers; nothing of surgeon is used but the name of its layers."""
-        self.directory, self.stack = directory, stack
-        self.auto = auto
+        self.directory, self.auto = directory, auto
         self.base, self.report = load(directory, auto)
         self.tokens_BT = torch.randint(3, 120, (2, 24), generator=torch.Generator().manual_seed(1))
-        found = read_structure(open_checkpoint(directory)).stack(stack)
+        found = read_structure(open_checkpoint(directory)).stack()
         self.count, self.prefix = len(found.layers), found.prefix
         builds = [{suffix: tensor.shape for suffix, tensor in layer.items()} for layer in found.layers]
         self.alike = next((at for at in range(1, self.count - 1) if builds[at] == builds[at + 1]), 0)
@@ -90,7 +98,7 @@ class Patient:
 
     def module_prefix(self, position: int) -> str:
         """Return what the names of a layer's parameters begin with in memory."""
-        return next(name for name, module in self.base.named_modules() if module is self.modules[position]) + "."
+        return next(str(name) for name, module in self.base.named_modules() if module is self.modules[position]) + "."
 
     def operations(self) -> list[Operation]:
         """Return what is tried on it."""
@@ -99,7 +107,7 @@ class Patient:
     def try_operation(self, operation: Operation, out: Path, *, verify: bool = False) -> Outcome:
         """Operate, export, reload with plain transformers, and compare."""
         shutil.rmtree(out, ignore_errors=True)
-        recipe = {"version": 1, "base": {"model": str(self.directory)}, "steps": self._on_stack(operation.steps)}
+        recipe = {"version": 1, "base": {"model": str(self.directory)}, "steps": operation.steps}
         try:
             perform("run", {"recipe": recipe, "out": str(out), "verify": verify}, _ignore, _never)
         except SurgeonError as error:
@@ -113,41 +121,32 @@ class Patient:
                 f"reloaded: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             )
 
-    def _on_stack(self, steps: Steps) -> Steps:
-        return (
-            [{name: {**fields, "stack": self.stack} for name, fields in step.items()} for step in steps]
-            if self.stack
-            else steps
-        )
-
     def _compare(self, operation: Operation, out: Path) -> Outcome:
         if self.reference is None:
             return Outcome("error", self.no_reference)
         model, report = load(out, self.auto)
         if report - self.report:
             return Outcome("wrong", "; ".join(sorted(report - self.report)[:3]))
-        found, expected = logits_of(model, self.tokens_BT), self.reference.of(operation.order)
+        if operation.name == "expand mean" and not mean_is_right(self.directory, out, self.prefix, self.alike):
+            return Outcome("wrong", "the inserted layer is not the mean of its neighbours")
+        return self._compare_logits(operation, model, self.reference)
+
+    def _compare_logits(self, operation: Operation, model: nn.Module, reference: Reference) -> Outcome:
+        found, expected = logits_of(model, self.tokens_BT), reference.of(operation.order)
         if not torch.isfinite(expected).all():
             return Outcome("error", "the reference is not finite")
         if not torch.equal(found, expected):
             return Outcome("wrong", f"logits differ by {(found - expected).abs().max().item():.2g}")
-        if operation.changes and torch.equal(found, self.reference.logits):
+        if operation.changes and torch.equal(found, reference.logits):
             return Outcome("error", "the operation changed nothing: this model cannot tell right from wrong")
-        if "expand mean" == operation.name and not mean_is_right(self.directory, out, self.prefix, self.alike):
-            return Outcome("wrong", "the inserted layer is not the mean of its neighbours")
-        return (
-            Outcome("exact")
-            if self._generates(model)
-            else Outcome("wrong", "generation with a cache differs from that without")
-        )
+        if not self.cache_is_sound or _cache_agrees(model, 0):
+            return Outcome("exact")
+        return Outcome("wrong", "generation with a cache differs from that without")
 
     @cached_property
     def cache_is_sound(self) -> bool:
         """Whether the base itself generates the same with and without a cache, on three prompts."""
         return all(_cache_agrees(self.base, seed) for seed in range(3))
-
-    def _generates(self, model: nn.Module) -> bool:
-        return not self.cache_is_sound or _cache_agrees(model, 0)
 
 
 def load(directory: Path, auto: Any = AutoModelForCausalLM) -> tuple[nn.Module, set[str]]:
@@ -201,9 +200,15 @@ def _cache_agrees(model: Any, seed: int) -> bool:
 def _generated(model: Any, tokens_BT: torch.Tensor, *, use_cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     found = model.generate(
-        tokens_BT, attention_mask=torch.ones_like(tokens_BT), do_sample=False, max_new_tokens=6, min_new_tokens=6,
-        use_cache=use_cache, output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        tokens_BT,
+        attention_mask=torch.ones_like(tokens_BT),
+        do_sample=False,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        use_cache=use_cache,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     return found.sequences, torch.stack(found.logits)
 
 
@@ -219,10 +224,14 @@ def mean_is_right(base: Path, out: Path, prefix: str, left: int) -> bool:
         }
         constant = [suffix for suffix, value in made.items() if bool((value == value.flatten()[0]).all())]
         wrong = [
-            suffix for suffix, value in made.items()
-            if suffix not in constant and value.is_floating_point()
-            and not torch.equal(value, (before.get_tensor(start + suffix) + before.get_tensor(f"{prefix}.{left + 1}.{suffix}")) / 2)
-        ]  # fmt: skip
+            suffix
+            for suffix, value in made.items()
+            if suffix not in constant
+            and value.is_floating_point()
+            and not torch.equal(
+                value, (before.get_tensor(start + suffix) + before.get_tensor(f"{prefix}.{left + 1}.{suffix}")) / 2
+            )
+        ]
     return not wrong and 0 < len(constant) < len(made) == len(suffixes)
 
 

@@ -1,4 +1,4 @@
-"""What the logits must be, told without any of surgeon's code: the untouched base, its own layers called in another order.
+"""What the logits must be, told without surgeon's code: the untouched base, its layers called in another order.
 
 The base runs once as it is, while each layer's arguments (masks, position embeddings, per-layer inputs) are noted. Then
 any sequence of its layers is called by hand, each with its own arguments, and the base runs again with the result in

@@ -35,8 +35,11 @@ def try_selection(patient: Patient) -> Outcome:
 def _frozen_is_right(patient: Patient, frozen: set[str]) -> Outcome | None:
     shared = [id(parameter) for name, parameter in patient.base.named_parameters() if name not in frozen]
     layer = patient.module_prefix(_FROZEN)
-    left = [name for name, parameter in patient.base.named_parameters() if name.startswith(layer) and name not in frozen
-            and shared.count(id(parameter)) == 1]  # fmt: skip
+    left = [
+        name
+        for name, parameter in patient.base.named_parameters()
+        if name.startswith(layer) and name not in frozen and shared.count(id(parameter)) == 1
+    ]
     stray = sorted(name for name in frozen if not name.startswith(layer))
     if left or stray:
         return Outcome(
@@ -52,12 +55,12 @@ def _adapters_are_right(patient: Patient, adapters: object) -> Outcome:
     for adapter in adapters:  # type: ignore[attr-defined]
         module = modules.get(adapter.module)
         kind = type(module).__name__
-        if module is None or "Linear" not in kind and kind != "Conv1D":
+        if module is None or ("Linear" not in kind and kind != "Conv1D"):
             return Outcome("wrong", f"adapter on {adapter.module}, which is {kind}")
         if tuple(module.weight.shape) != tuple(adapter.shape):
             return Outcome(
                 "wrong",
-                f"adapter on {adapter.module} of shape {tuple(module.weight.shape)}, planned for {tuple(adapter.shape)}",
+                f"adapter on {adapter.module}: {tuple(module.weight.shape)}, planned for {tuple(adapter.shape)}",
             )
         names.append(adapter.module)
     if len(set(names)) != len(names) or not names:

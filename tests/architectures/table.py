@@ -67,14 +67,16 @@ def table(results: Mapping[str, Any]) -> str:
     records = built(results)
     versions = results["versions"]
     lines = [
-        f"{len(records)} of {len(results['types'])} model types that `AutoModelForCausalLM` knows can be built in transformers "
-        f"{versions['transformers']} (torch {versions['torch']}); each was operated on, exported, reloaded and compared with the untouched base, bit for bit.",
-        "", "| operation | exact | partly refused | refused | wrong |", "|---|---:|---:|---:|---:|",
-    ]  # fmt: skip
+        f"{len(records)} of {len(results['types'])} model types that `AutoModelForCausalLM` knows can be built in "
+        f"transformers {versions['transformers']} (torch {versions['torch']}). Each was operated on, exported, reloaded "
+        "and compared with the untouched base, bit for bit.",
+        "",
+        "| operation | exact | partly refused | refused | wrong |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for group, tally in counts(results).items():
-        lines.append(
-            f"| {group} | {tally.get('exact', 0)} | {tally.get('partly', 0)} | {tally.get('refused', 0)} | {tally.get('wrong', 0)} |"
-        )
+        figures = " | ".join(str(tally.get(kind, 0)) for kind in ("exact", "partly", "refused", "wrong"))
+        lines.append(f"| {group} | {figures} |")
     everything = [
         name for name, record in records.items() if all(outcome[0] == "exact" for outcome in cases_of(record).values())
     ]

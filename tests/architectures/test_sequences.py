@@ -111,7 +111,7 @@ def test_undoing_every_step_gives_the_base_byte_for_byte(
 
 
 def _as_exported(base: Path) -> bytes:
-    """Return the base's file with its header as an export spaces it: the tensors' bytes and their order are untouched."""
+    """Return the base's file with its header as an export spaces it; the tensors' bytes are untouched."""
     raw = (base / "model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = raw[8 : 8 + size].decode().replace(", ", ",").replace(": ", ":").rstrip()
