@@ -122,7 +122,7 @@ def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_F
             tried.append(f"{'.'.join((*path, *keys[:1]))} = {count}")
     found = ", ".join(f"{prefix}.0-{len(group) - 1}" for prefix, group in groups.items()) or "none"
     raise ArchitectureError(
-        f"no run of layers fits the config ({'; '.join(tried) or 'it gives no layer count'}); numbered tensors: {found}",
+        f"no run of layers fits the config ({'; '.join(tried) or 'it gives no layer count'}); numbered: {found}",
         where=str(checkpoint.path),
         allowed="tensors named PREFIX.0.… to PREFIX.(count-1).…",
         hint="the checkpoint is incomplete, or of a kind surgeon does not know",
@@ -247,7 +247,7 @@ def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapp
 
 def _notes(unknown: Sequence[str], tail: Sequence[Any], count: int) -> Iterator[str]:
     for name in unknown:
-        yield f"config field {name} has one entry per layer and is unknown to surgeon: its entries travel with the layers"
+        yield f"config field {name}, unknown to surgeon, has one entry per layer: they travel with the layers"
     if tail:
         yield f"{len(tail)} are numbered behind the {count} layers that the config counts: they stay behind the last"
 

@@ -68,8 +68,8 @@ def table(results: Mapping[str, Any]) -> str:
     versions = results["versions"]
     lines = [
         f"{len(records)} of {len(results['types'])} model types that `AutoModelForCausalLM` knows can be built in "
-        f"transformers {versions['transformers']} (torch {versions['torch']}). Each was operated on, exported, reloaded "
-        "and compared with the untouched base, bit for bit.",
+        f"transformers {versions['transformers']} (torch {versions['torch']}). Each was operated on, exported, "
+        "reloaded and compared with the untouched base, bit for bit.",
         "",
         "| operation | exact | partly refused | refused | wrong |",
         "|---|---:|---:|---:|---:|",

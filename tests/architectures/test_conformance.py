@@ -18,12 +18,9 @@ from tests.architectures.table import EXPAND, PRUNE, built, cases_of, counts, ta
 # Each for something of its own: sandwich norms, transposed and fused matrices, experts one by one and stacked, periods,
 # index lists, patterns, state-space layers, shared blocks, encoder layers, layers bound to their number.
 _SAMPLE = (
-    "llama",
     "gpt2",
-    "gpt_neox",
     "gemma3_text",
     "mixtral",
-    "qwen2_moe",
     "qwen3_next",
     "deepseek_v3",
     "glm_moe_dsa",
@@ -39,6 +36,8 @@ _SAMPLE = (
     "olmo2",
     "minicpm3",
     "diffllama",
+    "qwen2_moe",
+    "gpt_neox",
 )
 
 
