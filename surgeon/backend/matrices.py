@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from surgeon.core.draft import Truncation
@@ -32,9 +33,11 @@ class StoredMatrix:
         From the eigenvalues of the float64 Gram matrix of the smaller side: several times faster than an SVD, and
         exact to about 1e-8 of the largest.
         """
-        wide = self.weight.double()
+        # numpy multiplies a matrix by its own transpose in half the work, and its eigvalsh is the faster one too.
+        wide = self.weight.double().numpy(force=True)
         gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-        return torch.flip(torch.linalg.eigvalsh(gram).clamp(min=0).sqrt(), (0,))
+        squares = np.linalg.eigvalsh(gram)[::-1].clip(min=0)
+        return torch.from_numpy(np.sqrt(squares))
 
 
 def matrices_of(

@@ -47,7 +47,9 @@ def fit_exponent(ascending: Tensor) -> float:
     sizes = (count - starts).double()
     tail_sums = logs.flip(0).cumsum(0).flip(0)[starts]
     alphas = 1 + sizes / (tail_sums - sizes * logs[starts]).clamp(min=1e-300)
-    ranks = torch.arange(count)[None] - starts[:, None]
-    law = 1 - ((1 - alphas)[:, None] * (logs[None] - logs[starts][:, None])).clamp(max=0).exp()
-    distances = (law - ranks / sizes[:, None]).abs().masked_fill(ranks < 0, 0).amax(dim=1)
+    # In place: the matrix of all starts by all values is what this costs.
+    law = logs[None] - logs[starts][:, None]
+    law.mul_((1 - alphas)[:, None]).clamp_(max=0).exp_().neg_().add_(1)
+    law.sub_((torch.arange(count, dtype=torch.float64)[None] - starts[:, None]) / sizes[:, None])
+    distances = law.abs_().triu_().amax(dim=1)
     return float(alphas[distances.argmin()])
