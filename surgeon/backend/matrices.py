@@ -27,6 +27,17 @@ class StoredMatrix:
         return (int(self.weight.shape[0]), int(self.weight.shape[1]))
 
     @cached_property
+    def _wide(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        wide: np.ndarray[Any, np.dtype[np.float64]] = self.weight.double().numpy(force=True)
+        return wide
+
+    @cached_property
+    def squared_norm(self) -> float:
+        """The sum of all squared entries, in float64; not finite if any entry is not."""
+        flat = self._wide.ravel(order="K")
+        return float(flat @ flat)
+
+    @cached_property
     def singular_values(self) -> torch.Tensor:
         """All singular values in float64, largest first.
 
@@ -34,7 +45,7 @@ class StoredMatrix:
         exact to about 1e-8 of the largest.
         """
         # numpy multiplies a matrix by its own transpose in half the work, and its eigvalsh is the faster one too.
-        wide = self.weight.double().numpy(force=True)
+        wide = self._wide
         gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
         squares = np.linalg.eigvalsh(gram)[::-1].clip(min=0)
         return torch.from_numpy(np.sqrt(squares))

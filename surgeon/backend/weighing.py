@@ -6,12 +6,12 @@ read: none after a prune, the inserted ones after an expand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
-import torch
 
 from surgeon.backend.matrices import StoredMatrix, matrices_of
 from surgeon.backend.score_cache import ScoreCache
@@ -83,19 +83,15 @@ class _Scales:
                 continue
             tensor = self._planned[self._stack.tensor_name(position, suffix)]
             weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-            _require_finite(weight, tensor.name, layer.key)
             for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
+                if not math.isfinite(matrix.squared_norm):
+                    raise ScoreError(
+                        f"{tensor.name} holds inf or nan", where=f"layer {layer.key}",
+                        hint="such weights cannot be scored: check the model",
+                    )  # fmt: skip
                 for kind in kinds:
                     _look(kind, name, matrix, found[kind.name])
         return found
-
-
-def _require_finite(weight: torch.Tensor, name: str, key: str) -> None:
-    # float8 has no comparisons of its own.
-    if not torch.isfinite(weight if weight.element_size() > 1 else weight.float()).all():
-        raise ScoreError(
-            f"{name} holds inf or nan", where=f"layer {key}", hint="such weights cannot be scored: check the model"
-        )
 
 
 def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: Weighed) -> None:

@@ -55,6 +55,11 @@ class Matrix(Protocol):
         ...
 
     @property
+    def squared_norm(self) -> float:
+        """The sum of all squared entries, in float64; computed once, when first asked for."""
+        ...
+
+    @property
     def singular_values(self) -> Tensor:
         """All singular values in float64, largest first; computed once, when first asked for."""
         ...

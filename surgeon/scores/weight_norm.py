@@ -23,7 +23,7 @@ class WeightNorm(WeightsScore, frozen=True, kw_only=True):
 
     def matrix(self, matrix: Matrix) -> float:
         """Return the Frobenius norm, accumulated in float64."""
-        return math.sqrt(matrix.weight.double().square().sum().item())
+        return math.sqrt(matrix.squared_norm)
 
     def layer(self, matrices: Mapping[str, float]) -> float:
         """Return the norm of all of them as one vector."""

@@ -186,3 +186,12 @@ def test_the_model_is_left_without_gradients(tmp_path: Path) -> None:
     scores(base, "fisher")
     model = resident_model(open_draft(base).structure, torch.float32, torch.device("cpu")).model
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_on_a_real_model_the_ends_and_layer_eleven_cost_most_whatever_their_influence(demo_model: Path) -> None:
+    """Layers 0, 1, 29 and 11 of SmolLM2-135M are the worst to lose; block influence calls 11 redundant."""
+    found = scores(demo_model, "removal,block_influence", sequences=4, length=256, batch_tokens=1024)
+    removal, influence = found["removal"], found["block_influence"]
+    assert set(removal.ranking(list(removal.values))[-4:]) == {"0", "1", "29", "11"}
+    assert influence.ranking(list(influence.values)).index("11") < 10
