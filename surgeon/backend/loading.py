@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from surgeon.backend.streaming import offload_map
+from surgeon.backend.streaming import offload_map, unmapped_reading
 from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.structure import Structure
 from surgeon.errors import ArchitectureError, CheckpointError
@@ -55,9 +56,10 @@ def load_model(
     """
     try:
         offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
-        model, report = model_class(path).from_pretrained(
-            path, dtype=dtype or "auto", output_loading_info=True, **offload
-        )
+        with unmapped_reading() if device_map else nullcontext():
+            model, report = model_class(path).from_pretrained(
+                path, dtype=dtype or "auto", output_loading_info=True, **offload
+            )
     except (ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArchitectureError(f"transformers cannot build it: {first}", where=str(path / "config.json")) from error

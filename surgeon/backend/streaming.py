@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
+import safetensors
 import torch
 from accelerate.hooks import AlignDevicesHook, remove_hook_from_module
 from torch import nn
+from transformers import modeling_utils
 
 from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.structure import Structure
@@ -58,6 +61,30 @@ def _keep(module: nn.Module, name: str, prefix: str, kept: dict[str, str], devic
             kept[full] = device
     for parameter_name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         kept[f"{name}.{parameter_name}" if name else parameter_name] = device
+
+
+@contextmanager
+def unmapped_reading() -> Iterator[None]:
+    """Have transformers read shards tensor by tensor while it loads.
+
+    It looks at every tensor, those that stay on disk too, through one mapping of the whole file; each page it has
+    touched would count as resident memory until the last one is read. It has a way without, but no argument for it.
+    """
+    loading: Any = modeling_utils
+    mapped = loading.safe_open
+
+    def by_reading(*args: Any, **settings: Any) -> Any:
+        return mapped(*args, **{**settings, "backend": "pread"})
+
+    loading.safe_open = by_reading if _knows_backends() else mapped
+    try:
+        yield
+    finally:
+        loading.safe_open = mapped
+
+
+def _knows_backends() -> bool:
+    return tuple(map(int, safetensors.__version__.split(".")[:2])) >= (0, 8)
 
 
 def is_streamed(layer: nn.Module) -> bool:
