@@ -1,4 +1,4 @@
-"""Llama 4 and SmolLM3: layers without rotary positions, with chunked attention, with experts, every so many layers."""
+"""Llama with vision, Llama 4, SmolLM3: layers across to the image, without rotary positions, with experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import FULL, SLIDING
-from surgeon.core.layer_fields import Config, EachLayer
+from surgeon.core.layer_fields import Config, EachLayer, Indices
 from surgeon.core.structure import Family
 
 
@@ -51,6 +51,10 @@ FAMILIES = (
     Family(
         model_types=("llama4", "llama4_text"),
         fields=(EachLayer("no_rope_layers", _rotary), EachLayer("layer_types", _chunked), _ExpertLayers()),
+    ),
+    Family(
+        model_types=("mllama", "mllama_text_model"),
+        fields=(Indices("cross_attention_layers", default=(3, 8, 13, 18, 23, 28, 33, 38)),),
     ),
     Family(model_types=("smollm3",), fields=(EachLayer("no_rope_layers", _rotary), EachLayer("layer_types", _windows))),
 )

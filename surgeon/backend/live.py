@@ -69,8 +69,8 @@ def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
     finally:
         for modules, base in restores:
             _refill(modules, base)
-        for module, config in configs:
-            module.config = config
+        for module, name, value in configs:
+            setattr(module, name, value)
 
 
 def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:
@@ -132,8 +132,8 @@ def _with_infinities(value: Any) -> Any:
     return [_with_infinities(part) for part in value] if isinstance(value, list) else value
 
 
-def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
-    """Give every submodule the edited config it belongs to; return what each had before."""
+def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
+    """Give every submodule the edited config it belongs to; return (module, attribute, what it had before)."""
     old: Any = model.config
     new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
@@ -150,6 +150,23 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
     for module in model.modules():
         config = vars(module).get("config")
         if id(config) in pairs:
-            swapped.append((module, config))
+            swapped.append((module, "config", config))
             module.config = pairs[id(config)]
-    return swapped
+    return [
+        *swapped,
+        *(change for before, after in ((old, new), *parts) for change in _swap_copies(model, before, after)),
+    ]
+
+
+def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Replace what modules have copied from the config: lists that say something of each layer."""
+    changed = {
+        name: value
+        for name, value in vars(before).items()
+        if isinstance(value, list) and vars(after).get(name) != value
+    }
+    for module in model.modules():
+        for name in changed.keys() & vars(module).keys():
+            if getattr(module, name) == changed[name]:
+                yield module, name, changed[name]
+                setattr(module, name, vars(after)[name])

@@ -71,6 +71,8 @@ def sparse_config(config: PreTrainedConfig, legacy: Mapping[str, Any] | None = N
     `legacy` are older keys, such as a window's period, that say what newer lists say.
     """
     full = config.to_dict()
+    if legacy and "text_config" not in full:
+        legacy = legacy.get("text_config", legacy)  # the model was given the text part of its config alone
     return _without_implied(type(config), {**full, **_merged(full, legacy or {})}, full)
 
 

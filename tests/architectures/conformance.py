@@ -180,7 +180,8 @@ def main() -> int:
     found = examine_all(options.types or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), options.processes)
     out = options.out or (None if options.types else RESULTS)
     if out:
-        out.write_text(json.dumps({"versions": versions(), "types": found}, indent=1) + "\n")
+        before = json.loads(out.read_text())["types"] if options.types and out.is_file() else {}
+        out.write_text(json.dumps({"versions": versions(), "types": {**before, **found}}, indent=1) + "\n")
     bad = [model_type for model_type, record in found.items() if "\n" in summary(record) or "failed" in record]
     print(f"{len(found)} types, {len(bad)} with something wrong: {', '.join(bad) or 'none'}", file=sys.stderr)
     return 1 if bad else 0

@@ -241,7 +241,7 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv", "conv", "full_attention"]
     },
     "mamba2": {"num_heads": 8},
-    "mllama": {"text_config": {"cross_attention_layers": [1, 4]}},
+    "mllama": {"text_config": {"cross_attention_layers": [3, 6]}},
     "nemotron_h": {
         "layers_block_type": [
             "linear_attention",
@@ -362,6 +362,6 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
     "rwkv": {"rescale_every": {"rescale_every": 3}},
     "granite_swa": {"layer_rope_theta": {"layer_rope_theta": [0, 10000.0, 500.0, 10000.0, 0, 100.0, 10000.0, 20.0]}},
     "laguna": {"num_attention_heads_per_layer": {"num_attention_heads_per_layer": [4, 4, 8, 4, 4, 8, 4, 4]}},
-    "mllama": {"cross_attention_layers": {"text_config": {"cross_attention_layers": [3, 6]}}},
+    "mllama": {"cross_attention_layers": {"text_config": {"cross_attention_layers": [2, 5]}}},
 }
 """The same with settings that published configs have and that today's config classes turn into lists."""
