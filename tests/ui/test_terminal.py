@@ -142,7 +142,9 @@ def test_killing_the_interface_loses_no_step_and_leaves_no_worker(terminal: Term
     os.kill(pid, signal.SIGKILL)
     assert terminal.ended() == 137
     terminal.until(lambda: not lives(worker))
-    terminal.keys("stty sane; reset", "C-j")  # a killed program leaves the terminal raw
+    # A killed program leaves the terminal raw. No `reset`: it throws away what is typed while it works.
+    terminal.keys("stty sane; echo rea''dy", "C-j")
+    terminal.shows("ready")
     terminal.start(str(tiny), "--worker", fake_worker())
     terminal.shows("recovered 2 steps", "pruned·1", "FROZEN")
     terminal.keys("q")
