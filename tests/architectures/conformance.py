@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,13 @@ def examine_all(types: list[str], processes: int) -> dict[str, Record]:
     """Examine types in several single-threaded processes."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     found: dict[str, Record] = {}
-    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=40) as pool:
-        for number, (model_type, record) in enumerate(pool.imap_unordered(_examine_quietly, types), start=1):
-            found[model_type] = record
-            print(f"{number}/{len(types)} {model_type}: {summary(record)}", file=sys.stderr, flush=True)
+    context = multiprocessing.get_context("spawn")
+    # A process that the system kills ends the run with an error; a Pool would wait for it for ever.
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=40) as pool:
+        waiting = [pool.submit(_examine_quietly, model_type) for model_type in types]
+        for number, done in enumerate(as_completed(waiting), start=1):
+            model_type, found[model_type] = done.result()
+            print(f"{number}/{len(types)} {model_type}: {summary(found[model_type])}", file=sys.stderr, flush=True)
     return {model_type: found[model_type] for model_type in types}
 
 
