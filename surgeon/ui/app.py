@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
 
 from textual.app import App, SystemCommand
@@ -21,6 +22,7 @@ from surgeon.ui.main_screen import MainScreen
 from surgeon.ui.room import Room
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_LEAVE_SECONDS = 5.0
 
 
 class SurgeonApp(App[int]):
@@ -76,6 +78,10 @@ class SurgeonApp(App[int]):
             gc.enable()
 
     def _signalled(self, number: signal.Signals) -> None:
+        # A terminal that has gone takes no output: what waits to write to it would wait for ever.
+        last_word = threading.Timer(_LEAVE_SECONDS, os._exit, (128 + number,))
+        last_word.daemon = True
+        last_word.start()
         self.exit(128 + number)
 
     def leave(self, *, keep_journal: bool) -> None:
