@@ -17,6 +17,7 @@ from torch import nn
 
 from surgeon.errors import ArchitectureError, ScoreError
 
+_IGNORED = -100
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -167,9 +168,13 @@ def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor
 
     The prediction made at position 0, which has no context, is left out.
     """
-    return nn.functional.cross_entropy(
-        logits_BTV[:, 1:-1].float().transpose(1, 2), tokens_BT[:, 2:], reduction="none"
-    ).mean(dim=1)
+    # Every position, most of them wanted: cutting the first and last off would copy all logits.
+    targets_BT = torch.full_like(tokens_BT, _IGNORED)
+    targets_BT[:, 1:-1] = tokens_BT[:, 2:]
+    losses_N = nn.functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED, reduction="none"
+    )
+    return losses_N.view_as(targets_BT).sum(dim=1) / (tokens_BT.shape[1] - 2)
 
 
 def batches_of(tokens_BT: torch.Tensor, batch_tokens: int) -> Sequence[torch.Tensor]:
