@@ -71,6 +71,7 @@ FAMILIES = (
     Family(model_types=("minicpm3",), fields=(_DepthScale(1.4),)),
     Family(
         model_types=("inkling_text",),
+        roles=((r"(?:attn|mlp)_sconv\..+", "mixer.inner"),),
         fields=(
             EachLayer("layer_types", _inkling, ("local_layer_ids",)),
             EachLayer("mlp_layer_types", first(0, "dense_mlp_idx"), ("dense_mlp_idx",)),
