@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +30,12 @@ class _DepthScale:
         return (value / math.sqrt(count),) * count
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write the number that gives the same scale, to the last bit, with the new count."""
+        """Write the number that gives the same scale with the new count."""
         del config
         root, scale = math.sqrt(len(values)), values[0]
         near = scale * root
         for candidate in (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0)):
-            if candidate / root == scale:
+            if _single(candidate / root) == _single(scale):
                 return {self.key: candidate}
         raise ArchitectureError(
             f"can give no scale of exactly {scale} to {len(values)} layers",
@@ -42,6 +43,11 @@ class _DepthScale:
             allowed="another number of layers",
             hint="remove or insert one layer more or less",
         )
+
+
+def _single(number: float) -> bytes:
+    """Return a number as torch multiplies by it: in single precision, for tensors of that precision and of half."""
+    return struct.pack("<f", number)
 
 
 def _inkling(config: Config, count: int) -> Sequence[str]:
