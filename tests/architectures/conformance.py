@@ -35,7 +35,8 @@ def examine(model_type: str) -> Record:
     from transformers import AutoModelForCausalLM
 
     from tests.architectures.building import as_saved, small_config, sparse_config, tiny_model
-    from tests.architectures.settings import OLDER, UNBUILDABLE
+    from tests.architectures.older import OLDER
+    from tests.architectures.settings import UNBUILDABLE
 
     if model_type in UNBUILDABLE:
         return {"unbuildable": UNBUILDABLE[model_type]}

@@ -135,7 +135,7 @@ VISION: dict[str, Any] = {
 }
 """For the towers that are not the text model."""
 
-_MLA = {"num_key_value_heads": 4}
+MLA = {"num_key_value_heads": 4}
 _QWEN4 = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
@@ -152,7 +152,7 @@ _QWEN4 = {
     "heads_per_ngram": 2,
 }
 _DOTS3 = {
-    **_MLA,
+    **MLA,
     "shared_experts_intermediate_size": 16,
     "swa_num_attention_heads": 2,
     "swa_num_key_value_heads": 2,
@@ -178,18 +178,18 @@ _ZAMBA = [
 _BLT = {"hidden_size": 32, "hidden_size_global": 32, "num_attention_heads": 4, "intermediate_size": 48}
 
 OWN: dict[str, dict[str, Any]] = {
-    "axk1": _MLA,
-    "axk2": _MLA,
-    "bailing_hybrid": _MLA,
-    "deepseek_v2": _MLA,
-    "deepseek_v3": _MLA,
-    "deepseek_v32": _MLA,
-    "glm4_moe_lite": _MLA,
-    "glm_moe_dsa": _MLA,
-    "kimi_linear": _MLA,
-    "longcat_flash": {**_MLA, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2},
-    "minicpm3": _MLA,
-    "youtu": _MLA,
+    "axk1": MLA,
+    "axk2": MLA,
+    "bailing_hybrid": MLA,
+    "deepseek_v2": MLA,
+    "deepseek_v3": MLA,
+    "deepseek_v32": MLA,
+    "glm4_moe_lite": MLA,
+    "glm_moe_dsa": MLA,
+    "kimi_linear": MLA,
+    "longcat_flash": {**MLA, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2},
+    "minicpm3": MLA,
+    "youtu": MLA,
     "bamba": {"attn_layer_indices": [2, 5]},
     "blt": {
         "encoder_config": _BLT,
@@ -297,71 +297,3 @@ UNBUILDABLE = {
     "musicgen_melody": "AutoModelForCausalLM gives its decoder a config that is not the decoder's",
 }
 """Types that `AutoModelForCausalLM` lists but cannot build on their own, and why."""
-
-OLDER: dict[str, dict[str, dict[str, Any]]] = {
-    "qwen2": {"max_window_layers": {"use_sliding_window": True, "max_window_layers": 3}},
-    "qwen3": {"max_window_layers": {"use_sliding_window": True, "max_window_layers": 3}},
-    "qwen2_moe": {
-        "decoder_sparse_step": {"decoder_sparse_step": 2, "mlp_only_layers": [3], "use_sliding_window": True}
-    },
-    "qwen3_moe": {"decoder_sparse_step": {"decoder_sparse_step": 2, "mlp_only_layers": [3]}},
-    "qwen3_next": {"decoder_sparse_step": {"decoder_sparse_step": 2, "full_attention_interval": 3}},
-    "qwen3_5_text": {"full_attention_interval": {"full_attention_interval": 3}},
-    "gemma3_text": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
-    "gemma3": {"sliding_window_pattern": {"text_config": {"sliding_window_pattern": 3}}},
-    "gemma3n_text": {"shared": {"num_kv_shared_layers": 3}},
-    "gemma4_text": {"num_kv_shared_layers": {"num_kv_shared_layers": 2}},
-    "cohere2": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
-    "cohere2_moe": {"first_k_dense_replace": {"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2}},
-    "deepseek_v3": {"all dense": {**_MLA, "first_k_dense_replace": 1}},
-    "axk1": {"moe_layer_freq": {**_MLA, "first_k_dense_replace": 2, "moe_layer_freq": 2}},
-    "glm_moe_dsa": {
-        "index_topk_freq": {**_MLA, "index_topk_freq": 2, "first_k_dense_replace": 2},
-        "index_topk_pattern": {**_MLA, "index_topk_pattern": "FSSFFSFS"},
-    },
-    "llama4_text": {"interleave": {"interleave_moe_layer_step": 2, "no_rope_layer_interval": 3}},
-    "smollm3": {"no_rope_layer_interval": {"no_rope_layer_interval": 3, "use_sliding_window": True}},
-    "jamba": {
-        "periods": {"attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 4, "expert_layer_offset": 0}
-    },
-    "lfm2": {"full_attn_idxs": {"full_attn_idxs": [1, 4, 6]}},
-    "nemotron_h": {"hybrid_override_pattern": {"hybrid_override_pattern": "ME*--M*E"}},
-    "kimi_linear": {
-        "linear_attn_config": {
-            **_MLA,
-            "first_k_dense_replace": 2,
-            "linear_attn_config": {
-                "full_attn_layers": [3, 6],
-                "kda_layers": [1, 2, 4, 5, 7, 8],
-                "head_dim": 8,
-                "num_heads": 4,
-                "short_conv_kernel_size": 4,
-            },
-        }
-    },
-    "bailing_hybrid": {"layer_group_size": {**_MLA, "layer_group_size": 3, "first_k_dense_replace": 3}},
-    "afmoe": {"global_attn_every_n_layers": {"global_attn_every_n_layers": 3, "num_dense_layers": 2}},
-    "modernbert-decoder": {"global_attn_every_n_layers": {"global_attn_every_n_layers": 4}},
-    "exaone4": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
-    "ernie4_5_moe": {
-        "moe_layer_interval": {"moe_layer_start_index": 2, "moe_layer_end_index": 6, "moe_layer_interval": 2}
-    },
-    "dots1": {"max_window_layers": {"n_shared_experts": 1, "max_window_layers": 3, "first_k_dense_replace": 2}},
-    "inkling_text": {"local_layer_ids": {**OWN["inkling_text"], "local_layer_ids": [0, 1, 4], "dense_mlp_idx": 2}},
-    "deepseek_v4": {
-        "compress_ratios": {**OWN["deepseek_v4"], "compress_ratios": [0, 0, 4, 128, 4, 128, 4, 0], "num_hash_layers": 2}
-    },
-    "minimax_m3_vl_text": {
-        "moe_layer_freq": {
-            "moe_layer_freq": [0, 0, 1, 1, 1, 1, 1, 1],
-            "sparse_attention_config": {"sparse_attention_freq": [0, 0, 0, 1, 1, 0, 1, 1]},
-        }
-    },
-    "gpt_neo": {"attention_types": {"attention_types": [[["global", "local"], 4]]}},
-    "gpt2": {"scale_attn_by_inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True}},
-    "rwkv": {"rescale_every": {"rescale_every": 3}},
-    "granite_swa": {"layer_rope_theta": {"layer_rope_theta": [0, 10000.0, 500.0, 10000.0, 0, 100.0, 10000.0, 20.0]}},
-    "laguna": {"num_attention_heads_per_layer": {"num_attention_heads_per_layer": [4, 4, 8, 4, 4, 8, 4, 4]}},
-    "mllama": {"cross_attention_layers": {"text_config": {"cross_attention_layers": [2, 5]}}},
-}
-"""The same with settings that published configs have and that today's config classes turn into lists."""

@@ -76,7 +76,7 @@ _SETTINGS = settings(
 
 def _tells(value: Any) -> bool:
     """Whether a setting says anything: a layer that no name mentions is not told from one where there are no names."""
-    return value != ((), None)
+    return bool(value != ((), None))
 
 
 @_SETTINGS
