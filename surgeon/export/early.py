@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_STRIDE_BYTES = 256 * 2**20
+_STRIDE_BYTES = 64 * 2**20
 
 
 @contextmanager
