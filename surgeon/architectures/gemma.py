@@ -9,9 +9,12 @@ from surgeon.architectures.shared import SANDWICH, post_norms
 from surgeon.core.layer_counts import LastCount
 from surgeon.core.layer_fields import Config, Derived, EachLayer, LayerField
 from surgeon.core.layer_ties import Borrows
-from surgeon.core.structure import Family, Silence
+from surgeon.core.structure import Family, OutsideSlices, Silence
 
-_SLICES = (r"embed_tokens_per_layer\.", r"per_layer_model_projection\.")
+_SLICES = (
+    OutsideSlices(r"(?:^|\.)embed_tokens_per_layer\.", 1, "hidden_size_per_layer_input"),
+    OutsideSlices(r"(?:^|\.)per_layer_model_projection\.", 0, "hidden_size_per_layer_input"),
+)
 
 
 def _shared_kv(layer_types: Derived, default: int) -> tuple[LayerField, ...]:
@@ -33,12 +36,26 @@ def _sparse_start(config: Config, count: int) -> Sequence[float]:
     return [0.95] * number + [0.0] * (count - number)
 
 
-def _sandwich(*types: str, value: float, fields: tuple[LayerField, ...], slices: tuple[str, ...] = ()) -> Family:
+def _sandwich(
+    *types: str, value: float, fields: tuple[LayerField, ...], slices: tuple[OutsideSlices, ...] = ()
+) -> Family:
     return Family(model_types=types, roles=SANDWICH, fields=fields, silences=post_norms(value), outside_slices=slices)
 
 
 _GEMMA3N = every(5)
 _GEMMA4 = every(6, last=FULL)
+_GEMMA4_ROLES = (
+    *SANDWICH,
+    (r"(?:ple_block\.)?post_per_layer_input_norm\.weight", "norm.post_input"),
+    (r"layer_scalar", "residual.scale"),
+)
+_SCALE = Silence("residual.scale", 1.0)
+_GEMMA4_SILENCES = tuple(
+    (*way, *more)
+    for way in post_norms()
+    for more in ((Silence("norm.post_input"), _SCALE), (Silence("norm.post_input"),), (_SCALE,), ())
+)
+"""A layer that lacks the norm takes no input of its own; one that lacks the scale is as if it were 1."""
 
 FAMILIES = (
     Family(model_types=("gemma",)),
@@ -62,9 +79,23 @@ FAMILIES = (
     ),
     Family(
         model_types=("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
-        roles=SANDWICH,
+        roles=_GEMMA4_ROLES,
         fields=(EachLayer("layer_types", _GEMMA4, ends_with=FULL), *_shared_kv(_GEMMA4, 0)),
-        silences=((*post_norms()[0], Silence("norm.post_input")), *post_norms()),
+        silences=_GEMMA4_SILENCES,
+        outside_slices=_SLICES,
+    ),
+    Family(
+        model_types=("embedding_gemma2", "embedding_gemma2_text"),
+        roles=_GEMMA4_ROLES,
+        fields=(
+            EachLayer(
+                "layer_types",
+                every(6, "sliding_window_pattern", last=FULL),
+                ("sliding_window_pattern",),
+                ends_with=FULL,
+            ),
+        ),
+        silences=_GEMMA4_SILENCES,
         outside_slices=_SLICES,
     ),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.matrices import truncate
+from surgeon.backend.slicing import swap_slices
 from surgeon.backend.streaming import weights_of, without_hooks
 from surgeon.backend.tensors import mean_of
 from surgeon.core.draft import Draft, Identity, Original, Source, Truncated, base_tensors
@@ -58,6 +59,7 @@ def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
     restores: list[tuple[nn.ModuleList, list[nn.Module]]] = []
     configs = _swap_configs(model, compile_config(draft))
     try:
+        configs += swap_slices(model, draft)
         for name, layers in draft.stacks.items():
             stack = draft.structure.stacks[name]
             modules = layer_list(model, stack)
@@ -93,10 +95,10 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
         module = _build(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
         with torch.no_grad():
-            for name, parameter in module.named_parameters():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 role = structure.role(name)
                 if role in ways:
-                    parameter.fill_(ways[role])
+                    tensor.fill_(ways[role])
         return module
     if isinstance(source, Truncated):
         module = _build(structure, stack, source.of, base)
@@ -159,11 +161,11 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
 
 
 def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn.Module, str, Any]]:
-    """Replace what modules have copied from the config: lists that say something of each layer."""
+    """Replace what modules have copied from the config: lists that say something of each layer, and counts."""
     changed = {
         name: value
         for name, value in vars(before).items()
-        if isinstance(value, list) and vars(after).get(name) != value
+        if isinstance(value, list | int) and vars(after).get(name) != value
     }
     for module in model.modules():
         for name in changed.keys() & vars(module).keys():

@@ -11,9 +11,11 @@ import torch
 
 from surgeon.backend.matrices import truncate
 from surgeon.core.checkpoint import Tensor
+from surgeon.core.draft import Mean, Original, Source
 from surgeon.core.dtypes import FLOATS
 from surgeon.core.expressions import Copy, Expression, Fill, TruncatedOf
 from surgeon.core.plan import PlannedTensor
+from surgeon.core.slices import Slices
 from surgeon.errors import ArchitectureError
 
 DTYPES = {
@@ -61,6 +63,8 @@ class TensorReader:
             return self.read(expression.tensor)
         if isinstance(expression, Fill):
             return torch.full(shape, expression.value, dtype=DTYPES[dtype])
+        if isinstance(expression, Slices):
+            return gathered(self.read(expression.tensor), expression)
         if isinstance(expression, TruncatedOf):
             weight = self.evaluate(expression.of, dtype, shape).clone()
             truncate(weight, expression.pieces, expression.how)
@@ -99,6 +103,18 @@ def mean_of(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return the element-wise mean, taken in float32 (float64 for float64) and rounded once to the left one's dtype."""
     wide = torch.float64 if left.dtype is torch.float64 else torch.float32
     return ((left.to(wide) + right.to(wide)) / 2).to(left.dtype)
+
+
+def gathered(value: torch.Tensor, slices: Slices) -> torch.Tensor:
+    """Return slices of a whole tensor, one after another."""
+    return torch.cat([_slice(value, slices, source) for source in slices.sources], dim=slices.axis)
+
+
+def _slice(value: torch.Tensor, slices: Slices, source: Source) -> torch.Tensor:
+    if isinstance(source, Mean):
+        return mean_of(_slice(value, slices, source.left), _slice(value, slices, source.right))
+    assert isinstance(source, Original), "a slice is a layer's, or a mean of layers'"
+    return value.narrow(slices.axis, source.index * slices.width, slices.width)
 
 
 def is_matrix(stored: Tensor) -> bool:

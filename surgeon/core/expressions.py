@@ -8,6 +8,7 @@ from surgeon.core.checkpoint import Tensor
 from surgeon.core.draft import Identity, Original, Source, Truncated, Truncation, base_tensors
 from surgeon.core.dtypes import FLOATS
 from surgeon.core.pieces import Piece, pieces_of
+from surgeon.core.slices import Slices
 from surgeon.core.structure import OTHER, Stack, Structure
 from surgeon.errors import ArchitectureError
 
@@ -43,7 +44,7 @@ class TruncatedOf:
     how: Truncation
 
 
-Expression = Copy | Fill | MeanOf | TruncatedOf
+Expression = Copy | Fill | MeanOf | TruncatedOf | Slices
 
 
 def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
@@ -125,4 +126,4 @@ def first_leaf(expression: Expression, own_name: str) -> str:
     """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
     while isinstance(expression, (MeanOf, TruncatedOf)):
         expression = expression.left if isinstance(expression, MeanOf) else expression.of
-    return expression.tensor.name if isinstance(expression, Copy) else own_name
+    return expression.tensor.name if isinstance(expression, (Copy, Slices)) else own_name

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Draft, Layer, Lora, Original, base_tensors
+from surgeon.core.draft import Draft, Layer, Lora, base_tensors
 from surgeon.core.expressions import Copy, Expression, MeanOf, TruncatedOf, express, first_leaf
 from surgeon.core.layer_fields import REMOVED, LayerField
+from surgeon.core.slices import Slices, sliced
 from surgeon.core.structure import Structure
-from surgeon.errors import ArchitectureError
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,10 @@ class Plan:
     @property
     def needs_arithmetic(self) -> bool:
         """Whether any tensor is calculated rather than copied or filled."""
-        return any(isinstance(tensor.source, (MeanOf, TruncatedOf)) for tensor in self.tensors)
+        return any(
+            isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
+            for source in (tensor.source for tensor in self.tensors)
+        )
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ def compile_plan(draft: Draft) -> Plan:
     """
     structure = draft.structure
     config = compile_config(draft)
-    tensors = [*_outside(structure), *_inside(draft)]
+    tensors = [*_outside(draft), *_inside(draft)]
     order = {tensor.name: rank for rank, tensor in enumerate(structure.checkpoint.tensors.values())}
     tensors.sort(key=lambda tensor: (order.get(first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
     return Plan(
@@ -113,7 +116,6 @@ def compile_config(draft: Draft) -> dict[str, Any]:
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
         settings = [layer.settings for layer in layers]
-        _refuse_sliced(draft, name)
         if settings == list(stack.settings):
             continue
         part = config
@@ -136,22 +138,17 @@ def _write_fields(
                 part[key] = value
 
 
-def _refuse_sliced(draft: Draft, stack: str) -> None:
-    """Refuse an edit that tensors outside the layers would have to follow slice by slice."""
-    structure = draft.structure
-    base = [Original(index) for index in range(len(structure.stacks[stack].layers))]
-    if structure.sliced and [layer.source for layer in draft.stacks[stack]] != base:
-        raise ArchitectureError(
-            "holds one slice for each layer, and would have to be cut",
-            where=f"tensor {structure.sliced[0]!r}",
-            allowed="freeze and masked_lora",
-            hint="edits of such models cannot be expressed yet",
-        )
+def _outside(draft: Draft) -> Iterator[PlannedTensor]:
+    cut = dict(sliced(draft))
+    for name, tensor in draft.structure.outside.items():
+        yield _cut(cut[name]) if name in cut else _copied(name, tensor)
 
 
-def _outside(structure: Structure) -> Iterator[PlannedTensor]:
-    for name, tensor in structure.outside.items():
-        yield _copied(name, tensor)
+def _cut(slices: Slices) -> PlannedTensor:
+    whole, axis = slices.tensor, slices.axis
+    parameters = whole.parameters // whole.shape[axis] * slices.shape[axis]
+    nbytes = whole.nbytes // whole.parameters * parameters
+    return PlannedTensor(whole.name, whole.dtype, slices.shape, slices, nbytes, parameters)
 
 
 def _copied(name: str, tensor: Tensor) -> PlannedTensor:

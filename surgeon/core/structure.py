@@ -42,6 +42,19 @@ class StackRule:
 
 
 @dataclass(frozen=True)
+class OutsideSlices:
+    """Tensors outside the layers that hold one slice for each layer.
+
+    pattern: a regular expression for their names.   axis: the dimension along which the slices follow each other.
+    width_key: the config key of a slice's width.
+    """
+
+    pattern: str
+    axis: int
+    width_key: str
+
+
+@dataclass(frozen=True)
 class Family:
     """What differs between model families.
 
@@ -52,7 +65,7 @@ class Family:
         tensors that write into the residual stream are set to 0, if the layer holds nothing whose role is unknown.
     no_identity: why no layer of this family can be made an identity, if so.
     renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
-    outside_slices: regular expressions for tensors outside the layers that hold one slice for each of them.
+    outside_slices: tensors outside the layers that hold one slice for each layer of the default stack.
     stacks: stacks with a count of their own, if the shared rules do not find them.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
@@ -71,7 +84,7 @@ class Family:
     in_memory: tuple[tuple[str, str], ...] = ()
     no_identity: str = ""
     renamed: bool = False
-    outside_slices: tuple[str, ...] = ()
+    outside_slices: tuple[OutsideSlices, ...] = ()
     stacks: tuple[StackRule, ...] = ()
 
 
@@ -124,11 +137,11 @@ class Structure:
     problems: tuple[str, ...] = ()
 
     @cached_property
-    def sliced(self) -> tuple[str, ...]:
-        """Names of tensors outside the layers that hold one slice for each layer."""
-        return tuple(
-            name for name in self.outside if any(re.search(pattern, name) for pattern in self.family.outside_slices)
-        )
+    def sliced(self) -> Mapping[str, OutsideSlices]:
+        """Tensors outside the layers that hold one slice for each layer, by name."""
+        return {
+            name: rule for name in self.outside for rule in self.family.outside_slices if re.search(rule.pattern, name)
+        }
 
     @property
     def model_type(self) -> str:

@@ -22,8 +22,10 @@ from surgeon.core.dtypes import constant_bytes
 from surgeon.core.expressions import Copy, Fill
 from surgeon.core.jobs import IsCancelled
 from surgeon.core.plan import Plan, PlannedTensor
+from surgeon.core.slices import Slices
 from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export.early import written_back
+from surgeon.export.gathering import gathered
 
 SHARD_BYTES = 5_000_000_000
 SPLIT_BYTES = 1_000_000_000
@@ -166,16 +168,23 @@ def _write_shard(
                 if cancelled():
                     raise Cancelled
                 if isinstance(piece, _Range):
-                    if piece.path not in sources:
-                        sources[piece.path] = _open_source(piece.path)
-                    _copy(sources[piece.path], piece, out, advance_both, cancelled)
-                else:
-                    _write_all(out, _made(piece, arithmetic))
-                    advance_both(piece.nbytes)
+                    _copy(_opened(piece.path, sources), piece, out, advance_both, cancelled)
+                    continue
+                for data in _made(piece, arithmetic, sources):
+                    if cancelled():
+                        raise Cancelled
+                    _write_all(out, data)
+                    advance_both(len(data))
         os.fsync(out)
     finally:
         for handle in (out, *sources.values()):
             os.close(handle)
+
+
+def _opened(path: Path, sources: dict[Path, int]) -> int:
+    if path not in sources:
+        sources[path] = _open_source(path)
+    return sources[path]
 
 
 def _open_source(path: Path) -> int:
@@ -210,11 +219,14 @@ def _merge_ranges(tensors: Sequence[PlannedTensor]) -> Iterator[_Piece]:
         yield run
 
 
-def _made(tensor: PlannedTensor, arithmetic: Arithmetic | None) -> bytes:
+def _made(tensor: PlannedTensor, arithmetic: Arithmetic | None, sources: dict[Path, int]) -> Iterator[bytes]:
     if isinstance(tensor.source, Fill):
-        return constant_bytes(tensor.source.value, tensor.dtype) * tensor.parameters
-    assert arithmetic is not None, "a plan that calculates needs arithmetic"
-    return arithmetic(tensor)
+        yield constant_bytes(tensor.source.value, tensor.dtype) * tensor.parameters
+    elif isinstance(tensor.source, Slices) and not tensor.source.averaged:
+        yield from gathered(_opened(tensor.source.tensor.shard, sources), tensor.source)
+    else:
+        assert arithmetic is not None, "a plan that calculates needs arithmetic"
+        yield arithmetic(tensor)
 
 
 def _write_all(out: int, data: bytes) -> None:

@@ -62,6 +62,10 @@ def tiny_model(config: PreTrainedConfig, auto: Any = AutoModelForCausalLM) -> nn
                 parameter.add_(0.2 * noise)
             elif parameter.std() < 0.1:
                 parameter.copy_(0.15 * noise)
+        stored = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():
+                buffer.add_(0.1 * torch.randn(buffer.shape))
     return model
 
 

@@ -18,7 +18,19 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
     "gemma3_text": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
     "gemma3": {"sliding_window_pattern": {"text_config": {"sliding_window_pattern": 3}}},
     "gemma3n_text": {"shared": {"num_kv_shared_layers": 3}},
-    "gemma4_text": {"num_kv_shared_layers": {"num_kv_shared_layers": 2}},
+    "gemma4_text": {
+        "num_kv_shared_layers": {"num_kv_shared_layers": 2},
+        "no inputs of each layer": {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True},
+        "experts": {
+            "enable_moe_block": True,
+            "use_double_wide_mlp": True,
+            "num_kv_shared_layers": 3,
+            "layer_types": [
+                f"{kind}_attention"
+                for kind in ("sliding", "full", "sliding", "sliding", "full", "sliding", "full", "full")
+            ],
+        },
+    },
     "cohere2": {"sliding_window_pattern": {"sliding_window_pattern": 3}},
     "cohere2_moe": {"first_k_dense_replace": {"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": 2}},
     "deepseek_v3": {"all dense": {**MLA, "first_k_dense_replace": 1}},

@@ -163,7 +163,6 @@ _DOTS3 = {
     "swa_v_head_dim": 8,
     "head_dim": 16,
 }
-_NO_SLICES = {"hidden_size_per_layer_input": 0}
 _SHARED_KV = {"num_kv_shared_layers": 0}
 _ZAMBA = [
     "linear_attention",
@@ -220,8 +219,6 @@ OWN: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 16, "adapter_out_dim": 32},
     },
     "dots3_note_text": _DOTS3,
-    "gemma4": {"text_config": _NO_SLICES},
-    "gemma4_text": _NO_SLICES,
     "granitemoehybrid": {
         "layer_types": [
             "linear_attention",
