@@ -10,6 +10,7 @@ SurgeonError
 ├── VerifyError           the result was written but is not what was asked     exit 1
 ├── DataError             calibration or training data is missing or broken    exit 1
 ├── ScoreError            a measurement failed or means nothing                exit 1
+├── LearningError         a learning step failed                               exit 1
 ├── WorkerError           the worker process failed                            exit 1
 ├── GateError             a `require` step of a recipe is not met              exit 3
 └── Cancelled             a person stopped it                                  exit 130
@@ -88,6 +89,10 @@ class DataError(SurgeonError):
 
 class ScoreError(SurgeonError):
     """A measurement failed, or its inputs make it meaningless."""
+
+
+class LearningError(SurgeonError):
+    """A learning step failed: its loss is not finite, or it does not fit in memory."""
 
 
 class WorkerError(SurgeonError):

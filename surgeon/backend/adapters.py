@@ -15,6 +15,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrize
 
+from surgeon.backend.tensors import tensor_reader
+from surgeon.core.learned import adapter_tensors, is_learned, result_tensors
 from surgeon.core.plan import Adapter, Plan
 from surgeon.errors import ArchitectureError
 
@@ -48,7 +50,7 @@ class Gate(nn.Module):
 def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transposed: bool = False) -> PeftModel:
     """Put a gated LoRA on each named module. A is drawn per module from `seed` and its name, B is zero.
 
-    `transposed` says that the modules store their weights as (in, out).
+    Where an adapter was trained, both are as they were left. `transposed` says that the modules store their weights as (in, out).
 
     Raises:
         ArchitectureError: a module is not a linear layer of the loaded model.
@@ -80,7 +82,43 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         with torch.no_grad():
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
         parametrize.register_parametrization(layer.lora_B[NAME], "weight", Gate(adapter.lora.gate))
+    _restore_learned(peft_model, adapters)
     return peft_model
+
+
+@contextmanager
+def attached(model: nn.Module, plan: Plan, seed: int) -> Iterator[tuple[PeftModel, dict[str, nn.Parameter]]]:
+    """Yield the model with a plan's adapters as they were learned, or as they start; take them off on leaving.
+
+    With it come all their parameters, A, B and gate, by their names in a result (see `surgeon.core.learned`).
+    """
+    peft_model = attach(model, plan.adapters, seed, transposed=bool(plan.structure.family.transposed))
+    try:
+        yield peft_model, adapter_parameters(peft_model, plan.adapters)
+    finally:
+        fold_gates(peft_model, plan.adapters)
+        peft_model.unload()
+
+
+def adapter_parameters(peft_model: PeftModel, adapters: Sequence[Adapter]) -> dict[str, nn.Parameter]:
+    """Return A, B and the gate of each adapter by their names in a result."""
+    found: dict[str, nn.Parameter] = {}
+    for adapter, layer in zip(adapters, lora_layers(peft_model, adapters), strict=True):
+        gated: Any = layer.lora_B[NAME].parametrizations.weight
+        values = (layer.lora_A[NAME].weight, gated.original, gated[0].s)
+        found |= dict(zip(adapter_tensors(adapter.name), values, strict=True))
+    return found
+
+
+def _restore_learned(peft_model: PeftModel, adapters: Sequence[Adapter]) -> None:
+    """Give adapters that were trained the values they were left with."""
+    learned = {adapter.name: adapter.lora.address for adapter in adapters if adapter.lora.address}
+    with tensor_reader() as reader, torch.no_grad():
+        for name, parameter in adapter_parameters(peft_model, adapters).items():
+            address = learned.get(name.rpartition("/")[0])
+            stored = result_tensors(address).get(name) if address and is_learned(address) else None
+            if stored is not None:
+                parameter.copy_(reader.read(stored))
 
 
 def lora_layers(peft_model: PeftModel, adapters: Sequence[Adapter]) -> list[Any]:

@@ -17,6 +17,7 @@ from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import Measured, apply_step, fold, resolve_step
 from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.learning_step import LearningStep
 from surgeon.core.locate import locate_model
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, load_recipe, recipe_from_builtins, recipe_to_builtins
@@ -47,6 +48,14 @@ def replay(
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe."""
     draft, steps = base, []
     for number, step in enumerate(recipe.steps):
+        if isinstance(step.operation, LearningStep):
+            from surgeon.backend.learning import learn
+
+            apply_step(draft, step, number)  # what does not fit is said before hours of training
+            done = learn(draft, step, recipe, args, emit, cancelled)
+            draft = apply_step(draft, done, number)
+            steps.append(done)
+            continue
         ranked = step.operation.ranked() if step.resolved is None else ()
         measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
         done = resolve_step(draft, step, number, measured)

@@ -54,16 +54,29 @@ class Truncated:
     how: Truncation
 
 
-Source = Original | Mean | Identity | Truncated
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A layer's weights after a learned step: what the result at `address` holds under `key` replaces those of `of`."""
+
+    of: Source
+    address: str
+    key: str
+
+
+Source = Original | Mean | Identity | Truncated | Learned
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A low-rank adapter on one matrix, and its gate: `y = W x + sigmoid(gate) * (alpha / rank) * B A x`."""
+    """A low-rank adapter on one matrix, and its gate: `y = W x + sigmoid(gate) * (alpha / rank) * B A x`.
+
+    `address` is where its values were learned; None where it is as it was attached: A random, B zero.
+    """
 
     rank: int
     alpha: float
     gate: float
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Draft:
-    """The model as it will be. `frozen` names what is frozen of `OUTSIDE`."""
+    """The model as it will be.
+
+    frozen: what is frozen of `OUTSIDE`.
+    learned: addresses of results that may hold tensors outside the layers, the newest last.
+    mask: the address of a weight mask: later training changes no weight outside it.
+    """
 
     structure: Structure
     stacks: Mapping[str, tuple[Layer, ...]]
     frozen: frozenset[str] = frozenset()
+    learned: tuple[str, ...] = ()
+    mask: str | None = None
 
     def layers(self, stack: str | None = None) -> tuple[Layer, ...]:
         """Return the layers of one stack, the default one if none is named."""
@@ -109,8 +129,8 @@ class Draft:
 
     @property
     def moved(self) -> bool:
-        """Whether the weights differ from the base's: a layer was removed, inserted, reordered or computed."""
-        return any(
+        """Whether the weights differ from the base's: a layer was removed, inserted, reordered, computed or trained."""
+        return bool(self.learned) or any(
             [layer.source for layer in layers]
             != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
             for name, layers in self.stacks.items()
@@ -119,7 +139,9 @@ class Draft:
     @property
     def digest(self) -> str:
         """Sixteen hex digits that name the weights and their order; freezes and adapters do not count."""
-        weights = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
+        weights: Any = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
+        if self.learned:
+            weights = (weights, self.learned)
         return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
 
     @property

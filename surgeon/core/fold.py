@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from surgeon.core.draft import Draft
+from surgeon.core.learning_step import LEARNED
 from surgeon.core.matrix_selection import MatrixSelection, roles_by_position
 from surgeon.core.operation import Chosen
 from surgeon.core.recipe import Step
@@ -50,6 +51,8 @@ def apply_step(draft: Draft, step: Step, number: int, measured: Measured | None 
 def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen:
     layers = draft.layers(step.operation.stack)
     chosen: dict[str, tuple[Any, ...]] = {}
+    if step.resolved is not None and LEARNED in step.resolved:
+        chosen[LEARNED] = step.resolved[LEARNED]
     for field, selection in step.operation.selections().items():
         if step.resolved is not None and field in step.resolved:
             where = f"steps[{number}].resolved.{field}"

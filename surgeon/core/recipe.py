@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 
 from surgeon.core.faults import Problems, Spot, built_in
+from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.matrix_selection import MatrixSelection, parse_matrix_selection
+from surgeon.core.objective import ObjectiveChoice, parse_objective
 from surgeon.core.operation import Operation, operations
 from surgeon.core.selection import Selection, parse_selection
-from surgeon.errors import RecipeError, SelectionError
+from surgeon.errors import RecipeError
 
 VERSION = 1
 
@@ -228,26 +230,31 @@ def _resolved(
         return None
     fields = [field.encode_name for field in msgspec.structs.fields(operation)]
     known = list(operation.selections()) if isinstance(operation, Operation) else fields
+    known += (
+        [LEARNED] if issubclass(operation if isinstance(operation, type) else type(operation), LearningStep) else []
+    )
     for name, chosen in resolved.items():
-        kind = str if name == "matrices" else int
+        kind = str if name in ("matrices", LEARNED) else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
         elif not all(isinstance(one, kind) for one in chosen):
-            allowed = "POSITION.ROLE texts" if kind is str else "positions"
+            allowed = "texts" if kind is str else "positions"
             problems.add((*path, "resolved", name), "has entries of the wrong kind", allowed)
     return resolved
 
 
 def _decode(kind: type, raw: Any) -> Any:
-    if not issubclass(kind, Selection):
-        raise NotImplementedError(kind)
     try:
+        if kind is ObjectiveChoice:
+            return parse_objective(raw)
+        if not issubclass(kind, Selection):
+            raise NotImplementedError(kind)
         return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
-    except SelectionError as error:
+    except RecipeError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 
 
 def _encode(value: Any) -> Any:
-    if isinstance(value, Selection):
+    if isinstance(value, (Selection, ObjectiveChoice)):
         return built_in(value.raw)
     raise NotImplementedError(type(value))

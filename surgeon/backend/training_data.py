@@ -1,0 +1,216 @@
+"""Training data as token sequences with labels: running text packed, answers and pairs one by one, padded in batches.
+
+Files are JSON lines or plain text, see `read_rows`. Nothing is shuffled here: which examples a step sees is computed
+from the seed and the step's number alone, so that an interrupted run goes on exactly where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.backend.training_rows import Row, read_rows
+from surgeon.core.learning_step import LearningStep
+from surgeon.core.objective import Rows
+from surgeon.errors import DataError
+
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One sequence: `labels[t]` is the token after `tokens[t]`, or -1; `weights` weighs the labels."""
+
+    tokens: list[int]
+    labels: list[int]
+    weights: list[float] | None = None
+
+
+Example = tuple[Tokens, ...]
+"""The sequences that belong together: one, or the chosen one and the rejected one."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All examples of one source, and the digest of its text."""
+
+    examples: Sequence[Example]
+    digest: str
+
+    def split(self, share: float) -> tuple[Examples, Examples]:
+        """Return the examples to train on and those held out: every n-th, so that both are alike."""
+        stride = max(2, round(1 / share))
+        held = [example for at, example in enumerate(self.examples) if at % stride == stride - 1]
+        rest = [example for at, example in enumerate(self.examples) if at % stride != stride - 1]
+        if not held or not rest:
+            raise DataError(f"{len(self.examples)} examples cannot spare a share of {share:.0%}", where="held_out")
+        return Examples(rest, self.digest), Examples(held, self.digest)
+
+
+def read_examples(data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int) -> Examples:
+    """Read a source and tokenise it.
+
+    Raises:
+        DataError: it cannot be read, a row lacks what the objective needs, or nothing is left.
+    """
+    found, digest = read_rows(data, root, tokenizer)
+    if rows == "text":
+        examples: list[Example] = [(one,) for one in _packed(found, tokenizer, max_length)]
+    else:
+        make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[rows]
+        examples = [example for row in found if (example := make(row, tokenizer, max_length))]
+    if not examples:
+        raise DataError("holds nothing to learn from", where=data or "data", allowed=f"rows of {rows}")
+    return Examples(examples, digest)
+
+
+def _packed(rows: Sequence[Row], tokenizer: Any, length: int) -> Iterator[Tokens]:
+    """Cut running text, documents parted by the end-of-text token, into sequences of full length."""
+    start = start_of(tokenizer)
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    ids = [token for row in rows for token in (*_ids(row.whole, tokenizer), *end)]
+    room = length - len(start)
+    cuts = range(0, len(ids) - room + 1, room) if len(ids) >= room else range(1 if len(ids) > 1 else 0)
+    for at in cuts:
+        tokens = start + ids[at : at + room]
+        labels = [IGNORED] * max(len(start) - 1, 0) + tokens[max(len(start), 1) :] + [IGNORED]
+        yield Tokens(tokens, labels)
+
+
+def _answer(row: Row, tokenizer: Any, length: int) -> Example | None:
+    return _labelled(row, row.turns, tokenizer, length)
+
+
+def _pair(row: Row, tokenizer: Any, length: int) -> Example | None:
+    if row.rejected is None:
+        raise DataError('has no "chosen" and "rejected"', where=row.where, allowed='{"prompt", "chosen", "rejected"}')
+    chosen = _labelled(row, row.turns, tokenizer, length)
+    rejected = _labelled(row, (*row.turns[:-1], row.rejected), tokenizer, length)
+    return (*chosen, *rejected) if chosen and rejected else None
+
+
+def _rejected(row: Row, tokenizer: Any, length: int) -> Example | None:
+    wrong = row.rejected or (row.turns[-1] if row.rewards is not None else None)
+    if wrong is None:
+        raise DataError(
+            "has no wrong answer", where=row.where, allowed='{"prompt", "chosen", "rejected"} or token rewards'
+        )
+    return _labelled(row, (*row.turns[:-1], wrong), tokenizer, length, row.rewards)
+
+
+def _labelled(
+    row: Row, turns: Sequence[tuple[str, bool]], tokenizer: Any, length: int, rewards: Sequence[float] | None = None
+) -> Example | None:
+    """Return a dialogue with labels on its answers; None where none is left within `length`."""
+    tokens: list[int] = list(start_of(tokenizer))
+    counts = [False] * len(tokens)
+    for text, is_answer in turns:
+        ids = _ids(text, tokenizer)
+        tokens += ids
+        counts += [is_answer] * len(ids)
+    if not any(is_answer for _, is_answer in turns):
+        raise DataError("has no answer", where=row.where, allowed='{"messages"}, {"prompt", "response"}')
+    weights = _spread(rewards, counts, row.where) if rewards is not None else None
+    labels = [token if counted else IGNORED for token, counted in zip(tokens[1:], counts[1:], strict=True)] + [IGNORED]
+    tokens, labels = tokens[:length], labels[: length - 1] + [IGNORED] * (len(tokens) >= length)
+    labels = labels[: len(tokens)]
+    if all(label == IGNORED for label in labels):
+        return None
+    return (Tokens(tokens, labels, weights[: len(tokens)] if weights else None),)
+
+
+def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str) -> list[float]:
+    """Return the weight of each position's label from one number per answer token."""
+    if len(rewards) != sum(counts):
+        raise DataError(
+            f"has {len(rewards)} token rewards for an answer of {sum(counts)} tokens", where=where,
+            hint="make them with this model's tokenizer, the end of the turn included",
+        )  # fmt: skip
+    told = iter(rewards)
+    by_token = [next(told) if counted else 0.0 for counted in counts]
+    return [*by_token[1:], 0.0]
+
+
+def _ids(text: str, tokenizer: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+
+
+def start_of(tokenizer: Any) -> list[int]:
+    """Return what the model's tokenizer starts a text with: its BOS token if it adds one."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded sequences, (B, T): tokens, attention mask, labels, weights of labels. Pairs: chosen first, then rejected."""
+
+    tokens_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    weights_BT: torch.Tensor | None
+    examples: tuple[int, ...]
+
+
+def collate(examples: Sequence[Example], numbers: Sequence[int], device: torch.device) -> Batch:
+    """Pad examples on the right; of pairs the chosen sequences come first. `numbers` are theirs in the data."""
+    sequences = [example[part] for part in range(len(examples[0])) for example in examples]
+    width = max(len(one.tokens) for one in sequences)
+
+    def padded(rows: Sequence[Sequence[Any]], filling: Any) -> torch.Tensor:
+        return torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows], device=device)
+
+    weighted = sequences[0].weights is not None
+    return Batch(
+        tokens_BT=padded([one.tokens for one in sequences], 0),
+        mask_BT=padded([[1] * len(one.tokens) for one in sequences], 0),
+        labels_BT=padded([one.labels for one in sequences], IGNORED),
+        weights_BT=padded([one.weights or [] for one in sequences], 0.0) if weighted else None,
+        examples=tuple(numbers),
+    )
+
+
+def examples_of_step(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """Return the numbers of the examples that optimiser step `step` sees: every pass in an order of its own."""
+    wanted = range(step * batch_size, (step + 1) * batch_size)
+    return [_order(count, seed, at // count)[at % count] for at in wanted]
+
+
+@cache
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    numbers = list(range(count))
+    digest = hashlib.sha256(f"{seed}:{epoch}".encode()).digest()
+    random.Random(int.from_bytes(digest[:8], "little")).shuffle(numbers)
+    return tuple(numbers)
+
+
+def steps_wanted(step: LearningStep, data: Examples) -> int:
+    """Return how many optimiser steps a learning step's `steps`, `tokens` or `epochs` come to.
+
+    Raises:
+        DataError: more than one of them is given.
+    """
+    given = {name: getattr(step, name) for name in ("steps", "tokens", "epochs") if getattr(step, name) is not None}
+    if len(given) > 1:
+        raise DataError(f"{' and '.join(given)} say the same twice", where=step.name, allowed="one of them")
+    if step.steps is not None:
+        return step.steps
+    if step.tokens is not None:
+        mean = sum(len(one.tokens) for example in data.examples for one in example) / len(data.examples)
+        return max(1, math.ceil(step.tokens / (mean * step.batch_size)))
+    return max(1, math.ceil((step.epochs or 1) * len(data.examples) / step.batch_size))
+
+
+def digest_of(plain: Mapping[str, Any] | Sequence[Any]) -> str:
+    """Return sixteen hex digits that name plain data."""
+    import msgspec
+
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""Trains what is not frozen."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from surgeon.core.draft import OUTSIDE, Draft
+from surgeon.core.learning_step import LearningStep, with_learned_adapters, with_learned_weights
+from surgeon.core.objective import ObjectiveChoice
+from surgeon.errors import RecipeError
+
+
+class Train(LearningStep, frozen=True, kw_only=True):
+    """Train the model on data, with one of the objectives.
+
+    Where adapters are attached, they alone are trained, as in PEFT. Otherwise every weight that is not frozen is. AdamW
+    in float32, whatever the checkpoint's dtype; the result is rounded once. Inside a weight mask, if there is one.
+    """
+
+    name = "train"
+    key = "T"
+    summary = "train what is not frozen, or the adapters, with one of the objectives"
+
+    objective: Annotated[ObjectiveChoice, msgspec.Meta(description="lm, sft, dpo, npo or distill; settings in braces")]
+
+    def learned(self, draft: Draft, address: str) -> Draft:
+        """Let adapters, or else all weights that are not frozen, come from the result."""
+        if draft.adapted:
+            return with_learned_adapters(draft, address)
+        learned = with_learned_weights(draft, address)
+        if learned.stacks == draft.stacks and learned.learned == draft.learned:
+            raise RecipeError(
+                "everything is frozen", allowed=f"layers, or {', '.join(OUTSIDE)}", hint="freeze less before training"
+            )
+        return learned
