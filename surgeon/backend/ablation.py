@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of
-from surgeon.backend.calling import losses_of
 from surgeon.backend.matrices import cut, decile, put_back
 from surgeon.backend.measuring import settings_of
+from surgeon.backend.states import HiddenStates
 from surgeon.backend.streaming import weights_of
+from surgeon.backend.sweep import losses_after
 from surgeon.core.draft import Draft, Original, Truncated, Truncation
 from surgeon.core.expressions import truncated_pieces
 from surgeon.core.fold import unfrozen
@@ -86,16 +87,17 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
     base: list[float] = []
     with bench(draft, settings, calibration, settings.batch_tokens, emit, cancelled) as ready, torch.inference_mode():
         for role in dict.fromkeys(roles):
-            ablated = _Ablated(ready, role)
-            ablated.push()
-            base = ablated.losses(0)
-            for number in range(1, DECILES + 1):
-                rise = paired_average(ablated.losses(number), base)
-                row = Ablation(
-                    role=role, decile=number, rise=rise.value, error=rise.error, energy=ablated.energy(number)
-                )
-                rows.append(row)
-                emit("scored", {"ablation": msgspec.to_builtins(row)})
+            with HiddenStates(ready.room) as states:
+                ablated = _Ablated(ready, role, states)
+                ablated.push()
+                base = ablated.losses(0)
+                for number in range(1, DECILES + 1):
+                    rise = paired_average(ablated.losses(number), base)
+                    row = Ablation(
+                        role=role, decile=number, rise=rise.value, error=rise.error, energy=ablated.energy(number)
+                    )
+                    rows.append(row)
+                    emit("scored", {"ablation": msgspec.to_builtins(row)})
     return Ablations(base=average(base).value, rows=rows, provenance=provenance_of(draft, settings, calibration))
 
 
@@ -113,10 +115,14 @@ def _require_roles(draft: Draft, roles: Sequence[str]) -> None:
 class _Ablated:
     """The whole model, variant 0, and ten without a decile of one role, on their way through the layers."""
 
-    def __init__(self, ready: Bench, role: str) -> None:
+    def __init__(self, ready: Bench, role: str, states: HiddenStates) -> None:
         self._ready, self._role = ready, role
+        self._states = states
         self._calls = [ready.runner.record(tokens_BT) for tokens_BT in ready.batches]
-        self._states = [[one.hidden_BTD for one in self._calls] for _ in range(DECILES + 1)]
+        for batch, one in enumerate(self._calls):
+            hidden_BTD = one.release()
+            for variant in range(DECILES + 1):
+                states.put(variant, batch, hidden_BTD)
         self._energies = [0.0] * (DECILES + 1)
 
     def push(self) -> None:
@@ -133,24 +139,23 @@ class _Ablated:
     def _push_through(self, number: int, layer: nn.Module) -> bool:
         matrices = list(_matrices(self._ready, layer, self._role))
         self._energies[0] += sum(float(matrix.values.square().sum()) for matrix in matrices)
-        for variant, states in enumerate(self._states):
+        for variant in range(DECILES + 1):
             try:
                 if variant:
                     self._energies[variant] += sum(matrix.without(variant) for matrix in matrices)
-                self._states[variant] = self._run(number, layer, states)
+                self._run(number, layer, variant)
             finally:
                 if variant:
                     for matrix in matrices:
                         matrix.restore()
         return bool(matrices)
 
-    def _run(self, number: int, layer: nn.Module, states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        after = []
-        for hidden_BTD, one in zip(states, self._calls, strict=True):
+    def _run(self, number: int, layer: nn.Module, variant: int) -> None:
+        for batch, one in enumerate(self._calls):
             if self._ready.cancelled():
                 raise Cancelled
-            after.append(self._ready.runner.run(layer, hidden_BTD, one.calls[number]))
-        return after
+            hidden_BTD = self._states.get(variant, batch)
+            self._states.put(variant, batch, self._ready.runner.run(layer, hidden_BTD, one.calls[number]))
 
     def energy(self, number: int) -> float:
         """Return the share of the squared norm that is in a decile."""
@@ -158,12 +163,8 @@ class _Ablated:
 
     def losses(self, variant: int) -> list[float]:
         """Return the losses of one variant, in nats per token, one per calibration sequence."""
-        losses: list[float] = []
-        for tokens_BT, hidden_BTD in zip(self._ready.batches, self._states[variant], strict=True):
-            if self._ready.cancelled():
-                raise Cancelled
-            losses += losses_of(self._ready.runner.logits(tokens_BT, hidden_BTD), tokens_BT).tolist()
-        return losses
+        ready = self._ready
+        return losses_after(ready.runner, ready.batches, self._states, variant, ready.cancelled)
 
 
 def _matrices(ready: Bench, layer: nn.Module, role: str) -> Iterator[_Matrix]:

@@ -18,7 +18,7 @@ from surgeon.backend.calling import LayerRunner, batches_of
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.live import layer_list, operated
 from surgeon.backend.loading import load_tokenizer, resident_model
-from surgeon.backend.streaming import fits_in_memory, is_streamed
+from surgeon.backend.streaming import fits_in_memory, is_streamed, room_for_states
 from surgeon.core.draft import Draft
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, Provenance
@@ -57,7 +57,11 @@ Rows = Mapping[str, Mapping[int, Row]]
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything a pass needs. `keys` are the layer keys of the draft, in order; `known` rows need no measuring."""
+    """Everything a pass needs.
+
+    keys: the layer keys of the draft, in order.   known: rows that need no measuring.
+    room: how many bytes of hidden states may stay in memory.
+    """
 
     draft: Draft
     model: nn.Module
@@ -69,6 +73,7 @@ class Bench:
     emit: Emit
     cancelled: IsCancelled
     known: Rows
+    room: int
 
     @property
     def streamed(self) -> bool:
@@ -142,5 +147,5 @@ def bench(
             draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
             batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
             keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
-            known=known or {},
+            known=known or {}, room=room_for_states(device, streamed=stream),
         )  # fmt: skip

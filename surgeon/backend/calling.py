@@ -7,8 +7,8 @@ gives the norm, the head and the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from torch import nn
 from surgeon.errors import ArchitectureError, ScoreError
 
 _IGNORED = -100
+_LOGITS = {"cpu": 1 << 24}
+_MOST_LOGITS = 1 << 27
+"""How many logits are in memory at once: 64 MB of them on a CPU, where not even the layers may fit."""
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -27,6 +30,12 @@ class LayerCalls:
 
     hidden_BTD: torch.Tensor
     calls: list[Arguments]
+
+    def release(self) -> torch.Tensor:
+        """Hand over the hidden state, so that it is not held here as well."""
+        hidden_BTD = self.hidden_BTD
+        self.hidden_BTD = hidden_BTD.new_empty(0)
+        return hidden_BTD
 
 
 class _StandIn(nn.Module):
@@ -94,7 +103,7 @@ class LayerRunner:
         Raises:
             ArchitectureError: it does not call every layer once, in order, passing the hidden state along.
         """
-        with self._stand_ins() as (log, _):
+        with self._stand_ins() as (log, _), suppress(_Enough), self._before_head(_stop):
             self.model(input_ids=tokens_BT, use_cache=False)
         plain = len(log) == len(self.layers) and all(
             hidden is log[0][0] or (hidden.shape == log[0][0].shape and torch.equal(hidden, log[0][0]))
@@ -140,27 +149,65 @@ class LayerRunner:
         Raises:
             ArchitectureError: the model has no output head.
         """
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        if head is None:
+        if self._head is None:
             raise ArchitectureError("has no output head", where=type(self.model).__name__)
         seen: list[torch.Tensor] = []
 
-        def note(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen.append(args[0])
+        def note(entering: torch.Tensor) -> None:
+            seen.append(entering)
             raise _Enough
 
-        handle = head.register_forward_pre_hook(note)
-        try:
+        with suppress(_Enough), self._before_head(note):
             self.logits(tokens_BT, hidden_BTD)
-        except _Enough:
-            return seen[0]
+        if not seen:
+            raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
+        return seen[0]
+
+    def losses(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Return each sequence's loss, as `losses_of` does, if the last layer returns `hidden_BTD`.
+
+        What follows the layers treats every token on its own, so that few logits need to be in memory at once.
+        """
+        targets_BT = _targets(tokens_BT)
+        most = self._tokens_at_once(tokens_BT.device)
+        rows = max(1, most // tokens_BT.shape[1])
+        parts = zip(*(torch.split(whole, rows) for whole in (tokens_BT, hidden_BTD, targets_BT)), strict=True)
+        return torch.cat([self._losses_of_rows(*part, most=most) for part in parts])
+
+    def _losses_of_rows(
+        self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor, *, most: int
+    ) -> torch.Tensor:
+        spans = zip(*(torch.split(whole, most, dim=1) for whole in (tokens_BT, hidden_BTD, targets_BT)), strict=True)
+        losses_BT = [_token_losses(self.logits(tokens, hidden), targets) for tokens, hidden, targets in spans]
+        return torch.cat(losses_BT, dim=1).sum(dim=1) / (tokens_BT.shape[1] - 2)
+
+    def _tokens_at_once(self, device: torch.device) -> int:
+        words: int = 1 if self._head is None else self._head.weight.shape[0]
+        return max(1, _LOGITS.get(device.type, _MOST_LOGITS) // words)
+
+    @property
+    def _head(self) -> Any:
+        get: Callable[[], Any] | None = getattr(self.model, "get_output_embeddings", None)
+        return get() if get is not None else None
+
+    @contextmanager
+    def _before_head(self, note: Callable[[torch.Tensor], None]) -> Iterator[None]:
+        """Have `note` called with what enters the output head, where the model has one that is a module."""
+        head = self._head
+        handle = head.register_forward_pre_hook(lambda _module, args: note(args[0])) if head is not None else None
+        try:
+            yield
         finally:
-            handle.remove()
-        raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
+            if handle is not None:
+                handle.remove()
 
 
 class _Enough(Exception):
     """Ends a forward early."""
+
+
+def _stop(_entering: torch.Tensor) -> None:
+    raise _Enough
 
 
 def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -168,13 +215,21 @@ def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor
 
     The prediction made at position 0, which has no context, is left out.
     """
+    return _token_losses(logits_BTV, _targets(tokens_BT)).sum(dim=1) / (tokens_BT.shape[1] - 2)
+
+
+def _targets(tokens_BT: torch.Tensor) -> torch.Tensor:
     # Every position, most of them wanted: cutting the first and last off would copy all logits.
     targets_BT = torch.full_like(tokens_BT, _IGNORED)
     targets_BT[:, 1:-1] = tokens_BT[:, 2:]
+    return targets_BT
+
+
+def _token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     losses_N = nn.functional.cross_entropy(
         logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED, reduction="none"
     )
-    return losses_N.view_as(targets_BT).sum(dim=1) / (tokens_BT.shape[1] - 2)
+    return losses_N.view_as(targets_BT)
 
 
 def batches_of(tokens_BT: torch.Tensor, batch_tokens: int) -> Sequence[torch.Tensor]:

@@ -77,7 +77,7 @@ def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance
     )  # fmt: skip
     collectors: dict[str, Collector] = {kind.name: kind.collector(setting) for kind in kinds}
     tallies = {kind.name: _Tally() for kind in kinds}
-    for one in push_layers(bench.runner, bench.batches, bench.cancelled):
+    for one in push_layers(bench.runner, bench.batches, bench.cancelled, bench.room):
         for name, collector in collectors.items():
             known = bench.known.get(name, {}).get(one.layer)
             if known is not None:
@@ -123,7 +123,7 @@ def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenan
         known = all(number in bench.known.get(kind.name, {}) for kind in kinds)
         return ExitStack() if known else covariance.watch(layer)
 
-    for one in push_layers(bench.runner, bench.batches, bench.cancelled, watch):
+    for one in push_layers(bench.runner, bench.batches, bench.cancelled, bench.room, watch):
         if not one.last:
             continue
         layer = bench.runner.layers[one.layer]
@@ -171,7 +171,7 @@ def sweep_pass(bench: Bench, kinds: Sequence[SweepScore], provenance: Provenance
     sequences = {name: path for path, name in wanted.items()}
     for name, values in sweep_losses(
         bench.runner, bench.batches, sequences, bench.cancelled, lambda layer, gone: _silence(bench, layer, gone),
-        lambda done, total: bench.progress(done, total, "sweep", "layer forwards"),
+        lambda done, total: bench.progress(done, total, "sweep", "layer forwards"), bench.room,
     ):  # fmt: skip
         losses[name] = values
         bench.progress(len(losses), len(sequences), "losses", "sequences")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.calling import LayerRunner, losses_of
+from surgeon.backend.states import HiddenStates
 from surgeon.backend.streaming import weights_of
 from surgeon.core.jobs import IsCancelled
 from surgeon.errors import ArchitectureError, Cancelled
@@ -38,11 +39,12 @@ Watch = Callable[[int, nn.Module], ExitStack]
 
 @torch.inference_mode()
 def push_layers(
-    runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled, watch: Watch | None = None
+    runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled, room: int, watch: Watch | None = None
 ) -> Iterator[LayerPass]:
     """Yield every layer over every batch, all batches of a layer before the next.
 
-    A family whose layers cannot be run on their own is run whole, with hooks: the same passes, in the other order.
+    Of the batches' hidden states, `room` bytes stay in memory and the rest goes to a file. A family whose layers cannot
+    be run on their own is run whole, with hooks: the same passes, in the other order.
 
     Raises:
         ScoreError: a hidden state is not finite.
@@ -54,15 +56,19 @@ def push_layers(
             raise
         yield from _push_whole(runner, batches, cancelled)
         return
-    for number, layer in enumerate(runner.layers):
-        with weights_of(layer), watch(number, layer) if watch else ExitStack():
-            for batch, one in enumerate(recorded):
-                if cancelled():
-                    raise Cancelled
-                hidden_BTD = runner.run(layer, one.hidden_BTD, one.calls[number])
-                yield LayerPass(number, batch, one.hidden_BTD, hidden_BTD, last=batch == len(batches) - 1)
-                one.hidden_BTD = hidden_BTD
-                one.calls[number] = ((), {})
+    with HiddenStates(room) as states:
+        for batch, one in enumerate(recorded):
+            states.put(0, batch, one.release())
+        for number, layer in enumerate(runner.layers):
+            with weights_of(layer), watch(number, layer) if watch else ExitStack():
+                for batch, one in enumerate(recorded):
+                    if cancelled():
+                        raise Cancelled
+                    before_BTD = states.get(0, batch)
+                    after_BTD = runner.run(layer, before_BTD, one.calls[number])
+                    yield LayerPass(number, batch, before_BTD, after_BTD, last=batch == len(batches) - 1)
+                    states.put(0, batch, after_BTD)
+                    one.calls[number] = ((), {})
 
 
 def _push_whole(runner: LayerRunner, batches: Sequence[torch.Tensor], cancelled: IsCancelled) -> Iterator[LayerPass]:

@@ -23,17 +23,24 @@ from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.structure import Structure
 
 _SHARE_OF_MEMORY = 0.6
+_SHARE_FOR_STATES = 0.3
+_STATES_BESIDE_A_LAYER = 32 << 20
 
 
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> bool:
     """Whether the whole model fits in a safe share of what is free now."""
     grown = 4 if dtype is torch.float32 else 2
     wanted = max(checkpoint.parameters * grown, checkpoint.nbytes) if dtype is not None else checkpoint.nbytes
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-    else:
-        free = psutil.virtual_memory().available
-    return wanted < free * _SHARE_OF_MEMORY
+    return wanted < _free(device) * _SHARE_OF_MEMORY
+
+
+def room_for_states(device: torch.device, *, streamed: bool) -> int:
+    """Return how many bytes of hidden states may stay in memory: next to none where not even the model may."""
+    return _STATES_BESIDE_A_LAYER if streamed else int(_free(device) * _SHARE_FOR_STATES)
+
+
+def _free(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def offload_map(model: nn.Module, structure: Structure, device: torch.device) -> dict[str, str]:

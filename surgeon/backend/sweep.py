@@ -14,7 +14,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from surgeon.backend.calling import LayerCalls, LayerRunner, losses_of
+from surgeon.backend.calling import LayerCalls, LayerRunner
+from surgeon.backend.states import HiddenStates
 from surgeon.backend.streaming import weights_of
 from surgeon.core.jobs import IsCancelled
 from surgeon.core.score import LayerSequence, Visit
@@ -72,55 +73,61 @@ class Trie:
             assert visit is not None
             yield node, self._parents[node], visit
 
-    def wanted_after(self, node: int, layer: int) -> bool:
-        """Whether a prefix's hidden state is still needed when this layer is done."""
-        return self._last_use.get(node, -1) > layer
+    def wanted_after(self, layer: int) -> set[int]:
+        """Return the prefixes whose hidden states are still needed when this layer is done."""
+        return {node for node, last in self._last_use.items() if last > layer}
 
 
 @torch.inference_mode()
 def sweep_losses(
     runner: LayerRunner, batches: Sequence[torch.Tensor], sequences: Mapping[str, LayerSequence],
-    cancelled: IsCancelled, silence: Silence, advance: Advance,
+    cancelled: IsCancelled, silence: Silence, advance: Advance, room: int,
 ) -> Iterator[tuple[str, list[float]]]:  # fmt: skip
-    """Yield for each named layer sequence the loss of every calibration sequence, in nats per token."""
+    """Yield for each named layer sequence the loss of every calibration sequence, in nats per token.
+
+    Of the hidden states, one for each live prefix, `room` bytes stay in memory and the rest goes to a file.
+    """
     trie = Trie(sequences)
-    calls = [runner.record(tokens_BT) for tokens_BT in batches]
-    states: dict[int, list[torch.Tensor]] = {0: [one.hidden_BTD for one in calls]}
-    done = 0
-    for number, layer in enumerate(runner.layers):
-        visits = list(trie.at(number))
-        with weights_of(layer) if visits else ExitStack():
-            for node, parent, visit in visits:
-                states[node] = _advance(runner, layer, states[parent], calls, visit, cancelled, silence)
-                done += 1
-                advance(done, trie.layer_forwards)
-        states = {node: hidden for node, hidden in states.items() if trie.wanted_after(node, number)}
-    measured: dict[int, list[float]] = {}
-    for name, node in trie.ends.items():
-        if node not in measured:
-            measured[node] = _losses(runner, batches, states.pop(node), cancelled)
-        yield name, measured[node]
+    with HiddenStates(room) as states:
+        calls = [runner.record(tokens_BT) for tokens_BT in batches]
+        for batch, one in enumerate(calls):
+            states.put(0, batch, one.release())
+        done = 0
+        for number, layer in enumerate(runner.layers):
+            visits = list(trie.at(number))
+            with weights_of(layer) if visits else ExitStack():
+                for node, parent, visit in visits:
+                    with silence(layer, visit.silenced) if visit.silenced else ExitStack():
+                        _advance(runner, layer, number, states, (parent, node), calls, cancelled)
+                    done += 1
+                    advance(done, trie.layer_forwards)
+            states.keep_only(trie.wanted_after(number))
+        measured: dict[int, list[float]] = {}
+        for name, node in trie.ends.items():
+            if node not in measured:
+                measured[node] = losses_after(runner, batches, states, node, cancelled)
+            yield name, measured[node]
 
 
 def _advance(
-    runner: LayerRunner, layer: nn.Module, before: Sequence[torch.Tensor], calls: Sequence[LayerCalls], visit: Visit,
-    cancelled: IsCancelled, silence: Silence,
-) -> list[torch.Tensor]:  # fmt: skip
-    after = []
-    with silence(layer, visit.silenced) if visit.silenced else ExitStack():
-        for hidden_BTD, one in zip(before, calls, strict=True):
-            if cancelled():
-                raise Cancelled
-            after.append(runner.run(layer, hidden_BTD, one.calls[visit.layer]))
-    return after
-
-
-def _losses(
-    runner: LayerRunner, batches: Sequence[torch.Tensor], states: Sequence[torch.Tensor], cancelled: IsCancelled
-) -> list[float]:
-    losses: list[float] = []
-    for tokens_BT, hidden_BTD in zip(batches, states, strict=True):
+    runner: LayerRunner, layer: nn.Module, number: int, states: HiddenStates, nodes: tuple[int, int],
+    calls: Sequence[LayerCalls], cancelled: IsCancelled,
+) -> None:  # fmt: skip
+    before, after = nodes
+    for batch, one in enumerate(calls):
         if cancelled():
             raise Cancelled
-        losses += losses_of(runner.logits(tokens_BT, hidden_BTD), tokens_BT).tolist()
+        states.put(after, batch, runner.run(layer, states.get(before, batch), one.calls[number]))
+
+
+def losses_after(
+    runner: LayerRunner, batches: Sequence[torch.Tensor], states: HiddenStates, variant: int, cancelled: IsCancelled
+) -> list[float]:
+    """Return the losses of a variant whose last hidden states are known, and let go of those."""
+    losses: list[float] = []
+    for batch, tokens_BT in enumerate(batches):
+        if cancelled():
+            raise Cancelled
+        losses += runner.losses(tokens_BT, states.get(variant, batch)).tolist()
+    states.drop(variant)
     return losses

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from surgeon.backend import calling
 from surgeon.backend.calling import LayerRunner
 from surgeon.backend.passes import LayerPass, push_layers
 from surgeon.errors import ScoreError
-from tests.backend.tiny import FAMILIES, LAYERS, layers_of, make_tiny, some_tokens
+from tests.backend.tiny import FAMILIES, LAYERS, WORDS, layers_of, make_tiny, some_tokens
 from tests.export.replay import never
 
 
-def pushed(model: nn.Module, layers: nn.ModuleList, *batches: torch.Tensor) -> list[LayerPass]:
-    """Push all layers over some batches."""
-    return list(push_layers(LayerRunner(model, layers, batches[0]), batches, never))
+def pushed(model: nn.Module, layers: nn.ModuleList, *batches: torch.Tensor, room: int = 1 << 20) -> list[LayerPass]:
+    """Push all layers over some batches, with room for so many bytes of hidden states."""
+    return list(push_layers(LayerRunner(model, layers, batches[0]), batches, never, room))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,6 +41,33 @@ def test_layers_run_on_their_own_see_what_they_see_in_a_whole_forward(family: st
             model(input_ids=batches[one.batch], use_cache=False)
         handle.remove()
         assert torch.equal(one.hidden_out_BTD, seen[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("most", [5, 40, 1 << 20])
+def test_losses_are_those_of_a_whole_forward_however_few_logits_fit(
+    family: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few tokens at a time, or several sequences; the softmax once more in float64."""
+    monkeypatch.setitem(calling._LOGITS, "cpu", most * WORDS)
+    model, tokens_BT = make_tiny(family), some_tokens(3, 16)
+    layers = layers_of(model, family)
+    last = pushed(model, layers, tokens_BT)[-1].hidden_out_BTD
+    found = LayerRunner(model, layers, tokens_BT).losses(tokens_BT, last)
+    surprise_BTV = -model(input_ids=tokens_BT, use_cache=False).logits.double().log_softmax(dim=-1)
+    expected = surprise_BTV[:, 1:-1].gather(-1, tokens_BT[:, 2:, None]).squeeze(-1).mean(dim=1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_recording_how_layers_are_called_makes_no_logits() -> None:
+    """For a large vocabulary they would be the largest thing in memory."""
+    model: Any = make_tiny("llama")
+    entered: list[object] = []
+    model.lm_head.register_forward_hook(lambda *_: entered.append(1))
+    runner = LayerRunner(model, model.model.layers, some_tokens())
+    assert len(runner.record(some_tokens()).calls) == LAYERS
+    assert not entered
 
 
 class _OldLayer(nn.Module):

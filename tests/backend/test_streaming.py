@@ -27,6 +27,12 @@ def _nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScoreCache, "get", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def _no_hidden_state_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a streamed model: the states of all variants go through a file."""
+    monkeypatch.setattr(streaming, "_STATES_BESIDE_A_LAYER", 0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_streamed_model_has_the_same_scores_bit_for_bit(family: str, dtype: torch.dtype, tmp_path: Path) -> None:

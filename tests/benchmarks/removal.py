@@ -43,7 +43,7 @@ def spearman(one: Array, other: Array) -> float:
 def influences(ready: Bench) -> Array:
     """Return block influence, (layers, sequences)."""
     rows: list[list[float]] = [[] for _ in ready.keys]
-    for one in push_layers(ready.runner, ready.batches, never):
+    for one in push_layers(ready.runner, ready.batches, never, ready.room):
         rows[one.layer] += influence(one.hidden_in_BTD, one.hidden_out_BTD).tolist()
     return np.array(rows)
 
@@ -53,7 +53,9 @@ def removals(ready: Bench) -> Array:
     kind = score_kinds()["removal"]()
     assert isinstance(kind, SweepScore)
     sequences = kind.sequences(len(ready.keys))
-    found = dict(sweep_losses(ready.runner, ready.batches, sequences, never, lambda *_: ExitStack(), lambda *_: None))
+    found = dict(
+        sweep_losses(ready.runner, ready.batches, sequences, never, lambda *_: ExitStack(), lambda *_: None, ready.room)
+    )
     return np.array([np.subtract(found[f"without {layer}"], found["base"]) for layer in range(len(ready.keys))])
 
 
