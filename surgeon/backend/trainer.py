@@ -126,9 +126,10 @@ def train(course: Course) -> Report:
 
 @contextmanager
 def _accelerated(course: Course) -> Iterator[Accelerator]:
-    bf16 = course.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    native = course.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    chosen = course.step.mixed_precision or ("bf16" if native else "no")
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
-    yield Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=course.device.type == "cpu")
+    yield Accelerator(mixed_precision=chosen, cpu=course.device.type == "cpu")
 
 
 @contextmanager
@@ -147,14 +148,14 @@ class _Run:
     def __init__(self, course: Course, accelerator: Accelerator) -> None:
         self.course, self.accelerator = course, accelerator
         self.report = Report()
+        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate)
+        warmup = math.ceil(course.step.warmup_ratio * course.steps)
+        self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
+        # First of all: it gives the model's forward the precision in which everything here is compared.
+        self.model, self.optimizer = accelerator.prepare(course.model, optimizer)
         self.reference = self._references()
         if course.held_out is not None:
             self.report.before = self._evaluate()
-        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate)
-        warmup = math.ceil(course.step.warmup_ratio * course.steps)
-        scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
-        self.model, self.optimizer = accelerator.prepare(course.model, optimizer)
-        self.scheduler = scheduler
         self.done = self._resume()
 
     def run(self) -> Report:

@@ -57,6 +57,9 @@ class LearningStep(Operation, frozen=True, kw_only=True):
     gradient_checkpointing: Annotated[bool, msgspec.Meta(description="compute activations twice to save memory")] = (
         False
     )
+    mixed_precision: Annotated[
+        Literal["no", "bf16"] | None, msgspec.Meta(description="matrix products in bf16; default: where a GPU has it")
+    ] = None
     deterministic: Annotated[bool, msgspec.Meta(description="refuse kernels that do not repeat to the bit")] = True
     save_steps: Annotated[Positive, msgspec.Meta(description="steps after which a broken run can go on")] = 50
 
