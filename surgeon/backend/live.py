@@ -16,9 +16,10 @@ from torch import nn
 from surgeon.backend.matrices import truncate
 from surgeon.backend.slicing import swap_slices
 from surgeon.backend.streaming import weights_of, without_hooks
-from surgeon.backend.tensors import mean_of
-from surgeon.core.draft import Draft, Identity, Original, Source, Truncated, base_tensors
+from surgeon.backend.tensors import mean_of, tensor_reader
+from surgeon.core.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
 from surgeon.core.expressions import truncated_pieces
+from surgeon.core.learned import layer_tensor, outside_tensor, result_tensors
 from surgeon.core.plan import compile_config
 from surgeon.core.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
@@ -60,6 +61,7 @@ def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
     configs = _swap_configs(model, compile_config(draft))
     try:
         configs += swap_slices(model, draft)
+        configs += _swap_outside(model, draft)
         for name, layers in draft.stacks.items():
             stack = draft.structure.stacks[name]
             modules = layer_list(model, stack)
@@ -107,6 +109,10 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                 pieces = truncated_pieces(structure, stack, source, name, tuple(parameter.shape))
                 truncate(parameter.data, pieces, source.how)
         return module
+    if isinstance(source, Learned):
+        module = _build(structure, stack, source.of, base)
+        _restore_learned(structure, module, source, stack)
+        return module
     module = _build(structure, stack, source.left, base)
     right = dict(_build(structure, stack, source.right, base).state_dict())
     with torch.no_grad():
@@ -114,6 +120,39 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
             if value.is_floating_point():
                 value.copy_(mean_of(value, right[name]))
     return module
+
+
+def _restore_learned(structure: Structure, module: nn.Module, source: Learned, stack: Stack) -> None:
+    """Give a layer the tensors that a learned step left it with."""
+    stored = result_tensors(source.address)
+    live = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with tensor_reader() as reader, torch.no_grad():
+        for suffix in base_tensors(source, stack):
+            found = stored.get(layer_tensor(stack.name, source.key, suffix))
+            if found is not None:
+                live[_live_suffix(structure, stack, suffix)].copy_(reader.read(found))
+
+
+def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
+    """Return what a tensor of a layer is called within the loaded layer."""
+    (live,) = structure.memory_names([stack.tensor_name(0, suffix)])
+    return live.partition(".0.")[2]
+
+
+def _swap_outside(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
+    """Give tensors outside the layers what was learned; return (parameter, attribute, what it had before)."""
+    swapped: list[tuple[nn.Module, str, Any]] = []
+    live: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())} if draft.learned else {}
+    with tensor_reader() as reader:
+        for address in draft.learned:
+            stored = result_tensors(address)
+            for name in draft.structure.outside:
+                if outside_tensor(name) in stored:
+                    (own,) = draft.structure.memory_names([name])
+                    before = live[own].data
+                    swapped.insert(0, (live[own], "data", before))
+                    live[own].data = reader.read(stored[outside_tensor(name)]).to(before.device, before.dtype)
+    return swapped
 
 
 def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:

@@ -13,10 +13,10 @@ from surgeon.backend.matrices import truncate
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.draft import Mean, Original, Source
 from surgeon.core.dtypes import FLOATS
-from surgeon.core.expressions import Copy, Expression, Fill, TruncatedOf
+from surgeon.core.expressions import Copy, Expression, Fill, LearnedOf, TruncatedOf
 from surgeon.core.plan import PlannedTensor
 from surgeon.core.slices import Slices
-from surgeon.errors import ArchitectureError
+from surgeon.errors import ArchitectureError, LearningError
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -69,6 +69,10 @@ class TensorReader:
             weight = self.evaluate(expression.of, dtype, shape).clone()
             truncate(weight, expression.pieces, expression.how)
             return weight
+        if isinstance(expression, LearnedOf):
+            raise LearningError(
+                "has not been learned yet", where=expression.address, hint="run the recipe's steps first"
+            )
         left = self.evaluate(expression.left, dtype, shape)
         right = self.evaluate(expression.right, dtype, shape)
         return mean_of(left, right)

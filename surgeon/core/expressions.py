@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Identity, Original, Source, Truncated, Truncation, base_tensors
+from surgeon.core.draft import Identity, Learned, Original, Source, Truncated, Truncation, base_tensors
 from surgeon.core.dtypes import FLOATS
+from surgeon.core.learned import is_learned, layer_tensor, result_tensors
 from surgeon.core.pieces import Piece, pieces_of
 from surgeon.core.slices import Slices
 from surgeon.core.structure import OTHER, Stack, Structure
@@ -44,7 +45,15 @@ class TruncatedOf:
     how: Truncation
 
 
-Expression = Copy | Fill | MeanOf | TruncatedOf | Slices
+@dataclass(frozen=True, slots=True)
+class LearnedOf:
+    """What a learned step made of a tensor; stands only where the result is not there yet."""
+
+    of: Expression
+    address: str
+
+
+Expression = Copy | Fill | MeanOf | TruncatedOf | LearnedOf | Slices
 
 
 def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
@@ -60,6 +69,9 @@ def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> 
         return express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
     if isinstance(source, Truncated):
         return _truncated(structure, stack, source, suffix)
+    if isinstance(source, Learned):
+        inner = express(structure, stack, source.of, suffix)
+        return learned(inner, source.address, layer_tensor(stack.name, source.key, suffix))
     left = express(structure, stack, source.left, suffix)
     right = express(structure, stack, source.right, suffix)
     if left == right:
@@ -73,6 +85,14 @@ def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> 
             hint="use init: copy, which only moves bytes",
         )
     return MeanOf(left, right)
+
+
+def learned(inner: Expression, address: str, name: str) -> Expression:
+    """Return the tensor `name` of a learned result, or `inner` where the result left it as it was."""
+    if not is_learned(address):
+        return LearnedOf(inner, address)
+    stored = result_tensors(address).get(name)
+    return inner if stored is None else Copy(stored)
 
 
 def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
@@ -124,6 +144,15 @@ def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str)
 
 def first_leaf(expression: Expression, own_name: str) -> str:
     """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
-    while isinstance(expression, (MeanOf, TruncatedOf)):
+    while isinstance(expression, (MeanOf, TruncatedOf, LearnedOf)):
         expression = expression.left if isinstance(expression, MeanOf) else expression.of
     return expression.tensor.name if isinstance(expression, (Copy, Slices)) else own_name
+
+
+def is_pending(expression: Expression) -> bool:
+    """Whether it stands for what a learned step has not found yet."""
+    if isinstance(expression, MeanOf):
+        return is_pending(expression.left) or is_pending(expression.right)
+    if isinstance(expression, TruncatedOf):
+        return is_pending(expression.of)
+    return isinstance(expression, LearnedOf)
