@@ -10,36 +10,32 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from surgeon.backend.adapters import attached
 from surgeon.backend.device import choose_device
-from surgeon.backend.live import operated
-from surgeon.backend.loading import forget_model, load_model, load_tokenizer
+from surgeon.backend.learning_bench import opened
+from surgeon.backend.loading import load_model, load_tokenizer
 from surgeon.backend.score_cache import content_digest
-from surgeon.backend.tensors import DTYPES
 from surgeon.backend.trainer import Course, Report, train
 from surgeon.backend.training_data import Examples, digest_of, read_examples, steps_wanted
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.draft import Draft
-from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learned import REPORT, TENSORS, is_learned, result_directory
-from surgeon.core.learning_step import LEARNED, LearningStep, draft_state, result_names
+from surgeon.core.learning_step import LEARNED, LearningStep, draft_state
 from surgeon.core.objective import Objective
-from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, Step
-from surgeon.errors import ArchitectureError, LearningError
+from surgeon.errors import ArchitectureError
 from surgeon.export.publish import published
 
 _VERSION = 1
@@ -145,9 +141,18 @@ def _keep(address: str, result: Result, order: Order) -> None:
         (directory / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
+PROCEDURES: Mapping[str, str] = {
+    "train": "surgeon.backend.learning:train_step",
+    "mask_weights": "surgeon.backend.weight_masks:mask_weights",
+}
+"""What carries out each learning step, by the operation's name: a function (Order, file of its state) -> Result."""
+
+
 def _procedure(order: Order, state: Path) -> Result:
     """Do what a step is: training weights or adapters, learning masks, choosing weights."""
-    return train_step(order, state)
+    module, _, name = PROCEDURES[order.step.name].partition(":")
+    carry_out: Callable[[Order, Path], Result] = getattr(import_module(module), name)
+    return carry_out(order, state)
 
 
 def train_step(order: Order, state: Path) -> Result:
@@ -174,86 +179,6 @@ def plain_report(report: Report) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class LearningBench:
-    """A model ready to be trained, float32, and its trainable parameters by their name in the result.
-
-    dtypes: what the result is rounded to.
-    """
-
-    model: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-    dtypes: Mapping[str, torch.dtype]
-    adapted: bool
-
-    def learning_rate(self, step: LearningStep) -> float:
-        """Return the step's learning rate, or what is usual for what is trained."""
-        return step.learning_rate or step.learning_rates[self.adapted]
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what the parameters have become, rounded once to the checkpoint's dtype."""
-        return {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
-
-
-@contextmanager
-def opened(order: Order) -> Iterator[LearningBench]:
-    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen."""
-    draft = order.draft
-    plan = compile_plan(draft)
-    forget_model()
-    _tell_memory(order, plan)
-    model = load_model(draft.structure.checkpoint.path, torch.float32, order.device).model
-    model.requires_grad_(requires_grad=False)
-    with operated(model, unfrozen(draft)) as edited:
-        edited.requires_grad_(requires_grad=False)
-        if order.step.gradient_checkpointing:
-            edited.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        if plan.adapters:
-            with attached(edited, plan, order.seed) as (peft_model, parameters):
-                free = {name: one for name, one in parameters.items() if not _is_gate(one)}
-                for parameter in parameters.values():
-                    parameter.requires_grad = not _is_gate(parameter)
-                yield LearningBench(peft_model, free, dict.fromkeys(free, torch.float32), adapted=True)
-            return
-        parameters = _free(edited, draft, plan)
-        dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
-        own = dict(result_names(draft))
-        yield LearningBench(
-            edited, {own[name]: one for name, one in parameters.items()},
-            {own[name]: dtypes[name] for name in parameters}, adapted=False,
-        )  # fmt: skip
-
-
-def _is_gate(parameter: nn.Parameter) -> bool:
-    return parameter.dim() == 0
-
-
-def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
-    """Return the parameters that are not frozen by their name in the checkpoint, and let gradients reach them."""
-    live = dict(model.named_parameters())
-    found: dict[str, nn.Parameter] = {}
-    for tensor in plan.tensors:
-        if tensor.name in plan.frozen or DTYPES.get(tensor.dtype) is None or not DTYPES[tensor.dtype].is_floating_point:
-            continue
-        (name,) = draft.structure.memory_names([tensor.name])
-        parameter = live.get(name)
-        if parameter is not None and tuple(parameter.shape) == tensor.shape:
-            parameter.requires_grad = True
-            found[tensor.name] = parameter
-        elif not _is_elsewhere(model, name):
-            raise ArchitectureError(
-                "has another form once it is loaded, so it cannot be trained and stored back", where=tensor.name,
-                allowed="freeze it, or attach masked_lora to other matrices and train that", hint="add a freeze step",
-            )  # fmt: skip
-    return found
-
-
-def _is_elsewhere(model: nn.Module, name: str) -> bool:
-    """Whether a tensor is a buffer, or tied to another parameter."""
-    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
-    return name in dict(model.named_buffers()) or name in tied
-
-
 @contextmanager
 def _teacher(order: Order) -> Iterator[nn.Module]:
     teacher = load_model(order.draft.structure.checkpoint.path, torch.float32, order.device).model
@@ -266,25 +191,4 @@ def _refuse_quantised(draft: Draft) -> None:
         raise ArchitectureError(
             "quantised weights cannot be trained", where="config field quantization_config",
             hint="dequantise the checkpoint first",
-        )  # fmt: skip
-
-
-def _tell_memory(order: Order, plan: Plan) -> None:
-    """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
-    frozen = plan.frozen
-    trained = sum(tensor.parameters for tensor in plan.tensors if tensor.name not in frozen)
-    if plan.adapters:
-        trained = sum(sum(adapter.shape) * adapter.lora.rank for adapter in plan.adapters)
-    wanted = 4 * plan.parameters + 12 * trained
-    text = f"{order.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
-    order.emit("log", {"level": "info", "text": text})
-    there = (
-        torch.cuda.get_device_properties(order.device).total_memory
-        if order.device.type == "cuda"
-        else psutil.virtual_memory().total
-    )
-    if wanted > there:
-        raise LearningError(
-            f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
-            where=order.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
         )  # fmt: skip

@@ -1,0 +1,126 @@
+"""A model opened for a learning step: in float32, after the draft, with what may change set free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import nn
+
+from surgeon.backend.adapters import attached
+from surgeon.backend.live import operated
+from surgeon.backend.loading import forget_model, load_model
+from surgeon.backend.tensors import DTYPES
+from surgeon.core.draft import Draft
+from surgeon.core.fold import unfrozen
+from surgeon.core.learning_step import LearningStep, result_names
+from surgeon.core.plan import Plan, compile_plan
+from surgeon.errors import ArchitectureError, LearningError
+
+if TYPE_CHECKING:
+    from surgeon.backend.learning import Order
+
+
+@dataclass(frozen=True)
+class LearningBench:
+    """A model ready to be trained, float32, and its trainable parameters by their name in the result.
+
+    dtypes: what the result is rounded to.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    dtypes: Mapping[str, torch.dtype]
+    adapted: bool
+
+    def learning_rate(self, step: LearningStep) -> float:
+        """Return the step's learning rate, or what is usual for what is trained."""
+        return step.learning_rate or step.learning_rates[self.adapted]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what the parameters have become, rounded once to the checkpoint's dtype."""
+        return {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
+
+
+@contextmanager
+def opened(order: Order) -> Iterator[LearningBench]:
+    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen."""
+    draft = order.draft
+    plan = compile_plan(draft)
+    forget_model()
+    _tell_memory(order, plan)
+    model = load_model(draft.structure.checkpoint.path, torch.float32, order.device).model
+    model.requires_grad_(requires_grad=False)
+    with operated(model, unfrozen(draft)) as edited:
+        edited.requires_grad_(requires_grad=False)
+        if order.step.gradient_checkpointing:
+            edited.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        if plan.adapters:
+            with attached(edited, plan, order.seed) as (peft_model, parameters):
+                free = {name: one for name, one in parameters.items() if not _is_gate(one)}
+                for parameter in parameters.values():
+                    parameter.requires_grad = not _is_gate(parameter)
+                yield LearningBench(peft_model, free, dict.fromkeys(free, torch.float32), adapted=True)
+            return
+        parameters = _free(edited, draft, plan)
+        dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
+        own = dict(result_names(draft))
+        yield LearningBench(
+            edited, {own[name]: one for name, one in parameters.items()},
+            {own[name]: dtypes[name] for name in parameters}, adapted=False,
+        )  # fmt: skip
+
+
+def _is_gate(parameter: nn.Parameter) -> bool:
+    return parameter.dim() == 0
+
+
+def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
+    """Return the parameters that are not frozen by their name in the checkpoint, and let gradients reach them."""
+    live = dict(model.named_parameters())
+    found: dict[str, nn.Parameter] = {}
+    for tensor in plan.tensors:
+        if tensor.name in plan.frozen or DTYPES.get(tensor.dtype) is None or not DTYPES[tensor.dtype].is_floating_point:
+            continue
+        (name,) = draft.structure.memory_names([tensor.name])
+        parameter = live.get(name)
+        if parameter is not None and tuple(parameter.shape) == tensor.shape:
+            parameter.requires_grad = True
+            found[tensor.name] = parameter
+        elif not _is_elsewhere(model, name):
+            raise ArchitectureError(
+                "has another form once it is loaded, so it cannot be trained and stored back", where=tensor.name,
+                allowed="freeze it, or attach masked_lora to other matrices and train that", hint="add a freeze step",
+            )  # fmt: skip
+    return found
+
+
+def _is_elsewhere(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is a buffer, or tied to another parameter."""
+    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
+    return name in dict(model.named_buffers()) or name in tied
+
+
+def _tell_memory(order: Order, plan: Plan) -> None:
+    """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
+    frozen = plan.frozen
+    trained = sum(tensor.parameters for tensor in plan.tensors if tensor.name not in frozen)
+    if plan.adapters:
+        trained = sum(sum(adapter.shape) * adapter.lora.rank for adapter in plan.adapters)
+    wanted = 4 * plan.parameters + 12 * trained
+    text = f"{order.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
+    order.emit("log", {"level": "info", "text": text})
+    there = (
+        torch.cuda.get_device_properties(order.device).total_memory
+        if order.device.type == "cuda"
+        else psutil.virtual_memory().total
+    )
+    if wanted > there:
+        raise LearningError(
+            f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
+            where=order.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
+        )  # fmt: skip
