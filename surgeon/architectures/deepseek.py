@@ -8,7 +8,7 @@ from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, first,
 from surgeon.core.layer_counts import FirstCount
 from surgeon.core.layer_fields import Config, EachLayer
 from surgeon.core.layer_ties import Borrows
-from surgeon.core.structure import Family
+from surgeon.core.structure import Family, Silence
 
 
 def _mlp(number: int) -> EachLayer:
@@ -65,7 +65,10 @@ FAMILIES = (
         ),
     ),
     Family(
-        model_types=("longcat_flash",), no_identity="its zero experts pass their input on, whatever the weights are"
+        model_types=("longcat_flash",),
+        # Its zero experts pass their input on, whatever the weights are: the norm before them makes it 0.
+        roles=((r"post_attention_layernorm\.0\.weight", "norm.experts"),),
+        silences=((Silence("attention.output"), Silence("norm.experts"), Silence("mlp.down")),),
     ),
     Family(
         model_types=("deepseek_v32",),

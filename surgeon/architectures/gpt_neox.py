@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: attention and MLP in parallel, biases, query, key and value interleaved by head."""
 
-from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_ends import EndTensor
 from surgeon.core.structure import Family
 
 _FUSED = {"attention.qkv": ("attention.query", "attention.key", "attention.value")}
@@ -12,6 +12,6 @@ FAMILIES = (
         roles=((r"attention\.dense_bias", "attention.output"),),
         fused=_FUSED,
         fused_by_head=True,
-        fields=(FixedEnds("attention.dense_bias", last=1),),
+        fields=(EndTensor("attention.dense_bias", r"attention\.dense_bias", last=True, neutral=0.0),),
     ),
 )

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import always, every, first
+from surgeon.core.layer_ends import EndTensor
 from surgeon.core.layer_fields import Config, EachLayer
 from surgeon.core.layer_ties import ByIndex
-from surgeon.core.structure import Family
+from surgeon.core.structure import Family, Silence
 from surgeon.errors import ArchitectureError
 
 
@@ -71,8 +72,32 @@ FAMILIES = (
     Family(model_types=("diffllama",), fields=(ByIndex("lambda_init, which grows with depth", always),)),
     Family(
         model_types=("zaya",),
-        fields=(ByIndex("routers that use the states of the router before", always),),
-        no_identity="every layer scales the residual stream, and passes its router's states on",
+        roles=(
+            (r"post_\w+_residual_scale\.hidden_states_scale", "norm.output"),
+            (r"post_\w+_residual_scale\.residual_scale", "residual.scale"),
+            (r"post_\w+_residual_scale\.residual_bias", "residual.bias"),
+            (r"mlp\.gate\.down_proj\..+", "router.input"),
+            (r"mlp\.gate\.router_states_scale", "router.scale"),
+        ),
+        # A router adds its own states to the scaled ones of the router before, and hands the sum on.
+        fields=(
+            EndTensor(
+                "router_states_scale, missing in the first layer",
+                r"mlp\.gate\.router_states_scale",
+                elsewhere=True,
+                neutral=0.0,
+                spare=True,
+            ),
+        ),
+        silences=(
+            (
+                Silence("norm.output"),
+                Silence("residual.scale", 1.0),
+                Silence("residual.bias"),
+                Silence("router.input"),
+                Silence("router.scale", 1.0),
+            ),
+        ),
     ),
     Family(model_types=("minicpm3",), fields=(_DepthScale(1.4),)),
     Family(

@@ -1,6 +1,6 @@
 """RWKV: a norm of its own in the first layer; numbers are rescaled every so many layers."""
 
-from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_ends import EndTensor
 from surgeon.core.layer_ties import ByIndex
 from surgeon.core.structure import Family
 
@@ -16,6 +16,6 @@ FAMILY = Family(
     ),
     fields=(
         ByIndex("rescale_every", lambda config: bool(config.get("rescale_every", 6))),
-        FixedEnds("pre_ln, a norm of its own", first=1),
+        EndTensor("pre_ln, a norm of its own", r"pre_ln\..+"),
     ),
 )

@@ -1,6 +1,6 @@
 """T5 and its kin: the first layer of each stack holds the position bias that all layers of the stack use."""
 
-from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_ends import EndTensor
 from surgeon.core.structure import Family, StackRule
 
 _ROLES = (
@@ -22,7 +22,7 @@ FAMILIES = (
         model_types=("t5", "mt5", "longt5"),
         roles=_ROLES,
         stacks=_STACKS,
-        fields=(FixedEnds("relative_attention_bias, which only the first layer holds", first=1),),
+        fields=(EndTensor("relative_attention_bias, which all layers use", r".*\.relative_attention_bias\..+"),),
     ),
     Family(model_types=("umt5",), roles=_ROLES, stacks=_STACKS),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, SLIDING, every, first
-from surgeon.core.layer_counts import FixedEnds
+from surgeon.core.layer_ends import EndTensor
 from surgeon.core.layer_fields import Config, Derived, EachLayer
 from surgeon.core.structure import Family, Silence
 
@@ -94,7 +94,7 @@ FAMILIES = (
         model_types=("modernbert", "modernbert-decoder"),
         fields=(
             EachLayer("layer_types", every(3, "global_attn_every_n_layers", at=0), ("global_attn_every_n_layers",)),
-            FixedEnds("attn_norm, missing in the first layer", first=1),
+            EndTensor("attn_norm, missing in the first layer", r"attn_norm\..+", elsewhere=True, silent=1.0),
         ),
     ),
 )

@@ -71,38 +71,6 @@ class LastCount:
 
 
 @dataclass(frozen=True)
-class FixedEnds:
-    """Layers at the start or the end that are built differently without any config field saying so.
-
-    `key` says in words what is different. They must stay where they are, and nothing may be put outside of them.
-    """
-
-    key: str
-    first: int = 0
-    last: int = 0
-    replaces: tuple[str, ...] = ()
-
-    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return True for these layers."""
-        del config
-        return tuple(index < self.first or index >= count - self.last for index in range(count))
-
-    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write nothing, if they are where they have to be."""
-        if list(values) != list(self.read(config, len(values)) or ()):
-            ends = " and ".join(
-                f"{number} {end}" for end, number in (("first", self.first), ("last", self.last)) if number
-            )
-            raise ArchitectureError(
-                f"only the {ends} of the layers are built with it, and no config field could say otherwise",
-                where=self.key,
-                allowed="edits that leave these layers at their end",
-                hint="choose other layers",
-            )
-        return {}
-
-
-@dataclass(frozen=True)
 class Period:
     """Two numbers: every p-th layer is special, beginning at an offset, such as `attn_layer_period`.
 

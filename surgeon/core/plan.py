@@ -12,7 +12,8 @@ from typing import Any
 
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.expressions import Copy, Expression, MeanOf, TruncatedOf, express, first_leaf
+from surgeon.core.expressions import Copy, Expression, Fill, MeanOf, TruncatedOf, express, first_leaf
+from surgeon.core.layer_ends import tensors_at
 from surgeon.core.layer_fields import REMOVED, LayerField
 from surgeon.core.slices import Slices, sliced
 from surgeon.core.structure import Structure
@@ -159,8 +160,10 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix, model in base_tensors(layer.source, stack).items():
-                expression = express(draft.structure, stack, layer.source, suffix)
+            for suffix, (model, constant) in tensors_at(stack, layer.source, position, len(layers)).items():
+                expression = (
+                    express(draft.structure, stack, layer.source, suffix) if constant is None else Fill(constant)
+                )
                 yield PlannedTensor(
                     stack.tensor_name(position, suffix),
                     model.dtype,
@@ -190,7 +193,7 @@ def _frozen(draft: Draft) -> Iterator[str]:
     for name, layers in draft.stacks.items():
         stack = structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix in base_tensors(layer.source, stack):
+            for suffix in tensors_at(stack, layer.source, position, len(layers)):
                 if structure.role(suffix) in layer.frozen:
                     yield stack.tensor_name(position, suffix)
     for name in structure.outside:

@@ -47,6 +47,7 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
     "lfm2": {"full_attn_idxs": {"full_attn_idxs": [1, 4, 6]}},
     "nemotron_h": {"hybrid_override_pattern": {"hybrid_override_pattern": "ME*--M*E"}},
     "kimi_linear": {
+        "few of full attention": MLA,
         "linear_attn_config": {
             **MLA,
             "first_k_dense_replace": 2,
@@ -57,7 +58,7 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
                 "num_heads": 4,
                 "short_conv_kernel_size": 4,
             },
-        }
+        },
     },
     "bailing_hybrid": {"layer_group_size": {**MLA, "layer_group_size": 3, "first_k_dense_replace": 3}},
     "afmoe": {"global_attn_every_n_layers": {"global_attn_every_n_layers": 3, "num_dense_layers": 2}},

@@ -44,12 +44,13 @@ class Reference:
         """Return the logits of the base with its layers in this order, some left out or repeated."""
         hidden = self._hidden_in(self.first)
         output: Any = None
-        carried = {name: self.calls[self.first][1].get(name) for name in self.carries}
+        carried = {name: _argument(self.calls[self.first], name) for name in self.carries}
         for position in order:
             if position not in self.calls:
                 continue  # a cross-attention layer without an image
             args, kwargs = self.calls[position]
-            kwargs = {**kwargs, **carried}
+            args = tuple(carried.get(at, value) for at, value in enumerate(args))
+            kwargs = {**kwargs, **{name: value for name, value in carried.items() if isinstance(name, str)}}
             if args:
                 output = self.layers[position](hidden, *args[1:], **kwargs)
             else:
@@ -59,14 +60,15 @@ class Reference:
         with _forwards_replaced(self.layers, lambda _position, _forward: lambda *_args, **_kwargs: output):
             return self._run()
 
-    def _carries(self) -> dict[str, int]:
-        """Return which further outputs of a layer are arguments of the next one."""
-        found: dict[str, int] = {}
-        for position, (_, kwargs) in self.calls.items():
+    def _carries(self) -> dict[str | int, int]:
+        """Return which further outputs of a layer are arguments of the next one, by name or by place."""
+        found: dict[str | int, int] = {}
+        for position, (args, kwargs) in self.calls.items():
             before = self.outputs.get(position - 1)
+            arguments: list[tuple[str | int, Any]] = [*list(enumerate(args))[1:], *kwargs.items()]
             for place, output in enumerate(before if isinstance(before, tuple) else ()):
                 found.update(
-                    (name, place) for name, value in kwargs.items() if place and value is output and value is not None
+                    (name, place) for name, value in arguments if place and value is output and value is not None
                 )
         return found
 
@@ -97,6 +99,11 @@ def logits_of(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Return the logits of a model, (batch, tokens, vocabulary)."""
     torch.manual_seed(0)  # Reformer's hashes are drawn
     return model(input_ids=tokens_BT, use_cache=False).logits.clone()  # type: ignore[no-any-return]
+
+
+def _argument(call: tuple[tuple[Any, ...], dict[str, Any]], name: str | int) -> Any:
+    args, kwargs = call
+    return args[name] if isinstance(name, int) else kwargs.get(name)
 
 
 def _first(output: Any) -> torch.Tensor:

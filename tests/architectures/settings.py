@@ -185,7 +185,12 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v32": MLA,
     "glm4_moe_lite": MLA,
     "glm_moe_dsa": MLA,
-    "kimi_linear": MLA,
+    "kimi_linear": {
+        **MLA,
+        "layer_types": [
+            f"{kind}_attention" for kind in ("linear", "linear", "full", "linear", "linear", "full", "linear", "full")
+        ],
+    },
     "longcat_flash": {**MLA, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2},
     "minicpm3": MLA,
     "youtu": MLA,

@@ -117,8 +117,8 @@ def test_either_stack_of_an_encoder_decoder_can_be_expanded(cls_name: str, tmp_p
     """Self attention, cross attention and MLP are all silenced."""
     cls = _save(cls_name, _SEQ2SEQ[cls_name], tmp_path / "base")
     steps = [
-        {"expand": {"after": [1], "init": init, "stack": stack}}
-        for stack, init in (("encoder", "copy"), ("decoder", "mean"))
+        {"expand": {"after": after, "init": init, "stack": stack}}
+        for stack, after, init in (("encoder", [0, 1], "copy"), ("decoder", [1], "mean"))
     ]
     _run(tmp_path / "base", tmp_path / "out", *steps)
 
