@@ -82,6 +82,16 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         del seen
         return {}
 
+    @property
+    def token_rewards(self) -> str | None:
+        """The model that is to give a reward for each token of a wrong answer, where one is named."""
+        return None
+
+    def remark(self, *, weighted: bool) -> str:
+        """Return what a person must know of such a course, if anything; `weighted` says that labels have weights."""
+        del weighted
+        return ""
+
 
 def objectives() -> dict[str, type[Objective]]:
     """Return every objective by name."""
