@@ -113,12 +113,12 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
         module = _build(structure, stack, source.of, base)
         _restore_learned(structure, module, source, stack)
         return module
-    module = _build(structure, stack, source.left, base)
-    right = dict(_build(structure, stack, source.right, base).state_dict())
+    module, *others = (_build(structure, stack, part, base) for part in source.parts)
+    weights = [other.state_dict() for other in others]
     with torch.no_grad():
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                value.copy_(mean_of(value, right[name]))
+                value.copy_(mean_of([value, *(other[name] for other in weights)]))
     return module
 
 

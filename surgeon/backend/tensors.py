@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,9 +73,7 @@ class TensorReader:
             raise LearningError(
                 "has not been learned yet", where=expression.address, hint="run the recipe's steps first"
             )
-        left = self.evaluate(expression.left, dtype, shape)
-        right = self.evaluate(expression.right, dtype, shape)
-        return mean_of(left, right)
+        return mean_of([self.evaluate(part, dtype, shape) for part in expression.parts])
 
     def bytes_of(self, tensor: PlannedTensor) -> bytes:
         """Calculate a planned tensor and return its little-endian bytes."""
@@ -103,10 +101,13 @@ def tensor_reader() -> Iterator[TensorReader]:
         reader.close()
 
 
-def mean_of(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the element-wise mean, taken in float32 (float64 for float64) and rounded once to the left one's dtype."""
-    wide = torch.float64 if left.dtype is torch.float64 else torch.float32
-    return ((left.to(wide) + right.to(wide)) / 2).to(left.dtype)
+def mean_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the element-wise mean, taken in float32 (float64 for float64) and rounded once to the dtype of the first."""
+    dtype = parts[0].dtype
+    total = parts[0].to(torch.float64 if dtype is torch.float64 else torch.float32, copy=True)
+    for part in parts[1:]:
+        total += part.to(total.dtype)
+    return (total / len(parts)).to(dtype)
 
 
 def gathered(value: torch.Tensor, slices: Slices) -> torch.Tensor:
@@ -116,7 +117,7 @@ def gathered(value: torch.Tensor, slices: Slices) -> torch.Tensor:
 
 def _slice(value: torch.Tensor, slices: Slices, source: Source) -> torch.Tensor:
     if isinstance(source, Mean):
-        return mean_of(_slice(value, slices, source.left), _slice(value, slices, source.right))
+        return mean_of([_slice(value, slices, part) for part in source.parts])
     assert isinstance(source, Original), "a slice is a layer's, or a mean of layers'"
     return value.narrow(slices.axis, source.index * slices.width, slices.width)
 

@@ -24,10 +24,9 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """The element-wise mean of two layers' weights, computed in float32 and rounded once."""
+    """The element-wise mean of several layers' weights, all alike in it, computed in float32 and rounded once."""
 
-    left: Source
-    right: Source
+    parts: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +170,9 @@ def _base_layers(stack: Stack) -> tuple[Layer, ...]:
 
 
 def leaf(source: Source) -> int:
-    """Return the base layer that gives a source its names and shapes: the leftmost it is made of."""
+    """Return the base layer that gives a source its names and shapes: the first it is made of."""
     while not isinstance(source, Original):
-        source = source.left if isinstance(source, Mean) else source.of
+        source = source.parts[0] if isinstance(source, Mean) else source.of
     return source.index
 
 

@@ -30,10 +30,9 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class MeanOf:
-    """The mean of two, in float32, rounded once to the output's dtype."""
+    """The mean of several, in float32, rounded once to the output's dtype."""
 
-    left: Expression
-    right: Expression
+    parts: tuple[Expression, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +71,18 @@ def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> 
     if isinstance(source, Learned):
         inner = express(structure, stack, source.of, suffix)
         return learned(inner, source.address, layer_tensor(stack.name, source.key, suffix))
-    left = express(structure, stack, source.left, suffix)
-    right = express(structure, stack, source.right, suffix)
-    if left == right:
-        return left
+    parts = tuple(express(structure, stack, part, suffix) for part in source.parts)
+    if all(part == parts[0] for part in parts):
+        return parts[0]
     dtype = base_tensors(source, stack)[suffix].dtype
     if dtype not in FLOATS:
         raise ArchitectureError(
             f"has dtype {dtype}, of which no mean can be taken",
             where=f"tensor {suffix!r}",
             allowed=", ".join(FLOATS),
-            hint="use init: copy, which only moves bytes",
+            hint="copy the layer instead: that only moves bytes",
         )
-    return MeanOf(left, right)
+    return MeanOf(parts)
 
 
 def learned(inner: Expression, address: str, name: str) -> Expression:
@@ -145,14 +143,14 @@ def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str)
 def first_leaf(expression: Expression, own_name: str) -> str:
     """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
     while isinstance(expression, (MeanOf, TruncatedOf, LearnedOf)):
-        expression = expression.left if isinstance(expression, MeanOf) else expression.of
+        expression = expression.parts[0] if isinstance(expression, MeanOf) else expression.of
     return expression.tensor.name if isinstance(expression, (Copy, Slices)) else own_name
 
 
 def is_pending(expression: Expression) -> bool:
     """Whether it stands for what a learned step has not found yet."""
     if isinstance(expression, MeanOf):
-        return is_pending(expression.left) or is_pending(expression.right)
+        return any(map(is_pending, expression.parts))
     if isinstance(expression, TruncatedOf):
         return is_pending(expression.of)
     return isinstance(expression, LearnedOf)

@@ -81,8 +81,8 @@ def sliced(draft: Draft) -> Iterator[tuple[str, Slices]]:
 def _weights(source: Source) -> Source:
     """Return the layers that a slice is made of: what was done to matrices within the layer is nothing to it."""
     if isinstance(source, Mean):
-        left, right = _weights(source.left), _weights(source.right)
-        return left if left == right else Mean(left, right)
+        parts = tuple(map(_weights, source.parts))
+        return parts[0] if all(part == parts[0] for part in parts) else Mean(parts)
     return source if isinstance(source, Original) else _weights(source.of)
 
 

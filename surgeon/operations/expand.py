@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from surgeon.core.draft import Draft, Identity, Layer, Mean, Source, base_tensors
+from surgeon.core.averaging import mean_of_layers, refuse_quantised
+from surgeon.core.draft import Draft, Identity, Layer, Source, base_tensors
 from surgeon.core.operation import Chosen, LayerChoice, Operation
 from surgeon.core.structure import Stack, Structure
 from surgeon.errors import ArchitectureError, RecipeError
@@ -50,13 +51,7 @@ class Expand(Operation, frozen=True, kw_only=True):
     def _source(self, structure: Structure, stack: Stack, layer: Layer, right: Layer) -> Source:
         if self.init == "duplicate":
             return layer.source
-        if structure.checkpoint.config.get("quantization_config"):
-            raise ArchitectureError(
-                "identities need arithmetic on weights that are quantised",
-                where="config field quantization_config",
-                allowed="init: duplicate, prune, freeze",
-                hint="dequantise the checkpoint first",
-            )
+        refuse_quantised(structure, "identities need", "init: duplicate, prune, freeze")
         reason = structure.no_identity(base_tensors(layer.source, stack))
         if reason:
             raise ArchitectureError(
@@ -67,18 +62,4 @@ class Expand(Operation, frozen=True, kw_only=True):
             )
         if self.init == "copy" or right is layer:
             return Identity(layer.source)
-        _refuse_unlike(stack, layer, right)
-        return Identity(Mean(layer.source, right.source))
-
-
-def _refuse_unlike(stack: Stack, layer: Layer, right: Layer) -> None:
-    shapes = {suffix: tensor.shape for suffix, tensor in base_tensors(layer.source, stack).items()}
-    others = {suffix: tensor.shape for suffix, tensor in base_tensors(right.source, stack).items()}
-    unlike = sorted(suffix for suffix in shapes.keys() | others.keys() if shapes.get(suffix) != others.get(suffix))
-    if unlike:
-        raise ArchitectureError(
-            f"layers {layer.key} and {right.key} are built differently, so they have no mean",
-            where=f"tensor {unlike[0]!r}",
-            allowed="init: copy",
-            hint="use init: copy for these layers",
-        )
+        return Identity(mean_of_layers(stack, (layer, right), "init: copy"))

@@ -118,7 +118,8 @@ def source_text(source: Source) -> str:
     if isinstance(source, Original):
         return f"base layer {source.index}"
     if isinstance(source, Mean):
-        return f"the mean of {source_text(source.left)} and {source_text(source.right)}"
+        *others, last = map(source_text, source.parts)
+        return f"the mean of {', '.join(others)} and {last}"
     if isinstance(source, Truncated):
         return f"{source_text(source.of)}, {', '.join(sorted(source.roles))} truncated"
     return f"{type(source).__name__.lower()} of {source_text(source.of)}"

@@ -119,7 +119,7 @@ def test_a_mean_of_layers_has_the_mean_of_their_slices(tmp_path: Path) -> None:
     plan = _plan(base, {"expand": {"after": [1], "init": "mean"}})
     (slices,) = [tensor for tensor in plan.tensors if tensor.name == _PER_LAYER]
     before = open_checkpoint(base).tensors[_PER_LAYER]
-    mean: list[Source] = [Original(0), Original(1), Mean(Original(1), Original(2)), Original(2), Original(3)]
+    mean: list[Source] = [Original(0), Original(1), Mean((Original(1), Original(2))), Original(2), Original(3)]
 
     with tensor_reader() as reader:
         whole = reader.read(before).double()
