@@ -102,7 +102,7 @@ def tensor_reader() -> Iterator[TensorReader]:
 
 
 def mean_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the element-wise mean, taken in float32 (float64 for float64) and rounded once to the dtype of the first."""
+    """Return the element-wise mean, taken in float32 (float64 for float64), rounded once to the dtype of the first."""
     dtype = parts[0].dtype
     total = parts[0].to(torch.float64 if dtype is torch.float64 else torch.float32, copy=True)
     for part in parts[1:]:
