@@ -85,7 +85,7 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
     calibration = calibration_of(draft, settings)
     rows: list[Ablation] = []
     base: list[float] = []
-    with bench(draft, settings, calibration, settings.batch_tokens, emit, cancelled) as ready, torch.inference_mode():
+    with bench(draft, settings, calibration, settings.first_batch, emit, cancelled) as ready, torch.inference_mode():
         for role in dict.fromkeys(roles):
             with HiddenStates(ready.room) as states:
                 ablated = _Ablated(ready, role, states)

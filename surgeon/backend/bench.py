@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,14 @@ from surgeon.backend.calling import LayerRunner, batches_of
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.live import layer_list, operated
 from surgeon.backend.loading import load_tokenizer, resident_model
-from surgeon.backend.streaming import fits_in_memory, is_streamed, room_for_states
+from surgeon.backend.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
 from surgeon.core.draft import Draft
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, Provenance
+
+# On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
+_BATCH_TOKENS = {"cpu": 512}
+_MOST_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Settings:
     """How to measure: sequences x length tokens of `data` (None: the built-in text), relative to `root`.
 
     `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where
-    the search for a batch size starts; it is halved whenever memory runs out.
+    the search for a batch size starts, None for what suits the device; it is halved whenever memory runs out.
     """
 
     root: Path
@@ -40,7 +44,12 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     stream: bool | None = None
-    batch_tokens: int = 1024
+    batch_tokens: int | None = None
+
+    @property
+    def first_batch(self) -> int:
+        """How many tokens go through a layer at once, unless memory runs out."""
+        return self.batch_tokens or _BATCH_TOKENS.get(choose_device(self.device).type, _MOST_BATCH_TOKENS)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -139,8 +148,11 @@ def bench(
     stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
     how = "layer by layer from disk" if stream else "whole"
     emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} {how} on {device}"})
-    model = resident_model(draft.structure, dtype, device, stream=stream).model
-    with operated(model, draft) as edited:
+    with ExitStack() as stack:
+        if stream:
+            stack.enter_context(freed_memory_returned())
+        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        edited = stack.enter_context(operated(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
         batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)
         yield Bench(

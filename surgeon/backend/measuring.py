@@ -156,7 +156,7 @@ class _Measuring:
     def _with_enough_memory(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
         """Run one pass; where memory runs out, run it again with batches half as large."""
         assert self.calibration is not None
-        batch_tokens = self.settings.batch_tokens
+        batch_tokens = self.settings.first_batch
         rows = {kind.name: self.rows(kind) for kind in kinds}
         while True:
             try:

@@ -25,6 +25,8 @@ from surgeon.core.structure import Structure
 _SHARE_OF_MEMORY = 0.6
 _SHARE_FOR_STATES = 0.3
 _STATES_BESIDE_A_LAYER = 32 << 20
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_USUAL_MMAP_THRESHOLD = 32 << 20  # what glibc raises it to by itself as large blocks are freed
 
 
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> bool:
@@ -118,15 +120,23 @@ def weights_of(layer: nn.Module) -> Iterator[nn.Module]:
         for module, hook in hooks:
             hook.offload = True
             hook.post_forward(module, None)
-        if hooks:
-            _return_freed_memory()
 
 
-def _return_freed_memory() -> None:
-    """Give freed memory back to the system where the C library would keep it: 60 MB more with each layer of 200."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:  # glibc has it, musl does not
-        trim(0)
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Have tensors given back to the system as soon as they are freed, where the C library would keep them.
+
+    glibc keeps freed blocks of up to 32 MB for later: with layers that come and go, 60 MB more with each.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is None:  # musl has none, and keeps nothing
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _USUAL_MMAP_THRESHOLD)
 
 
 def without_hooks(layer: nn.Module) -> nn.Module:

@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     draft = draft_of(read_structure(open_checkpoint(locate_model(options.model))))
     settings = Settings(root=Path(), sequences=options.sequences, length=options.length)
-    with bench(draft, settings, calibration_of(draft, settings), 1024, lambda *_: None, lambda: False) as ready:
+    with bench(draft, settings, calibration_of(draft, settings), 512, lambda *_: None, lambda: False) as ready:
         compare_influence(ready, options.rounds)
         for name in options.by.split(","):
             compare_sweep(ready, draft, name, options.rounds)
