@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,7 +17,8 @@ from surgeon.backend.loading import forget_model, load_model
 from surgeon.backend.tensors import DTYPES
 from surgeon.core.draft import Draft
 from surgeon.core.fold import unfrozen
-from surgeon.core.learning_step import LearningStep, result_names
+from surgeon.core.learned import adapter_tensors
+from surgeon.core.learning_step import LearningStep, is_free, result_names
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.errors import ArchitectureError, LearningError
 
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 class LearningBench:
     """A model ready to be trained, float32, and its trainable parameters by their name in the result.
 
-    dtypes: what the result is rounded to.
+    dtypes: what the result is rounded to.   kept: what is not trained, but belongs to the result.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     dtypes: Mapping[str, torch.dtype]
     adapted: bool
+    kept: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
     def learning_rate(self, step: LearningStep) -> float:
         """Return the step's learning rate, or what is usual for what is trained."""
@@ -43,12 +45,16 @@ class LearningBench:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what the parameters have become, rounded once to the checkpoint's dtype."""
-        return {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
+        trained = {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
+        return {**{name: parameter.detach() for name, parameter in self.kept.items()}, **trained}
 
 
 @contextmanager
-def opened(order: Order) -> Iterator[LearningBench]:
-    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen."""
+def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
+    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen.
+
+    Of adapters that is A and B, or with `gates` their gates alone.
+    """
     draft = order.draft
     plan = compile_plan(draft)
     forget_model()
@@ -61,10 +67,7 @@ def opened(order: Order) -> Iterator[LearningBench]:
             edited.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         if plan.adapters:
             with attached(edited, plan, order.seed) as (peft_model, parameters):
-                free = {name: one for name, one in parameters.items() if not _is_gate(one)}
-                for parameter in parameters.values():
-                    parameter.requires_grad = not _is_gate(parameter)
-                yield LearningBench(peft_model, free, dict.fromkeys(free, torch.float32), adapted=True)
+                yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
             return
         parameters = _free(edited, draft, plan)
         dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
@@ -75,8 +78,17 @@ def opened(order: Order) -> Iterator[LearningBench]:
         )  # fmt: skip
 
 
-def _is_gate(parameter: nn.Parameter) -> bool:
-    return parameter.dim() == 0
+def _adapter_bench(
+    draft: Draft, plan: Plan, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, gates: bool
+) -> LearningBench:
+    """Free A and B, or the gates, of all adapters that no freeze holds; these keep all three in the result."""
+    names = [name for adapter in plan.adapters if is_free(draft, adapter) for name in adapter_tensors(adapter.name)]
+    free = {name: parameters[name] for name in names if (parameters[name].dim() == 0) == gates}
+    kept = {name: parameters[name] for name in names if name not in free}
+    model.requires_grad_(requires_grad=False)
+    for parameter in free.values():
+        parameter.requires_grad = True
+    return LearningBench(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
 
 
 def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:

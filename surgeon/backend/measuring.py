@@ -18,7 +18,7 @@ from surgeon.backend.weighing import weights_pass
 from surgeon.core.draft import Draft
 from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.score import Average, Provenance, Score, ScoreKind, WeightsScore
+from surgeon.core.score import Average, LearningScore, Provenance, Score, ScoreKind, WeightsScore
 from surgeon.core.score_requests import requested_scores
 from surgeon.errors import ArchitectureError, ScoreError
 
@@ -64,13 +64,18 @@ class _Measuring:
     ) -> None:  # fmt: skip
         self.draft, self.settings, self.emit, self.cancelled, self.lenient = draft, settings, emit, cancelled, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
-        needs_text = any(kind.data for kind in asked)
+        needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
         self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
         self.origins = {kind.name: self._origin(kind) for kind in asked}
         self.asked = asked
 
     def _origin(self, kind: ScoreKind) -> Provenance:
-        provenance = provenance_of(self.draft, self.settings, self.calibration if kind.data else None)
+        if isinstance(kind, LearningScore):
+            from surgeon.backend.learned_scores import learned_origin  # training takes longer to import
+
+            provenance = learned_origin(self.draft, self.settings)
+        else:
+            provenance = provenance_of(self.draft, self.settings, self.calibration if kind.data else None)
         return msgspec.structs.replace(provenance, settings=msgspec.to_builtins(kind))
 
     def known(self) -> dict[str, Score]:
@@ -129,6 +134,11 @@ class _Measuring:
             wanted = [kind for kind in kinds if kind.needs == name]
             if wanted:
                 found |= self._live(live_pass, wanted)
+        for kind in kinds:
+            if isinstance(kind, LearningScore):
+                from surgeon.backend.learned_scores import learned_score
+
+                found[kind.name] = learned_score(self.draft, kind, self.settings, self.emit, self.cancelled)
         return [self._kept(kind, found[kind.name]) for kind in kinds if kind.name in found]
 
     def _kept(self, kind: ScoreKind, score: Score) -> Score:

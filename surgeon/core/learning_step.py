@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
-from surgeon.core.draft import OUTSIDE, Draft, Layer, Learned
+from surgeon.core.draft import OUTSIDE, Draft, Layer, Learned, Lora
 from surgeon.core.learned import PENDING, layer_tensor, outside_tensor
 from surgeon.core.operation import Chosen, Operation
-from surgeon.core.plan import layer_roles
+from surgeon.core.plan import Adapter, layer_roles
+from surgeon.errors import RecipeError
 
 LEARNED = "learned"
 """The key under which a step's `resolved` holds the address of its result."""
@@ -62,6 +63,10 @@ class LearningStep(Operation, frozen=True, kw_only=True):
     ] = None
     deterministic: Annotated[bool, msgspec.Meta(description="refuse kernels that do not repeat to the bit")] = True
     save_steps: Annotated[Positive, msgspec.Meta(description="steps after which a broken run can go on")] = 50
+    eval_steps: Annotated[
+        Positive | None,
+        msgspec.Meta(description="steps between two looks at the held-out loss; none: before and after"),
+    ] = None
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Return the draft with what was learned, or will be."""
@@ -93,17 +98,30 @@ def _learned_layer(draft: Draft, layer: Layer, stack: str, address: str) -> Laye
 
 
 def with_learned_adapters(draft: Draft, address: str) -> Draft:
-    """Return the draft in which every adapter's values come from a result."""
-    stacks = {
-        name: tuple(
-            replace(layer, lora={role: replace(lora, address=address) for role, lora in layer.lora.items()})
-            if layer.lora
-            else layer
-            for layer in layers
+    """Return the draft in which the values of every adapter on a matrix that is not frozen come from a result.
+
+    Raises:
+        RecipeError: all of them are frozen.
+    """
+    if not any(layer.lora.keys() - layer.frozen for layers in draft.stacks.values() for layer in layers):
+        raise RecipeError(
+            "every adapter is on a frozen matrix", allowed="adapters on others", hint="freeze less before training"
         )
+    stacks = {
+        name: tuple(replace(layer, lora=_learned_lora(layer, address)) if layer.lora else layer for layer in layers)
         for name, layers in draft.stacks.items()
     }
     return replace(draft, stacks=stacks)
+
+
+def _learned_lora(layer: Layer, address: str) -> dict[str, Lora]:
+    return {role: lora if role in layer.frozen else replace(lora, address=address) for role, lora in layer.lora.items()}
+
+
+def is_free(draft: Draft, adapter: Adapter) -> bool:
+    """Whether training may change an adapter: a freeze holds a matrix's adapter too."""
+    stack, key, _ = adapter.name.split("/", 2)
+    return any(adapter.role not in layer.frozen for layer in draft.stacks[stack] if layer.key == key)
 
 
 def result_names(draft: Draft) -> Iterator[tuple[str, str]]:

@@ -218,6 +218,32 @@ class GradientsScore(ScoreKind, frozen=True, kw_only=True):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What trainings said of each matrix. `matrices` and `details` go by adapter, see `plan.Adapter.name`."""
+
+    matrices: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class LearningScore(ScoreKind, frozen=True, kw_only=True):
+    """A score that is learned: the steps of a recipe, and how to read what its learning steps report.
+
+    A layer's score is the mean over its matrices. Where `all` scores are asked for it is left out: it is a training.
+    """
+
+    needs = "learning"
+
+    def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
+        """Return the steps as they stand in a recipe, in order; the last are learning steps."""
+        raise NotImplementedError
+
+    def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> Learnt:
+        """Return the scores from the reports of the learning steps."""
+        raise NotImplementedError
+
+
 def score_kinds() -> dict[str, type[ScoreKind]]:
     """Return every score by name."""
     return classes_of("surgeon.scores", ScoreKind)

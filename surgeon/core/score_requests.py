@@ -21,7 +21,7 @@ def split_requests(text: str) -> list[str]:
 
 
 def requested_scores(requests: Sequence[str], where: str = "--by") -> list[ScoreKind]:
-    """Return the scores asked for, each once; `all` stands for every one that is not asked for with settings.
+    """Return the scores asked for, each once; `all` stands for every one that is not learned.
 
     Raises:
         UsageError: there is no such score or setting, or one score is asked for twice with different settings.
@@ -32,7 +32,8 @@ def requested_scores(requests: Sequence[str], where: str = "--by") -> list[Score
         if found.setdefault(kind.name, kind) != kind:
             raise UsageError(f"{kind.name} is asked for twice, with different settings", where=where)
     if "all" in requests:
-        found |= {name: kind() for name, kind in score_kinds().items() if name not in found}
+        measured = {name: kind for name, kind in score_kinds().items() if kind.needs != "learning"}
+        found |= {name: kind() for name, kind in measured.items() if name not in found}
     if not found:
         raise UsageError("names no score", where=where, allowed=", ".join((*score_kinds(), "all")))
     return list(found.values())

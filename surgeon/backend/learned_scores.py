@@ -1,0 +1,84 @@
+"""Scores that are learned: a few steps of a recipe, carried out as any recipe's, and what their reports say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from surgeon.backend.bench import Settings, provenance_of
+from surgeon.backend.learning import learn
+from surgeon.backend.training_rows import source_digest
+from surgeon.core.draft import Draft
+from surgeon.core.fold import apply_step
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.learned import result_report
+from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.recipe import Base, Recipe, step_of
+from surgeon.core.score import LearningScore, Learnt, Provenance, Score
+
+
+def learned_origin(draft: Draft, settings: Settings) -> Provenance:
+    """Return what a learned score is made from; `data` names the bytes of its file. Trained in float32."""
+    origin = provenance_of(draft, settings)
+    data = source_digest(settings.data, settings.root)
+    return msgspec.structs.replace(origin, data=data, seed=settings.seed, dtype="float32")
+
+
+def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: Emit, cancelled: IsCancelled) -> Score:
+    """Carry out a score's steps and read it; layers are told one after the other at the end.
+
+    What has been trained before on the same weights, with the same data and settings, is not trained again, and an
+    interrupted training goes on.
+    """
+    recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
+    args = {"root": str(settings.root), "device": settings.device}
+    after, reports = draft, []
+    for number, plain in enumerate(kind.recipe(settings.data)):
+        ((name, fields),) = plain.items()
+        step = step_of(name, fields, kind.name)
+        if isinstance(step.operation, LearningStep):
+            step = learn(after, step, recipe, args, _named(kind.name, name, emit), cancelled)
+            assert step.resolved is not None
+            reports.append(result_report(str(step.resolved[LEARNED][0])))
+        after = apply_step(after, step, number)
+    score = _score(draft, kind, kind.read(reports, settings.seed), settings)
+    for key, value in score.values.items():
+        body = {"score": kind.name, "layer": key, "value": value, "error": None, "matrices": score.matrices.get(key)}
+        emit("scored", body)
+    return score
+
+
+def _named(score: str, step: str, emit: Emit) -> Emit:
+    """Say in every progress event which training of which score it is of."""
+
+    def tell(kind: str, body: dict[str, Any]) -> None:
+        emit(kind, {**body, "what": f"{score}: {step}"} if kind == "progress" else body)
+
+    return tell
+
+
+def _score(draft: Draft, kind: LearningScore, learnt: Learnt, settings: Settings) -> Score:
+    stack = draft.structure.stack().name
+    matrices: dict[str, dict[str, float]] = {layer.key: {} for layer in draft.layers()}
+    for name, value in learnt.matrices.items():
+        of_stack, key, suffix = name.split("/", 2)
+        if of_stack == stack:
+            matrices[key][f"{suffix}.weight"] = value
+    return Score(
+        name=kind.name, values={key: _mean(row) for key, row in matrices.items()},
+        matrices={key: row for key, row in matrices.items() if row}, details=dict(learnt.details),
+        notes=(*learnt.notes, *_left_out(draft)), provenance=learned_origin(draft, settings),
+    )  # fmt: skip
+
+
+def _mean(row: Mapping[str, float]) -> float:
+    return math.fsum(row.values()) / len(row) if row else 0.0
+
+
+def _left_out(draft: Draft) -> tuple[str, ...]:
+    if any(role.startswith("experts.") for role in draft.structure.roles):
+        return ("experts are not ranked: they have no adapter of their own",)
+    return ()
