@@ -3,29 +3,39 @@
 from surgeon.architectures.shared import POST_NORM
 from surgeon.core.structure import Family
 
-FAMILY = Family(
-    model_types=(
-        "bert",
-        "bert-generation",
-        "big_bird",
-        "camembert",
-        "data2vec-text",
-        "electra",
-        "ernie",
-        "git",
-        "rembert",
-        "roberta",
-        "roc_bert",
-        "roformer",
-        "xlm-roberta",
-        "distilbert",
-        "albert",
-        "mobilebert",
-        "openai-gpt",
-        "xlm",
-        "xlnet",
-        "xmod",
-        "prophetnet",
+FAMILIES = (
+    Family(
+        model_types=("xlm", "flaubert"),
+        no_identity=POST_NORM,
+        unreadable=(
+            "n_layers",
+            "counts layers whose parts lie in four lists (attentions, layer_norm1, ffns, layer_norm2), "
+            "of which none holds a whole layer",
+        ),
     ),
-    no_identity=POST_NORM,
+    Family(
+        model_types=(
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "git",
+            "rembert",
+            "roberta",
+            "roc_bert",
+            "roformer",
+            "xlm-roberta",
+            "distilbert",
+            "albert",
+            "mobilebert",
+            "openai-gpt",
+            "xlnet",
+            "xmod",
+            "prophetnet",
+        ),
+        no_identity=POST_NORM,
+    ),
 )

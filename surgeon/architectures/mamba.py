@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import FULL, LINEAR, always, every, first
+from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
 from surgeon.core.layer_counts import FirstCount, Period
 from surgeon.core.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
-from surgeon.core.layer_ties import Borrows, ByIndex
+from surgeon.core.layer_ties import Borrows, InOrder
 from surgeon.core.structure import Family, Silence
 
 
@@ -43,6 +43,18 @@ def _zamba_lenders(config: Config, count: int) -> Sequence[tuple[Hashable, bool]
     kinds = config.get("layers_block_type") or _zamba_kinds(config, count)
     hybrids = [index for index, kind in enumerate(kinds) if kind == "hybrid"]
     return [("block" if index in hybrids else index, index in hybrids[1:]) for index in range(count)]
+
+
+def _zamba2_kinds(config: Config, count: int) -> Sequence[str] | None:
+    del config
+    runs = (6, 5, 5, 5, 5, 5, 5, 4, 3)  # of layers without attention, each with a hybrid behind it
+    kinds = [kind for run in runs for kind in (*[LINEAR] * run, "hybrid")] + [LINEAR] * 2
+    return kinds if len(kinds) == count else None
+
+
+def _zamba2_hybrids(config: Config, count: int) -> Sequence[int]:
+    kinds = config.get("layers_block_type") or _zamba2_kinds(config, count) or ()
+    return [index for index, kind in enumerate(kinds) if kind == "hybrid"]
 
 
 _MAMBA = r"(?:.+\.)?mamba\."
@@ -105,10 +117,13 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transformer\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type"),
+            EachLayer("layers_block_type", _zamba2_kinds),
             Indices("hybrid_layer_ids"),
-            ByIndex(
-                "the blocks that hybrid layers share, with an adapter for each layer's number", always, by_count=True
+            InOrder(
+                "layers_block_type",
+                "hybrid layers, each with an adapter of its own in the blocks that they share",
+                _zamba2_hybrids,
+                complete=True,
             ),
         ),
     ),

@@ -99,6 +99,14 @@ FAMILIES = (
             ),
         ),
     ),
+    Family(
+        model_types=("hrm_text",),
+        unreadable=(
+            "num_layers_per_stack",
+            "counts the layers of H_module and of L_module alike, which are run in turn many times: "
+            "num_hidden_layers counts the calls, and neither field can say that one of the two has lost or won a layer",
+        ),
+    ),
     Family(model_types=("minicpm3",), fields=(_DepthScale(1.4),)),
     Family(
         model_types=("inkling_text",),

@@ -110,7 +110,10 @@ def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_F
     """Return the stacks, the default one first."""
     tried: list[str] = []
     for path, part in _config_parts(checkpoint.config):
-        rules = families().get(str(part.get("model_type")), Family()).stacks or shared.STACKS
+        family = families().get(str(part.get("model_type")), Family())
+        if family.unreadable:
+            raise ArchitectureError(family.unreadable[1], where=f"config field {family.unreadable[0]}")
+        rules = family.stacks or shared.STACKS
         stacks = [one for rule in rules if (one := _by_rule(rule, path, part, groups, tried))]
         if stacks:
             return stacks if len(stacks) > 1 else [_alone(stacks[0], part)]

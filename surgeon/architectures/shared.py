@@ -150,6 +150,7 @@ CONFIG_PARTS: tuple[tuple[str, ...], ...] = (
     ("language_config",),
     ("thinker_config", "text_config"),
     ("decoder",),
+    ("global_config",),
 )
 
 OTHER_TOWERS = r"(?:^|[._])(?:vision|visual|vit|image|audio|speech|sam|qformer|perceiver|patch|mtp)"

@@ -211,3 +211,7 @@ def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn
             if getattr(module, name) == changed[name]:
                 yield module, name, changed[name]
                 setattr(module, name, vars(after)[name])
+        if "layer_dic" in vars(module) and "hybrid_layer_ids" in changed:  # Zamba 2: layer number to rank
+            yield module, "layer_dic", module.layer_dic
+            ranks = {index: rank for rank, index in enumerate(after.hybrid_layer_ids)}
+            setattr(module, "layer_dic", ranks)  # noqa: B010 - nn.Module takes no dict by its stubs

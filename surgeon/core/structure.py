@@ -64,6 +64,7 @@ class Family:
     silences: alternatives, best first; the first whose every role occurs in a layer is used for it. Without any, all
         tensors that write into the residual stream are set to 0, if the layer holds nothing whose role is unknown.
     no_identity: why no layer of this family can be made an identity, if so.
+    unreadable: (config field, why its layers cannot be told from it), if so.
     renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
     outside_slices: tensors outside the layers that hold one slice for each layer of the default stack.
     stacks: stacks with a count of their own, if the shared rules do not find them.
@@ -83,6 +84,7 @@ class Family:
     fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     no_identity: str = ""
+    unreadable: tuple[str, str] | None = None
     renamed: bool = False
     outside_slices: tuple[OutsideSlices, ...] = ()
     stacks: tuple[StackRule, ...] = ()

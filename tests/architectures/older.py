@@ -78,6 +78,14 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
             "sparse_attention_config": {"sparse_attention_freq": [0, 0, 0, 1, 1, 0, 1, 1]},
         }
     },
+    "zamba2": {
+        "num_mem_blocks": {
+            **OWN["zamba2"],
+            "num_mem_blocks": 2,
+            "use_shared_attention_adapter": True,
+            "adapter_rank": 4,
+        }
+    },
     "gpt_neo": {"attention_types": {"attention_types": [[["global", "local"], 4]]}},
     "gpt2": {"scale_attn_by_inverse_layer_idx": {"scale_attn_by_inverse_layer_idx": True}},
     "rwkv": {"rescale_every": {"rescale_every": 3}},

@@ -198,7 +198,7 @@ OWN: dict[str, dict[str, Any]] = {
     "blt": {
         "encoder_config": _BLT,
         "decoder_config": _BLT,
-        "global_config": {**_BLT},
+        "global_config": {**_BLT, "num_hidden_layers": LAYERS},
         "patcher_config": {**_BLT},
         "encoder_hash_byte_group_size": [3, 4],
         "encoder_hash_byte_group_vocab": 50,
