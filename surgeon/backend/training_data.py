@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.training_rows import Row, read_rows
+from surgeon.backend.training_rows import Row, Turn, read_rows
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.objective import Rows
 from surgeon.errors import DataError
@@ -40,22 +40,40 @@ Example = tuple[Tokens, ...]
 
 @dataclass(frozen=True)
 class Examples:
-    """All examples of one source, and the digest of its text."""
+    """All examples of one source, and the digest of its text. `left_out` rows have no answer within the length."""
 
     examples: Sequence[Example]
     digest: str
+    left_out: int = 0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether labels have weights."""
+        return self.examples[0][0].weights is not None
 
     def split(self, share: float) -> tuple[Examples, Examples]:
-        """Return the examples to train on and those held out: every n-th, so that both are alike."""
+        """Return the examples to train on and those held out: every n-th, so that both are alike.
+
+        Raises:
+            DataError: there are too few, or the share is none.
+        """
+        if not 0 < share <= 0.5:
+            raise DataError(f"{share:.0%} is no share to hold out", where="held_out", allowed="up to 50%, such as 5%")
         stride = max(2, round(1 / share))
         held = [example for at, example in enumerate(self.examples) if at % stride == stride - 1]
         rest = [example for at, example in enumerate(self.examples) if at % stride != stride - 1]
         if not held or not rest:
             raise DataError(f"{len(self.examples)} examples cannot spare a share of {share:.0%}", where="held_out")
-        return Examples(rest, self.digest), Examples(held, self.digest)
+        return Examples(rest, self.digest, self.left_out), Examples(held, self.digest)
 
 
-def read_examples(data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int) -> Examples:
+Rewarding = Callable[[Sequence[Row]], Sequence[Row]]
+"""Gives rows the token rewards that they lack."""
+
+
+def read_examples(
+    data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int, rewarding: Rewarding | None = None
+) -> Examples:
     """Read a source and tokenise it.
 
     Raises:
@@ -64,12 +82,27 @@ def read_examples(data: str | None, root: Path, tokenizer: Any, rows: Rows, max_
     found, digest = read_rows(data, root, tokenizer)
     if rows == "text":
         examples: list[Example] = [(one,) for one in _packed(found, tokenizer, max_length)]
+        left_out = 0
     else:
+        given: Sequence[Row] = rewarding(found) if rewarding is not None and rows == "rejected" else found
         make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[rows]
-        examples = [example for row in found if (example := make(row, tokenizer, max_length))]
+        examples = [example for row in given if (example := make(row, tokenizer, max_length))]
+        left_out = len(given) - len(examples)
+        if rows == "rejected":
+            _refuse_mixed(given)
     if not examples:
-        raise DataError("holds nothing to learn from", where=data or "data", allowed=f"rows of {rows}")
-    return Examples(examples, digest)
+        what = f"no answer within {max_length} tokens" if found else "nothing to learn from"
+        raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint="raise max_length")
+    return Examples(examples, digest, left_out)
+
+
+def _refuse_mixed(rows: Sequence[Row]) -> None:
+    bare = [row for row in rows if row.rewards is None]
+    if bare and len(bare) < len(rows):
+        raise DataError(
+            'has no token rewards, and other rows have', where=bare[0].where,
+            allowed='"reward" in every row, or in none', hint="name a rewriter: it judges the rows that have none",
+        )  # fmt: skip
 
 
 def _packed(rows: Sequence[Row], tokenizer: Any, length: int) -> Iterator[Tokens]:
@@ -86,45 +119,53 @@ def _packed(rows: Sequence[Row], tokenizer: Any, length: int) -> Iterator[Tokens
 
 
 def _answer(row: Row, tokenizer: Any, length: int) -> Example | None:
-    return _labelled(row, row.turns, tokenizer, length)
+    if row.right is None:
+        what = "has a wrong answer alone" if row.wrong is not None else "has no answer"
+        raise DataError(what, where=row.where, allowed='{"messages"} with an answer at the end, {"prompt", "response"}')
+    return _labelled(row.turns, [is_answer for _, is_answer in row.turns], tokenizer, length)
 
 
 def _pair(row: Row, tokenizer: Any, length: int) -> Example | None:
-    if row.rejected is None:
+    if row.rejected is None or row.right is None:
         raise DataError('has no "chosen" and "rejected"', where=row.where, allowed='{"prompt", "chosen", "rejected"}')
-    chosen = _labelled(row, row.turns, tokenizer, length)
-    rejected = _labelled(row, (*row.turns[:-1], row.rejected), tokenizer, length)
+    counted = _last_alone(row)
+    chosen = _labelled(row.turns, counted, tokenizer, length)
+    rejected = _labelled((*row.turns[:-1], row.rejected), counted, tokenizer, length)
     return (*chosen, *rejected) if chosen and rejected else None
 
 
 def _rejected(row: Row, tokenizer: Any, length: int) -> Example | None:
-    wrong = row.rejected or (row.turns[-1] if row.rewards is not None else None)
-    if wrong is None:
+    if row.rejected is None:
         raise DataError(
             "has no wrong answer", where=row.where, allowed='{"prompt", "chosen", "rejected"} or token rewards'
         )
-    return _labelled(row, (*row.turns[:-1], wrong), tokenizer, length, row.rewards)
+    turns = (*row.turns[:-1], row.rejected)
+    return _labelled(turns, _last_alone(row), tokenizer, length, row)
+
+
+def _last_alone(row: Row) -> list[bool]:
+    """Earlier answers of a dialogue are the same for both answers to its end: they say nothing of either."""
+    return [False] * (len(row.turns) - 1) + [True]
 
 
 def _labelled(
-    row: Row, turns: Sequence[tuple[str, bool]], tokenizer: Any, length: int, rewards: Sequence[float] | None = None
+    turns: Sequence[Turn], counted: Sequence[bool], tokenizer: Any, length: int, rewarded: Row | None = None
 ) -> Example | None:
-    """Return a dialogue with labels on its answers; None where none is left within `length`."""
-    tokens: list[int] = list(start_of(tokenizer))
-    counts = [False] * len(tokens)
-    for text, is_answer in turns:
-        ids = _ids(text, tokenizer)
-        tokens += ids
-        counts += [is_answer] * len(ids)
-    if not any(is_answer for _, is_answer in turns):
-        raise DataError("has no answer", where=row.where, allowed='{"messages"}, {"prompt", "response"}')
-    weights = _spread(rewards, counts, row.where) if rewards is not None else None
-    labels = [token if counted else IGNORED for token, counted in zip(tokens[1:], counts[1:], strict=True)] + [IGNORED]
-    tokens, labels = tokens[:length], labels[: length - 1] + [IGNORED] * (len(tokens) >= length)
-    labels = labels[: len(tokens)]
+    """Return a dialogue with labels on the turns that count; None where none is left within `length`."""
+    pieces = [_ids(text, tokenizer) for text, _ in turns]
+    start = start_of(tokenizer)
+    if pieces[0][: len(start)] == start:  # many chat templates write it themselves
+        start = []
+    tokens = [*start, *(token for piece in pieces for token in piece)]
+    counts = [False] * len(start) + [count for piece, count in zip(pieces, counted, strict=True) for _ in piece]
+    weights = None
+    if rewarded is not None and rewarded.rewards is not None:
+        weights = _spread(rewarded.rewards, counts, rewarded.where)[:length]
+    labels = [token if count else IGNORED for token, count in zip(tokens[1:], counts[1:], strict=True)]
+    labels = [*labels[: length - 1], IGNORED]
     if all(label == IGNORED for label in labels):
         return None
-    return (Tokens(tokens, labels, weights[: len(tokens)] if weights else None),)
+    return (Tokens(tokens[:length], labels, weights),)
 
 
 def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str) -> list[float]:
@@ -151,7 +192,7 @@ def start_of(tokenizer: Any) -> list[int]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded sequences, (B, T): tokens, attention mask, labels, weights of labels. Pairs: chosen first, then rejected."""
+    """Padded sequences, (B, T): tokens, attention mask, labels, their weights. Pairs: chosen first, then rejected."""
 
     tokens_BT: torch.Tensor
     mask_BT: torch.Tensor

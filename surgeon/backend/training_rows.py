@@ -1,34 +1,48 @@
 """Rows of training data: what a file says, before anything is tokenised.
 
 `{"text"}` · `{"messages"}` · `{"prompt", "response"}` · `{"prompt", "chosen", "rejected"}` · for forgetting
-`{"prompt", "rejected", "reward": [per token]}`. Plain text is cut at empty lines. Dialogues take the form of the model's
-own chat template; without one, turns are parted by line ends.
+`{"prompt", "rejected", "reward": [per token]}`, or `{"input", "output", "reward"}` as in ALLO's files. Prompts and
+answers are texts or lists of messages. Plain text is cut at empty lines. Dialogues take the form of the model's own
+chat template; without one, turns are parted by line ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgeon.backend.calibration import PYTHON_DOCS
+from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
 from surgeon.errors import DataError
 
 Turn = tuple[str, bool]
 """A piece of text as the model reads it, and whether it is an answer, which is learned."""
 
 
+Messages = Sequence[Mapping[str, Any]]
+FORMS = '{"text"}, {"messages"}, {"prompt", "response"} or {"prompt", "chosen", "rejected"}'
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row. `rejected` replaces the last turn; `rewards` weigh the tokens of the last answer."""
+    """One row. `turns` end in the right answer, if there is one, or else in the wrong one.
+
+    rejected: the wrong answer, as a turn.   rewards: weigh the tokens of the wrong answer.
+    asked, right, wrong: the messages before the answer, and the answers, as they were written.
+    """
 
     where: str
     turns: tuple[Turn, ...]
     rejected: Turn | None = None
     rewards: tuple[float, ...] | None = None
+    asked: Messages = ()
+    right: str | None = None
+    wrong: str | None = None
 
     @property
     def whole(self) -> str:
@@ -37,7 +51,9 @@ class Row:
 
 
 def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], str]:
-    """Read a source: a file relative to `root`, or the built-in text; return its rows and the digest of its text.
+    """Read a source; return its rows and the digest of its text.
+
+    It is a file relative to `root`, a data set's hub id, perhaps with a split behind a colon, or the built-in text.
 
     Raises:
         DataError: it cannot be read, or a row is of no known form.
@@ -45,6 +61,10 @@ def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], 
     if data in (None, PYTHON_DOCS):
         texts = _python_docs()
         return [Row(PYTHON_DOCS, ((text, False),)) for text in texts], source_digest(None, root)
+    if is_hub_data(str(data), root):
+        found = hub_rows(str(data))
+        rows = [_row(plain, f"{data}, row {number}", tokenizer) for number, plain in enumerate(found)]
+        return rows, hub_digest(str(data))
     path, raw = _bytes(str(data), root)
     try:
         text = raw.decode()
@@ -65,6 +85,8 @@ def source_digest(data: str | None, root: Path) -> str:
     """
     if data in (None, PYTHON_DOCS):
         return _digest("\0".join(_python_docs()).encode())
+    if is_hub_data(str(data), root):
+        return hub_digest(str(data))
     return _digest(_bytes(str(data), root)[1])
 
 
@@ -74,8 +96,9 @@ def _bytes(data: str, root: Path) -> tuple[Path, bytes]:
         return path, path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot be read: {error.strerror}", where=str(path), allowed=f"a .jsonl or .txt file, or {PYTHON_DOCS}"
-        ) from error
+            f"cannot be read: {error.strerror}", where=str(path),
+            allowed=f"a .jsonl or .txt file, a data set's hub id OWNER/NAME, or {PYTHON_DOCS}",
+        ) from error  # fmt: skip
 
 
 def _python_docs() -> list[str]:
@@ -89,49 +112,75 @@ def _digest(raw: bytes) -> str:
 
 
 def _json_rows(text: str, path: Path, tokenizer: Any) -> Iterator[Row]:
+    if text.lstrip().startswith("["):
+        for number, plain in enumerate(_parsed(text, str(path))):
+            yield _row(plain, f"{path}, row {number}", tokenizer)
+        return
     # Not splitlines: JSON strings may hold the other line ends of Unicode.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            plain = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"is not valid JSON: {error.msg}", where=where) from error
-        yield _row(plain, where, tokenizer)
+        yield _row(_parsed(line, where), where, tokenizer)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not valid JSON: {error.msg}", where=where) from error
 
 
 def _row(plain: Any, where: str, tokenizer: Any) -> Row:
-    if isinstance(plain, Mapping):
-        if isinstance(plain.get("text"), str):
-            return Row(where, ((plain["text"], False),))
-        messages = plain.get("messages")
-        if messages is None and isinstance(plain.get("prompt"), str):
-            answer = next(
-                (plain[key] for key in ("response", "chosen", "rejected") if isinstance(plain.get(key), str)), None
-            )
-            if answer is not None:
-                return _dialogue(_turns(plain["prompt"], answer), plain, where, tokenizer)
-        elif isinstance(messages, list) and messages:
-            return _dialogue(messages, plain, where, tokenizer)
-    raise DataError(
-        "has no text", where=where,
-        allowed='{"text"}, {"messages"}, {"prompt", "response"} or {"prompt", "chosen", "rejected"}',
-    )  # fmt: skip
+    if not isinstance(plain, Mapping):
+        raise DataError("is no mapping", where=where, allowed=FORMS)
+    if isinstance(plain.get("text"), str):
+        return Row(where, ((plain["text"], False),))
+    rewards = _rewards(plain.get("reward"), where)
+    asked = _asked(plain, rewards is not None)
+    right = next((_last(plain[key]) for key in ("response", "chosen") if plain.get(key) is not None), None)
+    wrong = _last(plain.get("output" if rewards is not None and "output" in plain else "rejected"))
+    if right is None and asked and isinstance(asked[-1], Mapping) and asked[-1].get("role") == "assistant":
+        asked, right = asked[:-1], asked[-1].get("content")
+    if not asked:
+        raise DataError("has no text", where=where, allowed=FORMS)
+    if wrong is None and rewards is not None:  # an answer whose tokens are judged is there to be forgotten
+        right, wrong = None, right
+    turns = rendered(_answered(asked, wrong if right is None else right), where, tokenizer)
+    rejected = rendered(_answered(asked, wrong), where, tokenizer)[-1] if wrong is not None else None
+    return Row(where, turns, rejected, rewards, asked, right, wrong)
 
 
-def _turns(prompt: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+def _asked(plain: Mapping[str, Any], rewarded: bool) -> Messages:
+    """Return the messages before the answer; with the answer, where it stands among them."""
+    prompt = plain.get("prompt", plain.get("input") if rewarded else None)
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    for messages in (prompt, plain.get("messages")):
+        if isinstance(messages, list):
+            return messages
+    chosen = plain.get("chosen", plain.get("rejected"))
+    return chosen[:-1] if isinstance(chosen, list) else []
 
 
-def _dialogue(messages: Sequence[Any], plain: Mapping[str, Any], where: str, tokenizer: Any) -> Row:
-    turns = rendered(messages, where, tokenizer)
-    rejected: Turn | None = None
-    if isinstance(plain.get("rejected"), str):
-        other = [*messages[:-1], {"role": "assistant", "content": plain["rejected"]}]
-        rejected = rendered(other, where, tokenizer)[-1]
-    rewards = plain.get("reward")
-    return Row(where, turns, rejected, tuple(map(float, rewards)) if isinstance(rewards, list) else None)
+def _last(answer: Any) -> Any:
+    """Return an answer's text: of messages, the last one's."""
+    if isinstance(answer, list) and answer and isinstance(answer[-1], Mapping):
+        return answer[-1].get("content")
+    return answer
+
+
+def _answered(asked: Messages, answer: str | None) -> Messages:
+    return asked if answer is None else [*asked, {"role": "assistant", "content": answer}]
+
+
+def _rewards(found: Any, where: str) -> tuple[float, ...] | None:
+    """Return token rewards; one number for a whole answer is something else, and is left alone."""
+    if not isinstance(found, list):
+        return None
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in found):
+        raise DataError('has a "reward" that is no list of numbers', where=where, allowed="one number for each token")
+    return tuple(map(float, found))
 
 
 def rendered(messages: Sequence[Any], where: str, tokenizer: Any) -> tuple[Turn, ...]:
@@ -140,10 +189,9 @@ def rendered(messages: Sequence[Any], where: str, tokenizer: Any) -> tuple[Turn,
     Raises:
         DataError: a message has no role or content, or the chat template refuses it.
     """
-    try:
-        roles = [(str(message["role"]), str(message["content"])) for message in messages]
-    except (TypeError, KeyError) as error:
-        raise DataError('has messages without "role" or "content"', where=where) from error
+    if not all(isinstance(one, Mapping) and _are_texts(one.get("role"), one.get("content")) for one in messages):
+        raise DataError("has messages whose role or content is no text", where=where, allowed='{"role", "content"}')
+    roles = [(message["role"], message["content"]) for message in messages]
     if not getattr(tokenizer, "chat_template", None):
         end = tokenizer.eos_token or ""
         return tuple(
@@ -160,7 +208,13 @@ def rendered(messages: Sequence[Any], where: str, tokenizer: Any) -> tuple[Turn,
             raise DataError("does not fit the model's chat template: it rewrites earlier turns", where=where)
         turns += [(asked.removeprefix(read), False), (answered.removeprefix(asked), True)]
         read = answered
-    return tuple(turns) or ((_template(tokenizer, messages, where, prompt=False), False),)
+    if roles[-1][0] != "assistant":
+        turns.append((_template(tokenizer, messages, where, prompt=False).removeprefix(read), False))
+    return tuple(turns)
+
+
+def _are_texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _template(tokenizer: Any, messages: Sequence[Any], where: str, *, prompt: bool) -> str:
