@@ -84,6 +84,7 @@ OLDER: dict[str, dict[str, dict[str, Any]]] = {
             "num_mem_blocks": 2,
             "use_shared_attention_adapter": True,
             "adapter_rank": 4,
+            "num_key_value_heads": 4,
         }
     },
     "gpt_neo": {"attention_types": {"attention_types": [[["global", "local"], 4]]}},
