@@ -64,6 +64,12 @@ def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[st
     return run_job(args, emit, cancelled)
 
 
+def _learn(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    from surgeon.backend.running import learn_job
+
+    return learn_job(args, emit, cancelled)
+
+
 def _verify(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
     from surgeon.backend.running import verify_job
 
@@ -77,4 +83,4 @@ def _demo(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[s
     return {"path": str(fetch_demo(emit, cancelled))}
 
 
-_JOBS = {"score": _score, "ablate": _ablate, "run": _run, "verify": _verify, "demo": _demo}
+_JOBS = {"score": _score, "ablate": _ablate, "learn": _learn, "run": _run, "verify": _verify, "demo": _demo}

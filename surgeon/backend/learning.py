@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,22 +23,28 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from surgeon.backend.course import Course, Report
 from surgeon.backend.device import choose_device
 from surgeon.backend.learning_bench import opened
 from surgeon.backend.loading import load_model, load_tokenizer
+from surgeon.backend.processes import together
+from surgeon.backend.running import open_base
+from surgeon.backend.running_out import memory_explained
 from surgeon.backend.score_cache import content_digest
-from surgeon.backend.trainer import Course, Report, train
+from surgeon.backend.trainer import train
 from surgeon.backend.training_data import Examples, digest_of, read_examples, steps_wanted
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.draft import Draft
+from surgeon.core.fold import fold
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learned import REPORT, TENSORS, is_learned, result_directory
 from surgeon.core.learning_step import LEARNED, LearningStep, draft_state
 from surgeon.core.objective import Objective
-from surgeon.core.recipe import Recipe, Step
-from surgeon.errors import ArchitectureError
+from surgeon.core.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
+from surgeon.errors import ArchitectureError, Cancelled
 from surgeon.export.publish import published
 
+_WAIT_SECONDS = 0.2
 _VERSION = 1
 """Raised whenever the same inputs would give another result."""
 
@@ -85,7 +92,10 @@ class Result:
 def learn(
     draft: Draft, step: Step, recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
 ) -> Step:
-    """Carry out a learning step unless its result is there; return the step with the result's address."""
+    """Carry out a learning step unless its result is there; return the step with the result's address.
+
+    `recipe` holds the steps before it, resolved.
+    """
     assert isinstance(step.operation, LearningStep)
     order = Order(
         draft, step.operation, recipe.data, Path(args.get("root", ".")), recipe.seed,
@@ -96,40 +106,85 @@ def learn(
         emit("log", {"level": "info", "text": f"{step.operation.name}: the result {address} is here already"})
     else:
         _refuse_quantised(draft)
-        with _alone(address) as state:
+        with _alone(address, order) as state:
             if not is_learned(address):
-                _keep(address, _procedure(order, state), order)
-                shutil.rmtree(state.parent, ignore_errors=True)
+                with memory_explained(order.step, adapted=draft.adapted), together(_call(step, recipe, args, state)):
+                    result = carry_out(order, state)
+                _keep(address, result, order)
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
+
+
+def _call(step: Step, recipe: Recipe, args: Mapping[str, Any], state: Path) -> dict[str, Any]:
+    """Return what another process needs to know to train along."""
+    whole = msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
+    return {"recipe": recipe_to_builtins(whole), "args": dict(args), "state": str(state)}
+
+
+def train_along(call: Mapping[str, Any]) -> None:
+    """Take part in a learning step that another process leads and keeps the result of."""
+    recipe, args = recipe_from_builtins(call["recipe"]), call["args"]
+    *before, step = recipe.steps
+    assert isinstance(step.operation, LearningStep)
+    order = Order(
+        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, Path(args.get("root", ".")),
+        recipe.seed, choose_device(args.get("device")), lambda kind, body: None, lambda: False,
+    )  # fmt: skip
+    carry_out(order, Path(call["state"]))
 
 
 def address_of(order: Order) -> str:
     """Return the digest of everything that makes a step's result."""
     settings = msgspec.to_builtins(order.step, enc_hook=lambda value: value.plain)
+    for name in ("save_steps", "eval_steps", "gradient_checkpointing"):
+        settings.pop(name, None)  # they change no weight
     sources = {name: settings.pop(name) for name in ("data", "held_out") if name in settings}
-    digests = {name: _source_digest(order, value) for name, value in sources.items()}
+    digests = {name: _source_digest(order, value) for name, value in {"data": None, **sources}.items()}
     made_of = (_VERSION, content_digest(order.draft.structure.checkpoint), draft_state(order.draft),
                order.step.name, settings, digests, order.seed)  # fmt: skip
     return digest_of(made_of)
 
 
-def _source_digest(order: Order, data: str) -> str:
-    if data.endswith("%"):
+def _source_digest(order: Order, data: str | None) -> str:
+    if data is not None and data.endswith("%"):
         return data
     return source_digest(order.source(data), order.root)
 
 
 @contextmanager
-def _alone(address: str) -> Iterator[Path]:
-    """Yield the file of a run's state, locked: of two processes that want the same result one waits for the other."""
+def _alone(address: str, order: Order) -> Iterator[Path]:
+    """Yield the file of a run's state; of two processes that want the same result one waits for the other.
+
+    The state goes once the result is there, and stays where it is not.
+    """
     place = result_directory(address).with_suffix(".state")
-    place.mkdir(parents=True, exist_ok=True)
-    handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    handle = _locked(place, order)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield place / "state.pt"
+        shutil.rmtree(place, ignore_errors=True)
     finally:
         os.close(handle)
+
+
+def _locked(place: Path, order: Order) -> int:
+    """Return a handle that holds the lock on a directory, made if it is not there."""
+    told = False
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+        except BlockingIOError:
+            if not told:
+                order.emit("log", {"level": "warning", "text": "another process is learning the same: waiting for it"})
+            told = True
+            time.sleep(_WAIT_SECONDS)
+        except FileNotFoundError:
+            pass  # whoever held it has finished and removed it in between
+        os.close(handle)
+        if order.cancelled():
+            raise Cancelled
 
 
 def _keep(address: str, result: Result, order: Order) -> None:
@@ -148,7 +203,7 @@ PROCEDURES: Mapping[str, str] = {
 """What carries out each learning step, by the operation's name: a function (Order, file of its state) -> Result."""
 
 
-def _procedure(order: Order, state: Path) -> Result:
+def carry_out(order: Order, state: Path) -> Result:
     """Do what a step is: training weights or adapters, learning masks, choosing weights."""
     module, _, name = PROCEDURES[order.step.name].partition(":")
     carry_out: Callable[[Order, Path], Result] = getattr(import_module(module), name)
@@ -174,7 +229,8 @@ def train_step(order: Order, state: Path) -> Result:
 def plain_report(report: Report) -> dict[str, Any]:
     """Return a report as plain data."""
     return {
-        "losses": report.losses, "held_out": {"before": report.before, "after": report.after},
+        "losses": report.losses,
+        "held_out": {"before": report.before, "after": report.after, "steps": report.held_out},
         "tokens": report.tokens, "seconds": report.seconds,
     }  # fmt: skip
 

@@ -17,10 +17,10 @@ from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import Measured, apply_step, fold, resolve_step
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.learning_step import LearningStep
+from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.locate import locate_model
 from surgeon.core.plan import Plan, compile_plan
-from surgeon.core.recipe import Recipe, load_recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe import Recipe, Step, load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.score import Score
 from surgeon.core.selection import Ranked
 from surgeon.errors import Cancelled, CheckpointError, RecipeError
@@ -46,13 +46,15 @@ def replay(
     recipe: Recipe, base: Draft, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
 ) -> tuple[Draft, Recipe]:
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe."""
-    draft, steps = base, []
+    draft = base
+    steps: list[Step] = []
     for number, step in enumerate(recipe.steps):
         if isinstance(step.operation, LearningStep):
             from surgeon.backend.learning import learn
 
             apply_step(draft, step, number)  # what does not fit is said before hours of training
-            done = learn(draft, step, recipe, args, emit, cancelled)
+            before = msgspec.structs.replace(recipe, steps=tuple(steps))
+            done = learn(draft, step, before, args, emit, cancelled)
             draft = apply_step(draft, done, number)
             steps.append(done)
             continue
@@ -65,6 +67,17 @@ def replay(
         steps.append(done)
     known = msgspec.structs.replace(recipe.base, fingerprint=base.structure.checkpoint.fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
+
+
+def learn_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+    """Perform a `learn` job: carry out the learning steps of a recipe; see `Session.learn_job` for its arguments."""
+    from surgeon.core.learned import result_report
+
+    recipe = recipe_from_builtins(args["recipe"])
+    _, recipe = replay(recipe, open_base(recipe, "recipe"), args, emit, cancelled)
+    addresses = [step.resolved[LEARNED][0] for step in recipe.steps if step.resolved and LEARNED in step.resolved]
+    reports = {str(address): dict(result_report(str(address))) for address in addresses}
+    return {"recipe": recipe_to_builtins(recipe), "reports": reports}
 
 
 def read_draft(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> Draft:
@@ -152,16 +165,17 @@ def _export_adapter(
         if not args.get("verify", True):
             return None
         proceed(1, "verifying")
-        proof = _adapter_proof(path, directory, device)
+        proof = _adapter_proof(draft, directory, device)
         (directory / PROOF).write_bytes(pretty(proof))
     return proof
 
 
-def _adapter_proof(base: Path, directory: Path, device: torch.device) -> dict[str, Any]:
+def _adapter_proof(draft: Draft, directory: Path, device: torch.device) -> dict[str, Any]:
     from surgeon.backend.loading import load_model
-    from surgeon.backend.verifying import check_adapter
+    from surgeon.backend.verifying_adapters import check_adapter
 
-    check = check_adapter(load_model(base, None, device).model, directory)
+    base = load_model(draft.structure.checkpoint.path, None, device).model
+    check = check_adapter(base, directory, base, draft)
     check.require(directory)
     return {check.name: {"passed": check.passed, "detail": check.detail}}
 
@@ -216,5 +230,6 @@ def _own_recipe(directory: Path, args: Mapping[str, Any]) -> Recipe:
 def _verify_adapter(directory: Path, args: Mapping[str, Any]) -> dict[str, Any]:
     from surgeon.backend.device import choose_device
 
-    base = open_base(_own_recipe(directory, args), str(directory / RECIPE))
-    return _adapter_proof(base.structure.checkpoint.path, directory, choose_device(args.get("device")))
+    recipe = _own_recipe(directory, args)
+    draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
+    return _adapter_proof(draft, directory, choose_device(args.get("device")))

@@ -8,110 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import get_scheduler
 
-from surgeon.backend.training_data import IGNORED, Batch, Examples, collate, examples_of_step
-from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.learning_step import LearningStep
-from surgeon.core.objective import Objective
+from surgeon.backend.course import Course, Report, View, label_log_probs, logits_of
+from surgeon.backend.processes import agreed, gathered
+from surgeon.backend.saved_state import load_state, save_state
+from surgeon.backend.training_data import Examples, collate, examples_of_step
 from surgeon.errors import Cancelled, LearningError
-
-GradientMask = Callable[[str, torch.Tensor], None]
-"""Sets the entries of a parameter's gradient that must not move to zero; told the parameter's name."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """What is trained, on what, and how. `parameters` are the trainable ones by their name in the result.
-
-    reference: whether labels' log-probabilities before the first step are needed.   teacher: gives other logits.
-    state: the file that a broken run goes on from.
-    """
-
-    model: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-    step: LearningStep
-    objective: Objective
-    data: Examples
-    held_out: Examples | None
-    steps: int
-    learning_rate: float
-    seed: int
-    device: torch.device
-    state: Path
-    emit: Emit
-    cancelled: IsCancelled
-    teacher: nn.Module | None = None
-    mask: GradientMask | None = None
-
-
-@dataclass
-class Report:
-    """What a course came to. Losses are in the objective's unit, one per optimiser step."""
-
-    losses: list[float] = field(default_factory=list)
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-class View:
-    """One batch and what the model made of it; see `surgeon.core.objective.Seen`."""
-
-    def __init__(self, course: Course, batch: Batch, reference: Mapping[int, torch.Tensor]) -> None:
-        """Run nothing yet."""
-        self._course, self._batch, self._reference = course, batch, reference
-        self.labels_BT, self.weights_BT = batch.labels_BT, batch.weights_BT
-
-    @cached_property
-    def logits_BTV(self) -> torch.Tensor:
-        """The model's logits."""
-        return _logits(self._course.model, self._batch)
-
-    @cached_property
-    def log_probs_BT(self) -> torch.Tensor:
-        """Log-probabilities of the labels."""
-        return label_log_probs(self.logits_BTV, self.labels_BT)
-
-    @cached_property
-    def reference_BT(self) -> torch.Tensor:
-        """The same before the first step."""
-        rows = [self._reference[number] for number in self._batch.examples]
-        parts = [row[part] for part in range(len(rows[0])) for row in rows]
-        width = self.labels_BT.shape[1]
-        padded = [nn.functional.pad(part[:width], (0, max(0, width - len(part)))) for part in parts]
-        return torch.stack(padded).to(self.labels_BT.device)
-
-    @cached_property
-    def teacher_BTV(self) -> torch.Tensor:
-        """The teacher's logits."""
-        assert self._course.teacher is not None, "an objective that asks for a teacher says so"
-        with torch.no_grad():
-            return _logits(self._course.teacher, self._batch)
-
-
-def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    found: torch.Tensor = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
-    return found
-
-
-def label_log_probs(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each label, float32; 0 where none counts."""
-    flat = logits_BTV.float().flatten(0, 1)
-    losses = nn.functional.cross_entropy(flat, labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
-    return -losses.view_as(labels_BT)
 
 
 def train(course: Course) -> Report:
@@ -129,7 +40,9 @@ def _accelerated(course: Course) -> Iterator[Accelerator]:
     native = course.device.type == "cuda" and torch.cuda.is_bf16_supported()
     chosen = course.step.mixed_precision or ("bf16" if native else "no")
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
-    yield Accelerator(mixed_precision=chosen, cpu=course.device.type == "cpu")
+    # Experts that no token of a share was sent to have no gradient; the others must not wait for it.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    yield Accelerator(mixed_precision=chosen, cpu=course.device.type == "cpu", kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -143,58 +56,73 @@ def _deterministic(course: Course) -> Iterator[None]:
 
 
 class _Run:
-    """One course under way."""
+    """One course under way. Of several processes each takes every n-th example of a batch; gradients are averaged."""
 
     def __init__(self, course: Course, accelerator: Accelerator) -> None:
         self.course, self.accelerator = course, accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.report = Report()
         optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate)
         warmup = math.ceil(course.step.warmup_ratio * course.steps)
         self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
-        # First of all: it gives the model's forward the precision in which everything here is compared.
+        # Whatever is measured is measured by the prepared model, in the precision that is trained in.
         self.model, self.optimizer = accelerator.prepare(course.model, optimizer)
         self.reference = self._references()
-        if course.held_out is not None:
-            self.report.before = self._evaluate()
         self.done = self._resume()
+        if course.held_out is not None and not self.done:
+            self.report.before = self._evaluate()
 
     def run(self) -> Report:
-        course = self.course
-        while self.done < course.steps:
-            if course.cancelled():
-                self._save()
-                raise Cancelled
-            self._step()
-            if self.done % course.step.save_steps == 0 and self.done < course.steps:
-                self._save()
-        if course.held_out is not None:
-            self.report.after = self._evaluate()
+        try:
+            self._run()
+        except Cancelled:
+            self._save()
+            raise
         return self.report
+
+    def _run(self) -> None:
+        course, watched = self.course, self.course.held_out is not None
+        while self.done < course.steps:
+            self._stop_if_asked()
+            self._step()
+            last = self.done == course.steps
+            if watched and not last and course.step.eval_steps and self.done % course.step.eval_steps == 0:
+                self.report.held_out.append((self.done, self._evaluate()))
+            if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
+                self._save()
+        if watched:
+            self.report.after = self._evaluate()
+            self._tell({"loss": self.report.losses[-1]}, self.report.tokens / max(self.report.seconds, 1e-9))
+
+    def _stop_if_asked(self) -> None:
+        if agreed(self.course.cancelled()):
+            raise Cancelled
 
     def _step(self) -> None:
         course, start = self.course, time.perf_counter()
-        torch.manual_seed(course.seed * 1_000_003 + self.done)
+        torch.manual_seed((course.seed * 1_000_003 + self.done) * self.count + self.index)
         numbers = examples_of_step(self.done, course.step.batch_size, len(course.data.examples), course.seed)
-        mine = numbers[self.accelerator.process_index :: self.accelerator.num_processes]
-        parts = _parts(mine, course.step.gradient_accumulation_steps)
+        mine = numbers[self.index :: self.count]
+        # A process without a share goes along, with a weight of zero: the others wait for its gradients.
+        parts = _parts(mine or numbers[:1], course.step.gradient_accumulation_steps)
         course.model.train()
-        loss, figures, tokens = 0.0, dict[str, float](), 0
+        totals: dict[str, float] = {}
         for at, part in enumerate(parts):
-            last = at == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                view = self._view(course.data, part)
-                value = course.objective.loss(view) * (len(part) / len(mine))
-                self.accelerator.backward(value)
-            loss += value.item()
-            figures = course.objective.figures(view)
-            tokens += view.labels_BT.numel()
-        self._update(loss)
+            share = len(part) / len(numbers) if mine else 0.0
+            with nullcontext() if at == len(parts) - 1 else self.accelerator.no_sync(self.model):
+                view = self._view(self.model, course.data, part)
+                value = course.objective.loss(view)
+                self.accelerator.backward(value * (share * self.count))
+            _add(totals, {"loss": value.item(), **course.objective.figures(view)}, share)
+            _add(totals, {_TOKENS: view.labels_BT.numel()}, bool(mine))
+        totals = _summed(gathered(totals))
+        self._update(totals["loss"])
         self.done += 1
-        seconds = time.perf_counter() - start
-        self.report.losses.append(loss)
+        seconds, tokens = time.perf_counter() - start, int(totals.pop(_TOKENS))
+        self.report.losses.append(totals["loss"])
         self.report.tokens += tokens
         self.report.seconds += seconds
-        self._tell(loss, figures, tokens / seconds)
+        self._tell(totals, tokens / seconds)
 
     def _update(self, loss: float) -> None:
         course = self.course
@@ -212,19 +140,34 @@ class _Run:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _tell(self, loss: float, figures: Mapping[str, float], rate: float) -> None:
-        left = (self.course.steps - self.done) * self.report.seconds / len(self.report.losses)
-        held_out = {f"held_out_{name}": value for name, value in self.report.before.items()} if self.done == 1 else {}
+    def _tell(self, figures: Mapping[str, float], rate: float) -> None:
+        """Tell of a step; with it come the held-out figures before the first step and the newest ones."""
+        report = self.report
+        left = (self.course.steps - self.done) * report.seconds / len(report.losses)
+        newest = report.after or (report.held_out[-1][1] if report.held_out else report.before)
+        before = {f"held_out_before_{name}": value for name, value in report.before.items()}
         body = {
-            "done": self.done, "total": self.course.steps, "unit": "steps", "what": "training", "loss": loss,
-            "tokens_per_second": rate, "eta_seconds": left, **figures, **held_out,
+            "done": self.done, "total": self.course.steps, "unit": "steps", "what": "training",
+            "tokens_per_second": rate, "eta_seconds": left, **figures,
+            **before, **{f"held_out_{name}": value for name, value in newest.items()},
         }  # fmt: skip
         self.course.emit("progress", body)
 
-    def _view(self, data: Examples, numbers: Sequence[int]) -> View:
+    def _view(self, model: nn.Module, data: Examples, numbers: Sequence[int]) -> View:
         batch = collate([data.examples[number] for number in numbers], numbers, self.course.device)
         reference = self.reference[id(data)] if self.course.objective.reference else {}
-        return View(self.course, batch, reference)
+        return View(self.course, model, batch, reference)
+
+    def _shares(self, numbers: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+        """Yield this process's examples in batches, as many as in every other process, even if some are empty."""
+        course, size = self.course, _evaluation_batch(self.course)
+        mine = numbers[self.index :: self.count]
+        most = math.ceil(len(numbers) / self.count)
+        for at in range(0, most, size):
+            self._stop_if_asked()
+            if part := mine[at : at + size]:
+                yield part
+            course.emit("progress", {"done": min(at + size, most), "total": most, "unit": "examples", "what": what})
 
     @torch.no_grad()
     def _references(self) -> dict[int, dict[int, torch.Tensor]]:
@@ -242,15 +185,13 @@ class _Run:
 
     def _log_probs(self, data: Examples, numbers: Sequence[int]) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
-        for part in _parts(numbers, math.ceil(len(numbers) / _evaluation_batch(self.course))):
-            if self.course.cancelled():
-                raise Cancelled
+        for part in self._shares(numbers, "reference"):
             batch = collate([data.examples[number] for number in part], part, self.course.device)
-            values_BT = label_log_probs(_logits(self.course.model, batch), batch.labels_BT)
+            values_BT = label_log_probs(logits_of(self.course.model, batch), batch.labels_BT)
             # (sequences of an example, T)
             by_example = values_BT.view(-1, len(part), values_BT.shape[1]).transpose(0, 1).cpu()
             found |= dict(zip(part, by_example, strict=True))
-        return found
+        return {number: values for process in gathered(found) for number, values in process.items()}
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -260,16 +201,13 @@ class _Run:
         course.model.eval()
         totals: dict[str, float] = {}
         numbers = range(len(data.examples))
-        for part in _parts(numbers, math.ceil(len(numbers) / _evaluation_batch(course))):
-            if course.cancelled():
-                raise Cancelled
-            view = self._view(data, part)
-            for name, value in {"loss": course.objective.loss(view).item(), **course.objective.figures(view)}.items():
-                totals[name] = totals.get(name, 0.0) + value * len(part) / len(numbers)
-        return totals
+        for part in self._shares(numbers, "held-out loss"):
+            view = self._view(course.model, data, part)
+            figures = {"loss": course.objective.loss(view).item(), **course.objective.figures(view)}
+            _add(totals, figures, len(part) / len(numbers))
+        return _summed(gathered(totals))
 
     def _save(self) -> None:
-        """Write the state beside it and rename: whoever goes on sees a whole one."""
         if not self.accelerator.is_main_process:
             return
         course = self.course
@@ -280,16 +218,12 @@ class _Run:
             "scheduler": self.scheduler.state_dict(),
             "report": vars(self.report),
         }
-        course.state.parent.mkdir(parents=True, exist_ok=True)
-        partial = course.state.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(course.state)
+        save_state(course.state, state)
 
     def _resume(self) -> int:
-        course = self.course
-        if not course.state.is_file():
+        course, state = self.course, load_state(self.course.state, self.course.device)
+        if state is None:
             return 0
-        state = torch.load(course.state, map_location=course.device, weights_only=True)
         with torch.no_grad():
             for name, parameter in course.parameters.items():
                 parameter.copy_(state["parameters"][name])
@@ -298,6 +232,21 @@ class _Run:
         self.report = Report(**state["report"])
         course.emit("log", {"level": "info", "text": f"going on from step {state['done']} of {course.steps}"})
         return int(state["done"])
+
+
+_TOKENS = "tokens"
+
+
+def _add(totals: dict[str, float], figures: Mapping[str, float], weight: float) -> None:
+    for name, value in figures.items():
+        totals[name] = totals.get(name, 0.0) + value * weight
+
+
+def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        _add(totals, part, 1.0)
+    return totals
 
 
 def _parts(numbers: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -21,6 +21,7 @@ import msgspec
 
 from surgeon import __version__
 from surgeon.backend.jobs import perform
+from surgeon.backend.processes import follow, join, leave_if_broken, process_index
 from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_job, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError
 
@@ -90,7 +91,9 @@ class _Channel:
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until stdin ends; of several processes the first one does, and the others train along with it."""
+    if process_index() > 0:
+        follow()
     lines, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -110,6 +113,7 @@ def main() -> None:
             _serve(channel, job, switch)
         finally:
             jobs.done(switch)
+            leave_if_broken()
 
 
 def _nobody() -> Job:
@@ -143,6 +147,7 @@ def _warm_up() -> None:
 
         del measure
         use_threads(reserved=1)
+        join()
     except Exception:  # the job that needs it will say what is missing
         traceback.print_exc()
     gc.collect()
