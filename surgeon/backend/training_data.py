@@ -122,15 +122,15 @@ def _answer(row: Row, tokenizer: Any, length: int) -> Example | None:
     if row.right is None:
         what = "has a wrong answer alone" if row.wrong is not None else "has no answer"
         raise DataError(what, where=row.where, allowed='{"messages"} with an answer at the end, {"prompt", "response"}')
-    return _labelled(row.turns, [is_answer for _, is_answer in row.turns], tokenizer, length)
+    return labelled(row.turns, [is_answer for _, is_answer in row.turns], tokenizer, length)
 
 
 def _pair(row: Row, tokenizer: Any, length: int) -> Example | None:
     if row.rejected is None or row.right is None:
         raise DataError('has no "chosen" and "rejected"', where=row.where, allowed='{"prompt", "chosen", "rejected"}')
-    counted = _last_alone(row)
-    chosen = _labelled(row.turns, counted, tokenizer, length)
-    rejected = _labelled((*row.turns[:-1], row.rejected), counted, tokenizer, length)
+    counted = last_alone(row)
+    chosen = labelled(row.turns, counted, tokenizer, length)
+    rejected = labelled((*row.turns[:-1], row.rejected), counted, tokenizer, length)
     return (*chosen, *rejected) if chosen and rejected else None
 
 
@@ -140,18 +140,18 @@ def _rejected(row: Row, tokenizer: Any, length: int) -> Example | None:
             "has no wrong answer", where=row.where, allowed='{"prompt", "chosen", "rejected"} or token rewards'
         )
     turns = (*row.turns[:-1], row.rejected)
-    return _labelled(turns, _last_alone(row), tokenizer, length, row)
+    return labelled(turns, last_alone(row), tokenizer, length, row)
 
 
-def _last_alone(row: Row) -> list[bool]:
-    """Earlier answers of a dialogue are the same for both answers to its end: they say nothing of either."""
+def last_alone(row: Row) -> list[bool]:
+    """Return which turns count: the last. Earlier answers are the same for all answers to a dialogue's end."""
     return [False] * (len(row.turns) - 1) + [True]
 
 
-def _labelled(
+def labelled(
     turns: Sequence[Turn], counted: Sequence[bool], tokenizer: Any, length: int, rewarded: Row | None = None
 ) -> Example | None:
-    """Return a dialogue with labels on the turns that count; None where none is left within `length`."""
+    """Return a dialogue with labels on the turns that count, cut at `length`; None where none is left within it."""
     pieces = [_ids(text, tokenizer) for text, _ in turns]
     start = start_of(tokenizer)
     if pieces[0][: len(start)] == start:  # many chat templates write it themselves

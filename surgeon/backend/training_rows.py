@@ -1,6 +1,7 @@
 """Rows of training data: what a file says, before anything is tokenised.
 
-`{"text"}` · `{"messages"}` · `{"prompt", "response"}` · `{"prompt", "chosen", "rejected"}` · for forgetting
+`{"text"}` · `{"messages"}` · `{"prompt", "response"}` · `{"prompt", "chosen", "rejected"}` · `{"question" or "prompt",
+"choices": [texts], "answer": the number of the right one}` · for forgetting
 `{"prompt", "rejected", "reward": [per token]}`, or `{"input", "output", "reward"}` as in ALLO's files. Prompts and
 answers are texts or lists of messages. Plain text is cut at empty lines. Dialogues take the form of the model's own
 chat template; without one, turns are parted by line ends.
@@ -34,6 +35,7 @@ class Row:
 
     rejected: the wrong answer, as a turn.   rewards: weigh the tokens of the wrong answer.
     asked, right, wrong: the messages before the answer, and the answers, as they were written.
+    choices: all answers that a question offers.
     """
 
     where: str
@@ -43,6 +45,7 @@ class Row:
     asked: Messages = ()
     right: str | None = None
     wrong: str | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def whole(self) -> str:
@@ -136,6 +139,8 @@ def _row(plain: Any, where: str, tokenizer: Any) -> Row:
         raise DataError("is no mapping", where=where, allowed=FORMS)
     if isinstance(plain.get("text"), str):
         return Row(where, ((plain["text"], False),))
+    if "choices" in plain:
+        return _question(plain, where, tokenizer)
     rewards = _rewards(plain.get("reward"), where)
     asked = _asked(plain, rewards is not None)
     right = next((_last(plain[key]) for key in ("response", "chosen") if plain.get(key) is not None), None)
@@ -149,6 +154,19 @@ def _row(plain: Any, where: str, tokenizer: Any) -> Row:
     turns = rendered(_answered(asked, wrong if right is None else right), where, tokenizer)
     rejected = rendered(_answered(asked, wrong), where, tokenizer)[-1] if wrong is not None else None
     return Row(where, turns, rejected, rewards, asked, right, wrong)
+
+
+def _question(plain: Mapping[str, Any], where: str, tokenizer: Any) -> Row:
+    choices, answer = plain["choices"], plain.get("answer")
+    asked = _asked({"prompt": plain.get("prompt", plain.get("question"))}, rewarded=False)
+    offered = isinstance(choices, list) and len(choices) > 1 and _are_texts(*choices)
+    if not asked or not offered or type(answer) is not int or not 0 <= answer < len(choices):
+        raise DataError(
+            "is no question with choices", where=where,
+            allowed='{"question", "choices": [texts], "answer": the number of the right one, from 0}',
+        )  # fmt: skip
+    turns = rendered(_answered(asked, choices[answer]), where, tokenizer)
+    return Row(where, turns, asked=asked, right=choices[answer], choices=tuple(choices))
 
 
 def _asked(plain: Mapping[str, Any], rewarded: bool) -> Messages:
