@@ -66,7 +66,7 @@ def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emi
         steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
     steps += [
         lambda: _trainable(reloaded, directory),
-        lambda: _adapter(reloaded, directory),
+        lambda: _adapter(reloaded, directory, base, draft),
         lambda: _generation(reloaded, base),
     ]
     proof: Proof = {}
@@ -91,14 +91,18 @@ def _numberless(key: str) -> str:
     return re.sub(r"\d+", "N", key)
 
 
-def _tokens(model: torch.nn.Module, device: torch.device, sequences: int, length: int, seed: int = 0) -> torch.Tensor:
+def random_tokens(
+    model: torch.nn.Module, device: torch.device, sequences: int, length: int, seed: int = 0
+) -> torch.Tensor:
+    """Return random token ids of a model's vocabulary, (sequences, length)."""
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(seed)).to(
         device
     )
 
 
-def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
+def difference(left: torch.Tensor, right: torch.Tensor) -> str:
+    """Say how far two tensors are from being equal bit for bit."""
     return (
         "equal bit for bit"
         if torch.equal(left, right)
@@ -106,7 +110,7 @@ def _difference(left: torch.Tensor, right: torch.Tensor) -> str:
     )
 
 
-def _answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
+def answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Return the logits of a model, or the last hidden state of one without a head."""
     more: dict[str, Any] = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
     if model.can_generate():
@@ -114,7 +118,7 @@ def _answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
     return model(input_ids=tokens_BT, **more)[0]  # type: ignore[no-any-return]
 
 
-def _realign(*models: torch.nn.Module) -> None:
+def realign(*models: torch.nn.Module) -> None:
     """Move parameters to where their own allocation puts them: some kernels round by a tensor's place in memory."""
     for model in models:
         for parameter in model.parameters():
@@ -122,19 +126,19 @@ def _realign(*models: torch.nn.Module) -> None:
 
 
 def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
-    tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
+    tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, 32)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         with operated(base.model, unfrozen(draft)) as live:
-            expected = _answer(live, tokens_BT)
-        return expected, _answer(reloaded.model, tokens_BT)
+            expected = answer(live, tokens_BT)
+        return expected, answer(reloaded.model, tokens_BT)
 
     expected, found = both()
     if not torch.equal(expected, found):
-        _realign(base.model, reloaded.model)
+        realign(base.model, reloaded.model)
         expected, found = both()
     return Check(
-        "logits", torch.equal(expected, found), f"reloaded and live edited model: {_difference(expected, found)}"
+        "logits", torch.equal(expected, found), f"reloaded and live edited model: {difference(expected, found)}"
     )
 
 
@@ -146,15 +150,15 @@ def _identities(base: Loaded, draft: Draft) -> Check:
     count = sum(map(len, draft.stacks.values())) - sum(map(len, without.stacks.values()))
     if not count:
         return Check("identities", True, "none inserted")
-    tokens_BT = _tokens(base.model, next(base.model.parameters()).device, 2, 32)
+    tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, 32)
     with operated(base.model, unfrozen(draft)) as live:
-        expected = _answer(live, tokens_BT)
+        expected = answer(live, tokens_BT)
     with operated(base.model, without) as live:
-        found = _answer(live, tokens_BT)
+        found = answer(live, tokens_BT)
     return Check(
         "identities",
         torch.equal(expected, found),
-        f"with and without {count} inserted layers: {_difference(expected, found)}",
+        f"with and without {count} inserted layers: {difference(expected, found)}",
     )
 
 
@@ -175,7 +179,7 @@ def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
 
 def _cache_agrees(model: Any, seed: int = 0) -> bool:
     model = model.float()
-    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 8, seed)
+    tokens_BT = random_tokens(model, next(model.parameters()).device, 1, 8, seed)
     options = {
         "attention_mask": torch.ones_like(tokens_BT),
         "do_sample": False,
@@ -230,31 +234,9 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     )
 
 
-def _adapter(reloaded: Loaded, directory: Path) -> Check:
+def _adapter(reloaded: Loaded, directory: Path, base: Loaded | None, draft: Draft | None) -> Check:
     if not (directory / ADAPTER).is_dir():
         return Check("adapter", True, "none")
-    return check_adapter(reloaded.model, directory / ADAPTER)
+    from surgeon.backend.verifying_adapters import check_adapter
 
-
-def check_adapter(model: torch.nn.Module, directory: Path) -> Check:
-    """Load an adapter with plain PEFT: every key must fit, and with B at zero the function must not change."""
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    from surgeon.backend.adapters import without_deprecations
-
-    tokens_BT = _tokens(model, next(model.parameters()).device, 1, 16)
-    before = model(input_ids=tokens_BT, use_cache=False).logits
-    with without_deprecations():
-        adapted: Any = PeftModel.from_pretrained(model, str(directory))
-    after = adapted(input_ids=tokens_BT, use_cache=False).logits
-    stored = load_file(directory / "adapter_model.safetensors")
-    loaded = {name.replace(".default", ""): value for name, value in adapted.state_dict().items() if "lora_" in name}
-    fits = stored.keys() == loaded.keys() and all(
-        torch.equal(stored[name].to(loaded[name].dtype), loaded[name].cpu()) for name in stored
-    )
-    zero = all(not value.any() for name, value in stored.items() if "lora_B" in name)
-    same = not zero or torch.equal(before, after)
-    adapted.unload()
-    fit = f"{len(stored) // 2} LoRA matrices {'fit' if fits else 'do not fit'}"
-    return Check("adapter", fits and same, f"{fit}; logits with B at zero {_difference(before, after)}")
+    return check_adapter(reloaded.model, directory / ADAPTER, base.model if base else None, draft)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from surgeon.core.score import Learnt, LearningScore
+from surgeon.core.score import LearningScore, Learnt
 from surgeon.errors import ScoreError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
