@@ -133,7 +133,7 @@ def examine_all(types: list[str], processes: int) -> dict[str, Record]:
     found: dict[str, Record] = {}
     context = multiprocessing.get_context("spawn")
     # A process that the system kills ends the run with an error; a Pool would wait for it for ever. So would this with
-    # max_tasks_per_child: until Python 3.13 a process that has done its share may not be replaced (gh-115634).
+    # max_tasks_per_child: Python 3.11 may not replace a process that has done its share (CPython issue 115634).
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = [pool.submit(_examine_quietly, model_type) for model_type in types]
         for number, done in enumerate(as_completed(waiting), start=1):
