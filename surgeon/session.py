@@ -5,7 +5,6 @@ Torch-free. Measuring and exporting are handed to a worker as jobs; a session on
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from surgeon.core.atomic import write_text
 from surgeon.core.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import apply_step, resolve_step
-from surgeon.core.journal import Entry, Journal
-from surgeon.core.locate import locate_model, state_directory
+from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
+from surgeon.core.locate import locate_model
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import (
     Base,
@@ -27,7 +26,9 @@ from surgeon.core.recipe import (
     Step,
     dump_recipe,
     load_recipe,
+    recipe_from_builtins,
     recipe_to_builtins,
+    step_from_builtins,
     step_of,
     step_to_builtins,
 )
@@ -91,11 +92,11 @@ class Session:
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
-            recipe_path=recipe_path, journal=Journal(_journal_path(checkpoint, recipe_path)),
+            recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
         session._saved = recipe.steps
-        session._digest = _recipe_digest(recipe_path)
+        session._digest = recipe_digest(recipe_path)
         session.position = len(recipe.steps)
         session._recover()
         session.draft  # noqa: B018 - folding now reports a recipe that does not fit
@@ -111,7 +112,7 @@ class Session:
                 where=str(self.recipe_path),
                 hint=f"look at {self.journal.path}, keep what you need, delete it and open again",
             )
-        steps = tuple(_step_from_plain(plain, str(self.journal.path)) for plain in entry.steps)
+        steps = tuple(step_from_builtins(plain, str(self.journal.path)) for plain in entry.steps)
         self.recipe = msgspec.structs.replace(self.recipe, steps=steps)
         self.position = entry.position
         self.recovered = Recovery(len(steps), entry.position, self.journal.path)
@@ -207,14 +208,8 @@ class Session:
         self.position = position
         self.revision += 1
         self._plan = None
-        self.journal.append(
-            Entry(
-                model=self.model,
-                steps=[step_to_builtins(step) for step in self.steps],
-                position=position,
-                recipe_digest=self._digest,
-            )
-        )
+        steps = [step_to_builtins(step) for step in self.steps]
+        self.journal.append(Entry(model=self.model, steps=steps, position=position, recipe_digest=self._digest))
         return True
 
     def applied_recipe(self) -> Recipe:
@@ -231,15 +226,15 @@ class Session:
         path = path or self.recipe_path
         if path is None:
             raise RecipeError("no file name for the recipe yet", hint="give one")
-        if _recipe_digest(path) not in ("", self._digest):
+        if recipe_digest(path) not in ("", self._digest):
             what = "was changed by someone else meanwhile" if path == self.recipe_path else "is there already"
             raise RecipeError(what, where=str(path), hint="save under another name")
         write_text(path, dump_recipe(self.applied_recipe(), like=path))
         if path != self.recipe_path:
             self.recipe_path = path
             self.journal.close(keep=False)
-            self.journal = Journal(_journal_path(self.checkpoint, path))
-        self._digest = _recipe_digest(path)
+            self.journal = Journal(journal_path(self.checkpoint.fingerprint, path))
+        self._digest = recipe_digest(path)
         self.journal.clear()
         self._saved = self.steps[: self.position]
         return path
@@ -251,12 +246,36 @@ class Session:
     def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> dict[str, Any]:
         """Return the arguments of a `score` job for the current draft."""
         return {
-            "recipe": recipe_to_builtins(self.applied_recipe()),
-            "root": str(self.root),
-            "names": list(names),
-            "data": data,
-            **settings,
-        }
+            "recipe": recipe_to_builtins(self.applied_recipe()), "root": str(self.root),
+            "names": list(names), "data": data, **settings,
+        }  # fmt: skip
+
+    def learn_job(self, step: Step | None = None, **settings: Any) -> dict[str, Any]:
+        """Return the arguments of a `learn` job: what the applied steps, and one more, still have to learn."""
+        recipe = self.applied_recipe()
+        recipe = recipe if step is None else msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
+        return {"recipe": recipe_to_builtins(recipe), "root": str(self.root), **settings}
+
+    def take_learned(self, result: Mapping[str, Any]) -> Preview | None:
+        """Take in what a finished `learn` or `run` job has resolved; apply the step that it had one more, if any.
+
+        Raises:
+            RecipeError: the applied steps are not those that the job was given.
+        """
+        done = recipe_from_builtins(result["recipe"]).steps
+        applied = self.steps[: self.position]
+        if [one.operation for one in done[: self.position]] != [one.operation for one in applied]:
+            raise RecipeError(
+                "the steps before it have changed meanwhile",
+                hint="its result is kept: undo, and the same step is there at once",
+            )
+        if done[: self.position] != applied:
+            steps = (*done[: self.position], *self.steps[self.position :])
+            self.recipe = msgspec.structs.replace(self.recipe, steps=steps)
+            self._move(self.position)
+        del self._drafts[1:]  # the results are there now
+        self._plan = None
+        return self.apply(done[-1]) if len(done) > self.position else None
 
     def run_job(self, out: Path, *, verify: bool = True, **settings: Any) -> dict[str, Any]:
         """Return the arguments of a `run` job: execute the applied steps and export."""
@@ -275,24 +294,3 @@ class Session:
         scores = tuple(msgspec.convert(plain, Score) for plain in result["scores"])
         self.scores.update({score.name: score for score in scores})
         return scores
-
-
-def _step_from_plain(plain: Mapping[str, Any], where: str) -> Step:
-    name = next(key for key in plain if key != "resolved")
-    step = step_of(name, plain[name], where)
-    resolved = plain.get("resolved")
-    return (
-        step
-        if resolved is None
-        else msgspec.structs.replace(step, resolved={key: tuple(at) for key, at in resolved.items()})
-    )
-
-
-def _recipe_digest(path: Path | None) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
-
-
-def _journal_path(checkpoint: Checkpoint, recipe_path: Path | None) -> Path:
-    if recipe_path is not None:
-        return recipe_path.with_name(f".{recipe_path.name}.journal")
-    return state_directory() / "journals" / f"{checkpoint.fingerprint}.journal"

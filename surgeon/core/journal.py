@@ -7,12 +7,14 @@ The last whole line counts; a line torn by a crash is passed over. A live sessio
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from surgeon.core.locate import state_directory
 from surgeon.errors import SurgeonError
 
 
@@ -68,6 +70,18 @@ class Journal:
         if not keep:
             self.path.unlink(missing_ok=True)
         os.close(self._handle)
+
+
+def journal_path(fingerprint: str, recipe_path: Path | None) -> Path:
+    """Return where a session's journal lies: beside its recipe, or by the model's fingerprint where it has none."""
+    if recipe_path is not None:
+        return recipe_path.with_name(f".{recipe_path.name}.journal")
+    return state_directory() / "journals" / f"{fingerprint}.journal"
+
+
+def recipe_digest(path: Path | None) -> str:
+    """Return the digest of a recipe file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
 
 
 def _is_empty(path: Path) -> bool:

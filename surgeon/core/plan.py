@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
 from surgeon.core.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.expressions import Copy, Expression, Fill, MeanOf, TruncatedOf, express, first_leaf
+from surgeon.core.expressions import (
+    Copy,
+    Expression,
+    Fill,
+    MeanOf,
+    TruncatedOf,
+    express,
+    first_leaf,
+    is_pending,
+    learned,
+)
 from surgeon.core.layer_ends import tensors_at
 from surgeon.core.layer_fields import REMOVED, LayerField
+from surgeon.core.learned import is_learned, layer_tensor, outside_tensor, result_tensors
 from surgeon.core.slices import Slices, sliced
 from surgeon.core.structure import Structure
+from surgeon.errors import ArchitectureError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +45,14 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA matrix of the result. `module` is the target's name in the loaded model; shape is the base weight's."""
+    """One LoRA matrix of the result.
+
+    module: the target's name in the loaded model.   name: its own, whatever the layer's position.
+    shape: the base weight's.
+    """
 
     module: str
+    name: str
     role: str
     layer: int
     shape: tuple[int, ...]
@@ -72,6 +89,12 @@ class Plan:
             isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
             for source in (tensor.source for tensor in self.tensors)
         )
+
+    @property
+    def pending(self) -> bool:
+        """Whether a learned step has not been carried out yet: shapes are right, values are not there."""
+        adapters = {one.lora.address for one in self.adapters if one.lora.address is not None}
+        return any(is_pending(tensor.source) for tensor in self.tensors) or not all(map(is_learned, adapters))
 
     @property
     def trainable(self) -> tuple[str, ...]:
@@ -142,7 +165,25 @@ def _write_fields(
 def _outside(draft: Draft) -> Iterator[PlannedTensor]:
     cut = dict(sliced(draft))
     for name, tensor in draft.structure.outside.items():
-        yield _cut(cut[name]) if name in cut else _copied(name, tensor)
+        if name in draft.structure.sliced:
+            _refuse_trained(draft, name)
+            yield _cut(cut[name]) if name in cut else _copied(name, tensor)
+            continue
+        planned = _copied(name, tensor)
+        for address in draft.learned:
+            planned = replace(planned, source=learned(planned.source, address, outside_tensor(name)))
+        yield planned
+
+
+def _refuse_trained(draft: Draft, name: str) -> None:
+    """Refuse a trained tensor of slices: it is not told which layers the slices were of when it was trained."""
+    if any(is_learned(address) and outside_tensor(name) in result_tensors(address) for address in draft.learned):
+        raise ArchitectureError(
+            "holds one slice for each layer, and was trained",
+            where=f"tensor {name!r}",
+            allowed="training that leaves it as it is",
+            hint="freeze the embedding before",
+        )
 
 
 def _cut(slices: Slices) -> PlannedTensor:
@@ -185,7 +226,8 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
                 role = draft.structure.role(suffix)
                 if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
                     (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
-                    yield Adapter(live.removesuffix(".weight"), role, position, tensor.shape, layer.lora[role])
+                    own = layer_tensor(name, layer.key, suffix.removesuffix(".weight"))
+                    yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
 
 
 def _frozen(draft: Draft) -> Iterator[str]:

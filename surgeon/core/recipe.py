@@ -82,6 +82,19 @@ def step_to_builtins(step: Step) -> dict[str, Any]:
     return plain
 
 
+def step_from_builtins(plain: Mapping[str, Any], where: str) -> Step:
+    """Build a step from what `step_to_builtins` returned.
+
+    Raises:
+        RecipeError: it is no such thing; all faults at once.
+    """
+    problems = Problems(where, None)
+    step = _step(plain, (), problems)
+    problems.raise_any()
+    assert step is not None
+    return step
+
+
 def recipe_to_builtins(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as plain data, in the order in which it is written."""
     plain: dict[str, Any] = {"version": VERSION, "base": msgspec.to_builtins(recipe.base), "seed": recipe.seed}
