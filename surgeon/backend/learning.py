@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,12 +28,14 @@ from surgeon.backend.device import choose_device
 from surgeon.backend.learning_bench import opened
 from surgeon.backend.loading import load_model, load_tokenizer
 from surgeon.backend.processes import together
+from surgeon.backend.rewriting import rewarding_of, rewriter_digest
 from surgeon.backend.running import open_base
 from surgeon.backend.running_out import memory_explained
 from surgeon.backend.score_cache import content_digest
 from surgeon.backend.trainer import train
 from surgeon.backend.training_data import Examples, digest_of, read_examples, steps_wanted
 from surgeon.backend.training_rows import source_digest
+from surgeon.backend.weight_bits import masked
 from surgeon.core.draft import Draft
 from surgeon.core.fold import fold
 from surgeon.core.jobs import Emit, IsCancelled
@@ -41,7 +43,7 @@ from surgeon.core.learned import REPORT, TENSORS, is_learned, result_directory
 from surgeon.core.learning_step import LEARNED, LearningStep, draft_state
 from surgeon.core.objective import Objective
 from surgeon.core.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
-from surgeon.errors import ArchitectureError, Cancelled
+from surgeon.errors import ArchitectureError, Cancelled, DataError
 from surgeon.export.publish import published
 
 _WAIT_SECONDS = 0.2
@@ -69,7 +71,8 @@ class Order:
     def examples(self, objective: Objective, data: str | None) -> Examples:
         """Read and tokenise data for an objective."""
         tokenizer = load_tokenizer(self.draft.structure.checkpoint.path)
-        return read_examples(self.source(data), self.root, tokenizer, objective.rows, self.step.max_length)
+        rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.emit, self.cancelled)
+        return read_examples(self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding)
 
     def split(self, objective: Objective) -> tuple[Examples, Examples | None]:
         """Return the examples to train on and those held out."""
@@ -77,8 +80,15 @@ class Order:
         if held_out is None:
             return data, None
         if held_out.endswith("%"):
-            return data.split(float(held_out[:-1]) / 100)
+            return data.split(_share(held_out))
         return data, self.examples(objective, held_out)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100
+    except ValueError as error:
+        raise DataError(f"{text!r} is no share", where="held_out", allowed="a share such as 5%") from error
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,9 @@ def address_of(order: Order) -> str:
         settings.pop(name, None)  # they change no weight
     sources = {name: settings.pop(name) for name in ("data", "held_out") if name in settings}
     digests = {name: _source_digest(order, value) for name, value in {"data": None, **sources}.items()}
+    choice = getattr(order.step, "minimised", None) or getattr(order.step, "objective", None)
+    if choice is not None and choice.objective.token_rewards is not None:
+        digests["rewriter"] = rewriter_digest(choice.objective, order.root)
     made_of = (_VERSION, content_digest(order.draft.structure.checkpoint), draft_state(order.draft),
                order.step.name, settings, digests, order.seed)  # fmt: skip
     return digest_of(made_of)
@@ -198,6 +211,7 @@ def _keep(address: str, result: Result, order: Order) -> None:
 
 PROCEDURES: Mapping[str, str] = {
     "train": "surgeon.backend.learning:train_step",
+    "learn_masks": "surgeon.backend.masks:learn_masks",
     "mask_weights": "surgeon.backend.weight_masks:mask_weights",
 }
 """What carries out each learning step, by the operation's name: a function (Order, file of its state) -> Result."""
@@ -214,16 +228,28 @@ def train_step(order: Order, state: Path) -> Result:
     """Train what the draft leaves free: its adapters, or else its weights."""
     objective = order.step.objective.objective  # type: ignore[attr-defined]
     data, held_out = order.split(objective)
-    with opened(order) as bench, ExitStack() as stack:
-        teacher = stack.enter_context(_teacher(order)) if objective.teacher else None
+    notes = remarks(order, objective, data)
+    with opened(order) as whole, teaching(order, objective) as teacher:
+        bench, mask = masked(whole, order.draft, order.device)
         course = Course(
             model=bench.model, parameters=bench.parameters, step=order.step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(order.step, data), learning_rate=bench.learning_rate(order.step),
             seed=order.seed, device=order.device, state=state, emit=order.emit, cancelled=order.cancelled,
-            teacher=teacher,
+            teacher=teacher, mask=mask,
         )  # fmt: skip
         report = train(course)
-        return Result(bench.tensors(), plain_report(report))
+        return Result(bench.tensors(), {**plain_report(report), "remarks": notes})
+
+
+def remarks(order: Order, objective: Objective, data: Examples) -> list[str]:
+    """Say what a person must know of a course on such data; the result's report keeps it."""
+    found = [objective.remark(weighted=data.weighted)]
+    if data.left_out:
+        rows, length = len(data.examples) + data.left_out, order.step.max_length
+        found.append(f"{data.left_out} of {rows} rows have no answer within {length} tokens and are left out")
+    for text in filter(None, found):
+        order.emit("log", {"level": "warning", "text": text})
+    return list(filter(None, found))
 
 
 def plain_report(report: Report) -> dict[str, Any]:
@@ -236,7 +262,11 @@ def plain_report(report: Report) -> dict[str, Any]:
 
 
 @contextmanager
-def _teacher(order: Order) -> Iterator[nn.Module]:
+def teaching(order: Order, objective: Objective) -> Iterator[nn.Module | None]:
+    """Yield the recipe's base, frozen, where the objective looks at a teacher."""
+    if not objective.teacher:
+        yield None
+        return
     teacher = load_model(order.draft.structure.checkpoint.path, torch.float32, order.device).model
     teacher.requires_grad_(requires_grad=False)
     yield teacher

@@ -101,8 +101,13 @@ def with_learned_adapters(draft: Draft, address: str) -> Draft:
     """Return the draft in which the values of every adapter on a matrix that is not frozen come from a result.
 
     Raises:
-        RecipeError: all of them are frozen.
+        RecipeError: all of them are frozen, or there is a weight mask, which says nothing of adapters.
     """
+    if draft.mask is not None:
+        raise RecipeError(
+            "there is a weight mask, and adapters are attached: it says nothing of them",
+            allowed="mask_weights, or masked_lora", hint="leave out one of the two",
+        )  # fmt: skip
     if not any(layer.lora.keys() - layer.frozen for layers in draft.stacks.values() for layer in layers):
         raise RecipeError(
             "every adapter is on a frozen matrix", allowed="adapters on others", hint="freeze less before training"

@@ -27,6 +27,11 @@ class Train(LearningStep, frozen=True, kw_only=True):
 
     def learned(self, draft: Draft, address: str) -> Draft:
         """Let adapters, or else all weights that are not frozen, come from the result."""
+        if draft.mask is not None and self.weight_decay > 0:
+            raise RecipeError(
+                f"is {self.weight_decay}, and would move the weights outside the mask", where="weight_decay",
+                allowed="0 inside a weight mask", hint="leave out weight_decay, or mask_weights",
+            )  # fmt: skip
         if draft.adapted:
             return with_learned_adapters(draft, address)
         learned = with_learned_weights(draft, address)

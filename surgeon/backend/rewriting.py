@@ -1,0 +1,104 @@
+"""Token rewards from a rewriter, a model that mends answers (ALLO, arXiv:2406.12606, forgetting stage).
+
+It reads the question, a right answer and the wrong one, and its probability of each token of the wrong one, as if it
+wrote that again, says whether it would keep the token.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.backend.course import label_log_probs, logits_of
+from surgeon.backend.loading import forget_model, load_model, load_tokenizer
+from surgeon.backend.score_cache import content_digest
+from surgeon.backend.training_data import Rewarding, Tokens, collate, labelled
+from surgeon.backend.training_rows import Row, rendered
+from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.locate import locate_model
+from surgeon.core.objective import Objective
+from surgeon.errors import Cancelled, DataError
+
+TASK = "{asked}\n\nA correct answer:\n{right}\n\nCorrect this answer with as few changes as possible:\n{wrong}"
+"""What the rewriter is told; its answer begins with the wrong one."""
+_BATCH = 8
+
+
+def _rewriter_path(objective: Objective, root: Path) -> Path:
+    name = str(objective.token_rewards)
+    return root / name if (root / name).is_dir() else locate_model(name)
+
+
+def rewriter_digest(objective: Objective, root: Path) -> str:
+    """Return the digest of the rewriter's own bytes."""
+    return content_digest(open_checkpoint(_rewriter_path(objective, root)))
+
+
+def rewarding_of(
+    objective: Objective, root: Path, tokenizer: Any, device: torch.device, emit: Emit, cancelled: IsCancelled
+) -> Rewarding | None:
+    """Return what gives rows the rewards they lack, where the objective names a rewriter."""
+    if objective.token_rewards is None:
+        return None
+    path = _rewriter_path(objective, root)
+
+    def rewarding(rows: Sequence[Row]) -> list[Row]:
+        own = load_tokenizer(path)
+        lacking = [row for row in rows if row.rewards is None]
+        sequences = [_sequence(row, own, tokenizer) for row in lacking]
+        forget_model()
+        model = load_model(path, torch.float32, device).model
+        found: list[Row] = []
+        for at in range(0, len(lacking), _BATCH):
+            if cancelled():
+                raise Cancelled
+            emit("progress", {"done": at, "total": len(lacking), "unit": "rows", "what": "rewarding tokens"})
+            rewards = probabilities(model, sequences[at : at + _BATCH], device)
+            found += [replace(row, rewards=one) for row, one in zip(lacking[at:], rewards, strict=False)]
+        judged = iter(found)
+        return [row if row.rewards is not None else next(judged) for row in rows]
+
+    return rewarding
+
+
+def _sequence(row: Row, own: Any, tokenizer: Any) -> Tokens:
+    """Return what the rewriter reads, the wrong answer labelled.
+
+    Raises:
+        DataError: an answer is missing, or the two models cut it into other tokens.
+    """
+    if row.right is None or row.wrong is None or row.rejected is None:
+        raise DataError(
+            "has no right answer beside the wrong one, which the rewriter is to see", where=row.where,
+            allowed='{"prompt", "chosen", "rejected"}', hint="or give token rewards",
+        )  # fmt: skip
+    asked = "\n\n".join(str(message["content"]) for message in row.asked)
+    told = {"role": "user", "content": TASK.format(asked=asked, right=row.right, wrong=row.wrong)}
+    turns = rendered([told, {"role": "assistant", "content": row.wrong}], row.where, own)
+    if (
+        own(turns[-1][0], add_special_tokens=False)["input_ids"]
+        != (tokenizer(row.rejected[0], add_special_tokens=False)["input_ids"])
+    ):
+        raise DataError(
+            "is cut into other tokens by the rewriter, so its rewards fit none of the model's", where=row.where,
+            allowed="a rewriter with the same tokenizer and chat template",
+        )  # fmt: skip
+    found = labelled(turns, [False] * (len(turns) - 1) + [True], own, sys.maxsize)
+    if found is None:
+        raise DataError("has an empty wrong answer", where=row.where, hint="leave the row out")
+    return found[0]
+
+
+@torch.no_grad()
+def probabilities(model: torch.nn.Module, sequences: Sequence[Tokens], device: torch.device) -> list[tuple[float, ...]]:
+    """Return the model's probability of each labelled token, by sequence."""
+    batch = collate([(one,) for one in sequences], range(len(sequences)), device)
+    found_BT = label_log_probs(logits_of(model, batch), batch.labels_BT).exp()
+    labelled_BT = batch.labels_BT >= 0
+    return [tuple(found_BT[row][labelled_BT[row]].tolist()) for row in range(len(sequences))]
