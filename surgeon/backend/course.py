@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ class Course:
     """What is trained, on what, and how. `parameters` are the trainable ones by their name in the result.
 
     reference: whether labels' log-probabilities before the first step are needed.   teacher: gives other logits.
-    state: the file that a broken run goes on from.
+    state: the file that a broken run goes on from.   epsilon: training ends early where the loss is stable to it.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Course:
     cancelled: IsCancelled
     teacher: nn.Module | None = None
     mask: GradientMask | None = None
+    epsilon: float | None = None
 
 
 @dataclass
@@ -57,6 +59,20 @@ class Report:
     after: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
+
+
+_WINDOW = 32
+
+
+def is_stable(losses: Sequence[float], epsilon: float | None) -> bool:
+    """Whether the mean loss of the last 32 steps differs by less than `epsilon` from that of the 32 before.
+
+    Looked at every 32 steps: more often, chance would make it so sooner.
+    Source: after the definition of epsilon-stable in ILA, arXiv:2410.17875, whose loss is an expectation.
+    """
+    if epsilon is None or len(losses) < 2 * _WINDOW or len(losses) % _WINDOW:
+        return False
+    return abs(fmean(losses[-_WINDOW:]) - fmean(losses[-2 * _WINDOW : -_WINDOW])) < epsilon
 
 
 class View:

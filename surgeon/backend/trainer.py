@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import get_scheduler
 
-from surgeon.backend.course import Course, Report, View, label_log_probs, logits_of
+from surgeon.backend.course import Course, Report, View, is_stable, label_log_probs, logits_of
 from surgeon.backend.processes import agreed, gathered
 from surgeon.backend.saved_state import load_state, save_state
 from surgeon.backend.training_data import Examples, collate, examples_of_step
@@ -82,10 +82,10 @@ class _Run:
 
     def _run(self) -> None:
         course, watched = self.course, self.course.held_out is not None
-        while self.done < course.steps:
+        while not self._over:
             self._stop_if_asked()
             self._step()
-            last = self.done == course.steps
+            last = self._over
             if watched and not last and course.step.eval_steps and self.done % course.step.eval_steps == 0:
                 self.report.held_out.append((self.done, self._evaluate()))
             if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
@@ -93,6 +93,10 @@ class _Run:
         if watched:
             self.report.after = self._evaluate()
             self._tell({"loss": self.report.losses[-1]}, self.report.tokens / max(self.report.seconds, 1e-9))
+
+    @property
+    def _over(self) -> bool:
+        return self.done >= self.course.steps or is_stable(self.report.losses, self.course.epsilon)
 
     def _stop_if_asked(self) -> None:
         if agreed(self.course.cancelled()):

@@ -25,6 +25,11 @@ class Train(LearningStep, frozen=True, kw_only=True):
 
     objective: Annotated[ObjectiveChoice, msgspec.Meta(description="lm, sft, dpo, npo or distill; settings in braces")]
 
+    epsilon: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="end once the mean loss of 32 steps differs by less from that of the 32 before"),
+    ] = None
+
     def learned(self, draft: Draft, address: str) -> Draft:
         """Let adapters, or else all weights that are not frozen, come from the result."""
         if draft.mask is not None and self.weight_decay > 0:
