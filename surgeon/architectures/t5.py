@@ -22,7 +22,7 @@ FAMILIES = (
         model_types=("t5", "mt5", "longt5"),
         roles=_ROLES,
         stacks=_STACKS,
-        fields=(EndTensor("relative_attention_bias, which all layers use", r".*\.relative_attention_bias\..+"),),
+        fields=(EndTensor("relative_attention_bias, used by all", r".*\.(?:global_)?relative_attention_bias\..+"),),
     ),
     Family(model_types=("umt5",), roles=_ROLES, stacks=_STACKS),
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Identity, Learned, Source, Truncated, base_tensors
+from surgeon.core.draft import Identity, Source, Truncated, base_tensors
 from surgeon.core.layer_fields import Config
 from surgeon.core.structure import Stack
 from surgeon.errors import ArchitectureError
@@ -96,7 +96,8 @@ def _fit(
 
 
 def _is_identity(source: Source) -> bool:
-    while isinstance(source, Truncated | Learned):
+    """Whether a layer passes its input through: one that was trained since does not."""
+    while isinstance(source, Truncated):
         source = source.of
     return isinstance(source, Identity)
 

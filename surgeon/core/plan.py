@@ -222,7 +222,7 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix, tensor in base_tensors(layer.source, stack).items():
+            for suffix, (tensor, _) in tensors_at(stack, layer.source, position, len(layers)).items():
                 role = draft.structure.role(suffix)
                 if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
                     (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])

@@ -164,16 +164,8 @@ _DOTS3 = {
     "head_dim": 16,
 }
 _SHARED_KV = {"num_kv_shared_layers": 0}
-_ZAMBA = [
-    "linear_attention",
-    "hybrid",
-    "linear_attention",
-    "linear_attention",
-    "linear_attention",
-    "hybrid",
-    "linear_attention",
-    "hybrid",
-]
+_KINDS = {"l": "linear_attention", "f": "full_attention", "c": "conv", "h": "hybrid"}
+_ZAMBA = [_KINDS[letter] for letter in "lhlllhlh"]
 _BLT = {"hidden_size": 32, "hidden_size_global": 32, "num_attention_heads": 4, "intermediate_size": 48}
 
 OWN: dict[str, dict[str, Any]] = {
@@ -187,9 +179,7 @@ OWN: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": MLA,
     "kimi_linear": {
         **MLA,
-        "layer_types": [
-            f"{kind}_attention" for kind in ("linear", "linear", "full", "linear", "linear", "full", "linear", "full")
-        ],
+        "layer_types": [_KINDS[letter] for letter in "llfllflf"],
     },
     "longcat_flash": {**MLA, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2, "moe_topk": 2},
     "minicpm3": MLA,
@@ -224,24 +214,11 @@ OWN: dict[str, dict[str, Any]] = {
         "audio_config": {"adapter_input_size": 16, "adapter_out_dim": 32},
     },
     "dots3_note_text": _DOTS3,
-    "granitemoehybrid": {
-        "layer_types": [
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-        ]
-    },
+    "granitemoehybrid": {"layer_types": [_KINDS[letter] for letter in "llfllfll"]},
     "gemma3n": {"text_config": _SHARED_KV},
     "gemma3n_text": _SHARED_KV,
     "gpt_neo": {"attention_types": [[["global", "local"], 3], [["local"], 2]]},
-    "lfm2_moe": {
-        "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv", "conv", "full_attention"]
-    },
+    "lfm2_moe": {"layer_types": [_KINDS[letter] for letter in "ccfcfccf"]},
     "mamba2": {"num_heads": 8},
     "mllama": {"text_config": {"cross_attention_layers": [3, 6]}},
     "nemotron_h": {

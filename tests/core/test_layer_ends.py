@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
+from surgeon.core.draft import Draft, Learned, draft_of
 from surgeon.core.expressions import Copy, Fill
 from surgeon.core.fold import fold
 from surgeon.core.plan import Plan, compile_plan
@@ -27,6 +28,10 @@ _ENDS = {
 
 
 def _plan(model_type: str, directory: Path, *steps: dict[str, Any]) -> Plan:
+    return compile_plan(_draft(model_type, directory, *steps))
+
+
+def _draft(model_type: str, directory: Path, *steps: dict[str, Any]) -> Draft:
     prefix, every, some, where = _ENDS[model_type]
     names = [f"{prefix}.{layer}.{name}" for layer in range(LAYERS) for name in every]
     names += [f"{prefix}.{layer}.{some}" for layer in sorted(where)]
@@ -36,7 +41,7 @@ def _plan(model_type: str, directory: Path, *steps: dict[str, Any]) -> Plan:
     config = {"model_type": model_type, "num_hidden_layers": LAYERS, "rescale_every": 0}
     (directory / "config.json").write_text(json.dumps(config))
     recipe = recipe_from_builtins({"version": 1, "base": {"model": str(directory)}, "steps": list(steps)})
-    return compile_plan(fold(draft_of(read_structure(open_checkpoint(directory))), recipe.steps))
+    return fold(draft_of(read_structure(open_checkpoint(directory))), recipe.steps)
 
 
 def _sources(plan: Plan, model_type: str) -> dict[int, str | float]:
@@ -98,5 +103,15 @@ def test_an_identity_in_front_of_all_others_is_refused_where_the_first_layer_act
     tmp_path: Path,
 ) -> None:
     """RWKV normalises the embeddings in its first layer: there, no layer passes its input through."""
-    with pytest.raises(ArchitectureError, match="pre_ln"):
+    with pytest.raises(ArchitectureError, match=r"only the first layer .* position 0"):
         _plan("rwkv", tmp_path / "base", {"expand": {"after": [0], "init": "copy"}}, {"prune": {"layers": [0]}})
+
+
+def test_an_identity_that_was_trained_is_none_any_more(tmp_path: Path) -> None:
+    """What it lacked while it was trained would act now."""
+    draft = _draft("modernbert-decoder", tmp_path / "base", {"expand": {"after": [0], "init": "copy"}})
+    layers = draft.layers()
+    trained = replace(layers[1], source=Learned(layers[1].source, "0" * 16, layers[1].key))
+
+    with pytest.raises(ArchitectureError, match="attn_norm"):
+        compile_plan(draft.with_layers((layers[0], trained, *layers[2:])))
