@@ -29,6 +29,7 @@ _ENCODERS = {
     "RobertaModel": "roberta",
     "ModernBertForMaskedLM": "modernbert",
     "DistilBertForMaskedLM": "distilbert",
+    "EmbeddingGemma2TextModel": "embedding_gemma2_text",
 }
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 _SMALL: dict[str, dict[str, Any]] = {
