@@ -33,6 +33,7 @@ from surgeon.core.recipe import (
     step_to_builtins,
 )
 from surgeon.core.score import Score
+from surgeon.core.score_requests import answers
 from surgeon.core.selection import Ranked
 from surgeon.core.structure import Structure
 from surgeon.core.wording import command_line
@@ -162,7 +163,7 @@ class Session:
         Raises:
             SelectionError: it was not.
         """
-        score = self.scores.get(ranked.by)
+        score = next((one for one in self.scores.values() if answers(one, ranked.by)), None)
         if score is None or self.is_stale(score):
             state = "has not been measured" if score is None else "was measured before the last edit"
             raise SelectionError(f"{ranked.by} {state}", hint=f"measure it first: score --by {ranked.by}")

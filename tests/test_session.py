@@ -119,20 +119,30 @@ def test_every_edit_has_its_own_revision(session: Session) -> None:
 def result_with(session: Session, values: list[float]) -> dict[str, Any]:
     keys = [layer.key for layer in session.draft.layers()]
     provenance = {"fingerprint": session.checkpoint.fingerprint, "draft": session.draft.digest}
-    return {"scores": [{"name": "any", "values": dict(zip(keys, values, strict=True)), "provenance": provenance}]}
+    return {"scores": [{"name": "removal", "values": dict(zip(keys, values, strict=True)), "provenance": provenance}]}
 
 
 def test_a_measured_selection_is_resolved_from_the_scores_at_hand(session: Session) -> None:
-    with pytest.raises(SelectionError, match="any has not been measured"):
-        session.step("prune", {"layers": "lowest 2 by any"})
+    with pytest.raises(SelectionError, match="removal has not been measured"):
+        session.step("prune", {"layers": "lowest 2 by removal"})
     session.take_scores(result_with(session, [5, 1, 4, 0, 3, 2]))
-    step = session.step("prune", {"layers": "lowest 2 by any"})
+    step = session.step("prune", {"layers": "lowest 2 by removal"})
     assert step.resolved == {"layers": (1, 3)}
     session.apply(step)
-    with pytest.raises(SelectionError, match="any was measured before the last edit"):
-        session.step("prune", {"layers": "lowest 1 by any"})
+    with pytest.raises(SelectionError, match="removal was measured before the last edit"):
+        session.step("prune", {"layers": "lowest 1 by removal"})
     session.undo()
-    assert session.step("prune", {"layers": "lowest 1 by any"}).resolved == {"layers": (3,)}
+    assert session.step("prune", {"layers": "lowest 1 by removal"}).resolved == {"layers": (3,)}
+
+
+def test_a_score_measured_with_other_settings_is_not_the_one_asked_for(session: Session) -> None:
+    result = result_with(session, [5, 1, 4, 0, 3, 2])
+    result["scores"][0]["name"] = "block_removal"
+    result["scores"][0]["provenance"]["settings"] = {"longest": 4}
+    session.take_scores(result)
+    assert session.step("prune", {"layers": "lowest 1 by block_removal(longest=4)"}).resolved == {"layers": (3,)}
+    with pytest.raises(SelectionError, match="block_removal has not been measured"):
+        session.step("prune", {"layers": "lowest 1 by block_removal"})
 
 
 def test_a_killed_session_is_recovered(model: Path, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from surgeon.core.document import parse_value
 from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
+from surgeon.core.score_requests import split_terms
 from surgeon.core.selection import GRAMMAR, Selection
 from surgeon.errors import RecipeError, UsageError
 
 _FIELD = "field_"
-_MEASURED = re.compile(r"(lowest|highest|block) (\S+) by (\S+)")
+_MEASURED = re.compile(r"(lowest|highest|block|through) (\S+) by (\S.*)")
 _METAVARS: dict[Any, str] = {
     Selection: "LAYERS",
     MatrixSelection: "MATRICES",
@@ -98,7 +99,7 @@ def measured_selection(text: str, data: str | None, protect: str | None) -> Any:
     if text.startswith("except "):
         inner = measured_selection(text.removeprefix("except "), data, protect)
         return text if isinstance(inner, str) else {"except": inner}
-    parts = [_measured_part(part.strip(), data, protect) for part in text.split(",")]
+    parts = [_measured_part(part.strip(), data, protect) for part in split_terms(text)]
     if all(isinstance(part, str) for part in parts):
         return text
     return parts[0] if len(parts) == 1 else parts

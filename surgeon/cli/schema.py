@@ -11,6 +11,7 @@ from surgeon.cli.command import SurgeonCommand
 from surgeon.cli.figures import print_json
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import VERSION
+from surgeon.core.score import ScoreKind, score_kinds
 from surgeon.core.selection import GRAMMAR, Selection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
@@ -46,7 +47,9 @@ def recipe_schema() -> dict[str, Any]:
 def selection_schema() -> dict[str, Any]:
     """Return the schema of a selection: text, a position, a list, or a mapping."""
     ranked = {
-        "by": {"type": "string", "description": "a score"},
+        "by": {
+            "anyOf": [{"type": "string", "description": "a score"}, *map(_score_with_settings, score_kinds().values())]
+        },
         "data": _or_null({"type": "string", "description": "a name from the recipe's data, or a file"}),
         "protect": {"anyOf": [_SELECTION, {"type": "array", "items": _SELECTION}]},
     }
@@ -57,10 +60,17 @@ def selection_schema() -> dict[str, Any]:
         _POSITION,
         {"type": "array", "items": _SELECTION},
         *(_closed({head: count, **ranked}, [head, "by"]) for head in ("lowest", "highest", "block")),
+        _closed({"through": {"enum": ["highest", "lowest"]}, **ranked}, ["through", "by"]),
         *(_closed({head: some}, [head]) for head in ("first", "last", "original")),
         _closed({"except": _SELECTION}, ["except"]),
     ]
     return {"description": "which layers", "anyOf": forms}
+
+
+def _score_with_settings(kind: type[ScoreKind]) -> dict[str, Any]:
+    _, parts = msgspec.json.schema_components([kind], ref_template="{name}")
+    settings = _closed(parts[kind.__name__]["properties"], [])
+    return _closed({kind.name: _or_null({**settings, "description": kind.asks})}, [kind.name])
 
 
 def _step(name: str, kind: type[Operation]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from surgeon.core.draft import Draft, Layer, base_tensors
 from surgeon.core.score import Score
+from surgeon.core.score_requests import split_terms
 from surgeon.core.selection import Ranked, Selection, Term, parse_selection
 from surgeon.core.structure import OTHER
 from surgeon.errors import SelectionError
@@ -74,16 +75,17 @@ def parse_matrix_selection(raw: Any) -> MatrixSelection:
     """
     if isinstance(raw, MatrixSelection):
         return raw
-    parts = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    parts = split_terms(raw) if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
     terms: list[Term] = []
     named: list[tuple[Selection, str]] = []
     for part in parts:
-        head, dot, role = str(part).strip().partition(".") if isinstance(part, str) else ("", "", "")
+        named_here = isinstance(part, str) and " by " not in part  # settings of a score may have dots too
+        head, dot, role = part.strip().partition(".") if named_here else ("", "", "")
         if dot:
             named.append((parse_selection(head), role))
             continue
         selection = parse_selection(part)
-        if not all(isinstance(term, Ranked) and term.order != "block" for term in selection.terms):
+        if not all(isinstance(term, Ranked) and term.order in ("lowest", "highest") for term in selection.terms):
             raise SelectionError(f"{part!r} is no selection of matrices", allowed=GRAMMAR)
         terms += selection.terms
     return MatrixSelection(tuple(terms), tuple(named), raw)

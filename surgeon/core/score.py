@@ -19,6 +19,7 @@ from surgeon.core.registry import classes_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+END_OF_FREEZING = "end_of_freezing"
 Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
 
 
@@ -268,7 +269,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     values: by layer key (see `draft.Layer.key`).   errors: standard error of each value, where it is an average.
     matrices: by layer key, then by matrix name within the layer, where the score is made of matrices.
     blocks: by length of a run of adjacent layers, the scores of the runs by first position.
-    details: further numbers, by layer key or by name.   notes: what a person should know before trusting it.
+    details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
+    END_OF_FREEZING has its position.   notes: what a person should know before trusting it.
     """
 
     name: str

@@ -2,33 +2,43 @@
 
 As text, terms separated by commas: `0-3`, `7`, `all`, `first`, `first 2`, `last`, `last 4`, `inserted`,
 `original 21-24`, `lowest 4 by block_influence`, `highest 25% by weight_norm`, `block 4 by block_influence`
-(adjacent layers: the lowest run where the score measures runs, else the lowest sum), and `except TERMS` in front of
-everything. In YAML also as a list, or as a mapping such as `{lowest: 4, by: block_influence, data: docs,
-protect: [first, last]}`. Positions count from 0 in the model at that step; `original` positions count in the base.
+(adjacent layers: the lowest run where the score measures runs, else the lowest sum), `through highest by semantic_gain`
+(that layer and all before it), and `except TERMS` in front of everything. In YAML also as a list, or as a mapping such
+as `{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. A score may have settings:
+`by block_removal(longest=4)`, `by: {block_removal: {longest: 4}}`. Positions count from 0 in the model at that step;
+`original` positions count in the base.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.draft import Layer
+from surgeon.core.ranking import extreme_layers
 from surgeon.core.score import Score
-from surgeon.errors import SelectionError
+from surgeon.core.score_requests import request_text, split_terms
+from surgeon.errors import SelectionError, UsageError
 
-GRAMMAR = "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · except …"
+GRAMMAR = (
+    "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · "
+    "through highest by SCORE · except …"
+)
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 _END = re.compile(r"(first|last)(?:\s+([0-9]{1,9}))?")
-_RANKED = re.compile(r"(lowest|highest|block)\s+([0-9]{1,9}%?)\s+by\s+([a-z]\w*)")
-_MAPPING_KEYS = ("lowest", "highest", "block", "by", "data", "protect", "original", "except", "first", "last")
+_RANKED = re.compile(r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)) by ([a-z].*)")
+_RANKED_HEADS = ("lowest", "highest", "block", "through")
+_MAPPING_KEYS = (*_RANKED_HEADS, "by", "data", "protect", "original", "except", "first", "last")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The extreme layers by a score. `order` is lowest, highest or block; `count` a number or a percentage."""
+    """The extreme layers by a score. `order` is lowest, highest, block or through; `by` as in `score --by`.
+
+    `count` is a number or a percentage; for `through`, which ends at one layer, it is highest or lowest.
+    """
 
     order: str
     count: str
@@ -146,8 +156,8 @@ def _parse_text(text: str) -> Iterator[Term]:
     if text.startswith("except "):
         yield _Except(parse_selection(text.removeprefix("except ")))
         return
-    for part in text.split(","):
-        yield _parse_term(part.strip(), text)
+    for part in split_terms(text):
+        yield _parse_term(part, text)
 
 
 def _parse_term(part: str, text: str) -> Term:
@@ -156,7 +166,7 @@ def _parse_term(part: str, text: str) -> Term:
     if match := _END.fullmatch(part):
         return _Named(match[1], int(match[2] or 1))
     if match := _RANKED.fullmatch(part):
-        return Ranked(match[1], match[2], match[3], None, ())
+        return _ranked(match[1], match[2], None, ())
     original = part.startswith("original ")
     if match := _RANGE.fullmatch(part.removeprefix("original ")):
         first, last = int(match[1]), int(match[2] or match[1])
@@ -172,14 +182,15 @@ def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
         raise SelectionError(f"unknown key {unknown[0]!r} in a selection", allowed=", ".join(_MAPPING_KEYS))
     heads = [key for key in raw if key not in ("by", "data", "protect")]
     if len(heads) != 1:
-        raise SelectionError(f"one of lowest, highest, block, original, except, first, last is needed, not {heads}")
+        allowed = ", ".join(key for key in _MAPPING_KEYS if key not in ("by", "data", "protect"))
+        raise SelectionError(f"one of {allowed} is needed, not {heads}")
     head = heads[0]
-    if head in ("lowest", "highest", "block"):
+    if head in _RANKED_HEADS:
         yield _parse_ranked(head, raw)
         return
     stray = [key for key in ("by", "data", "protect") if key in raw]
     if stray:
-        raise SelectionError(f"{stray[0]!r} does not go with {head!r}", allowed="lowest, highest, block")
+        raise SelectionError(f"{stray[0]!r} does not go with {head!r}", allowed=", ".join(_RANKED_HEADS))
     if head == "except":
         yield _Except(parse_selection(raw[head]))
         return
@@ -191,17 +202,24 @@ def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
 def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
     if "by" not in raw:
         raise SelectionError(f"{head!r} needs `by: SCORE`", hint="`surgeon list scores` shows them")
-    match = _RANKED.fullmatch(f"{head} {raw[head]} by {raw['by']}")
+    match = _RANKED.fullmatch(f"{head} {raw[head]} by score")
     if not match:
-        raise SelectionError(
-            f"{head}: {raw[head]!r} by {raw['by']!r} is no count and score", allowed="lowest: 4 or lowest: 25%"
-        )
+        allowed = "through: highest or through: lowest" if head == "through" else f"{head}: 4 or {head}: 25%"
+        raise SelectionError(f"{head}: {raw[head]!r} is no count", allowed=allowed)
     protect = raw.get("protect", ())
     protect = (protect,) if isinstance(protect, (str, int)) else protect
     data = raw.get("data")
     if data is not None and not isinstance(data, str):
         raise SelectionError(f"data: {data!r} is no name", allowed="a name from the recipe's `data`, or a file")
-    return Ranked(head, match[2], match[3], data, tuple(map(parse_selection, protect)))
+    return _ranked(match[1], raw["by"], data, tuple(map(parse_selection, protect)))
+
+
+def _ranked(order_and_count: str, by: Any, data: str | None, protect: tuple[Selection, ...]) -> Ranked:
+    order, _, count = order_and_count.partition(" ")
+    try:
+        return Ranked(order, count, request_text(by), data, protect)
+    except UsageError as error:
+        raise SelectionError(error.what, where=error.where, allowed=error.allowed, hint=error.hint) from error
 
 
 def _resolve(term: Term, layers: Sequence[Layer], scores: Mapping[Ranked, Score]) -> Sequence[int]:
@@ -239,37 +257,10 @@ def _resolve_range(term: _Positions, layers: Sequence[Layer]) -> Sequence[int]:
 
 
 def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranked, Score]) -> Sequence[int]:
-    protected = {position for part in term.protect for position in part.positions(layers, scores)}
-    free = [position for position in range(len(layers)) if position not in protected]
-    count = _count(term.count, len(layers))
-    if count > len(free):
-        raise SelectionError(f"{term.order} {term.count} asks for {count} of {len(free)} layers that are not protected")
     if term not in scores:
         raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe where it can be measured")
-    values = _finite(scores[term], layers)
-    if term.order == "block":
-        starts = [start for start in range(len(layers) - count + 1) if not protected & set(range(start, start + count))]
-        if not starts:
-            raise SelectionError(f"no {count} adjacent layers are free of protected ones")
-        runs = scores[term].blocks.get(count) or [
-            math.fsum(values[at : at + count]) for at in range(len(layers) - count + 1)
-        ]
-        start = min(starts, key=lambda start: runs[start])
-        return range(start, start + count)
-    return sorted(free, key=lambda position: values[position], reverse=term.order == "highest")[:count]
-
-
-def _finite(score: Score, layers: Sequence[Layer]) -> list[float]:
-    for layer in layers:
-        if not math.isfinite(score.values.get(layer.key, math.nan)):
-            raise SelectionError(
-                f"{score.name} has no value for layer {layer.key}", hint="measure it on the model at this step"
-            )
-    return [score.values[layer.key] for layer in layers]
-
-
-def _count(text: str, layers: int) -> int:
-    return round(int(text[:-1]) / 100 * layers) if text.endswith("%") else int(text)
+    protected = {position for part in term.protect for position in part.positions(layers, scores)}
+    return extreme_layers(term.order, term.count, scores[term], layers, protected)
 
 
 def spans(numbers: Sequence[int]) -> str:

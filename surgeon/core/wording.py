@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from surgeon.core.recipe import Step, step_to_builtins
+from surgeon.core.score_requests import request_text
 
 
 def command_line(step: Step, model: str) -> str:
@@ -29,7 +30,7 @@ def option_text(value: Any) -> str:
     """Write a field's value as its command-line option takes it."""
     if isinstance(value, Mapping):
         head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
-        return f"{head} {option_text(count)}" + (f" by {value['by']}" if "by" in value else "")
+        return f"{head} {option_text(count)}" + (f" by {request_text(value['by'])}" if "by" in value else "")
     if isinstance(value, (list, tuple)):
         return ",".join(map(option_text, value))
     return str(value)

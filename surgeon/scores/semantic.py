@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from surgeon.core.score import ActivationsScore, Average, Collector, Finished, Setting, average
+from surgeon.core.score import END_OF_FREEZING, ActivationsScore, Average, Collector, Finished, Setting, average
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +153,7 @@ class _Gain(_Latents):
         votes = Counter(max(allowed, key=lambda layer: tokens[layer][token]) for token in range(len(tokens[chosen])))
         details = {
             **super().finish().details,
-            "end_of_freezing": chosen,
+            END_OF_FREEZING: chosen,
             "interval": [low, high],
             "votes": {str(layer): votes[layer] for layer in allowed},
         }

@@ -106,8 +106,8 @@ def test_data_is_named_as_the_saved_recipe_sees_it(
     [
         ("1-3", "1-3"),
         ("except 1-3,7", "except 1-3,7"),
-        ("0, lowest 2 by a", ["0", {"lowest": 2, "by": "a", "protect": ["first", "last"]}]),
-        ("except  block 2 by a", {"except": {"block": 2, "by": "a", "protect": ["first", "last"]}}),
+        ("0, lowest 2 by removal", ["0", {"lowest": 2, "by": "removal", "protect": ["first", "last"]}]),
+        ("except  block 2 by removal", {"except": {"block": 2, "by": "removal", "protect": ["first", "last"]}}),
     ],
 )
 def test_protection_reaches_every_ranked_part_and_nothing_else(text: str, raw: Any) -> None:

@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused_in_words(base: Draft, wanted: Step, said: 
 
 
 def test_a_measured_step_resolves_to_the_positions_its_score_says(base: Draft) -> None:
-    wanted = step("prune", layers={"lowest": 2, "by": "any", "protect": "first"})
+    wanted = step("prune", layers={"lowest": 2, "by": "removal", "protect": "first"})
     (ranked,) = wanted.operation.ranked()
     measured = {ranked: score("any", {str(at): float(value) for at, value in enumerate([0, 5, 1, 4, 2, 3])})}
     resolved = resolve_step(base, wanted, 0, measured)
@@ -135,12 +135,12 @@ def test_a_measured_step_resolves_to_the_positions_its_score_says(base: Draft) -
 
 
 def test_an_unmeasured_step_does_not_fold(base: Draft) -> None:
-    with pytest.raises(SelectionError, match="any has not been measured here"):
-        fold(base, [step("prune", layers="lowest 2 by any")])
+    with pytest.raises(SelectionError, match="removal has not been measured here"):
+        fold(base, [step("prune", layers="lowest 2 by removal")])
 
 
 def test_resolved_positions_are_checked_too(base: Draft) -> None:
-    wanted = Step(step("prune", layers="lowest 2 by any").operation, {"layers": (2, 9)})
+    wanted = Step(step("prune", layers="lowest 2 by removal").operation, {"layers": (2, 9)})
     with pytest.raises(SelectionError, match=r"steps\[0\]\.resolved\.layers: 9 is out of range"):
         fold(base, [wanted])
 

@@ -100,6 +100,7 @@ def test_protected_layers_lend_no_matrix(base: Draft) -> None:
         ("9.mlp.up", "9 is out of range"),
         ("0-3", "is no selection of matrices"),
         ("block 2 by taylor", "is no selection of matrices"),
+        ("through highest by taylor", "is no selection of matrices"),
         ("lowest 99 by taylor", "of 28 matrices"),
     ],
 )
@@ -107,6 +108,14 @@ def test_what_does_not_fit_is_refused_in_words(base: Draft, raw: str, said: str)
     found = score({(layer, role): layer for layer in range(LAYERS) for role in ROLES})
     with pytest.raises(SelectionError, match=said):
         spots_of(base, raw, found)
+
+
+def test_settings_of_a_score_may_hold_dots_and_commas(base: Draft) -> None:
+    found = score({(layer, role): layer for layer in range(LAYERS) for role in ROLES})
+    for by, text in {"lamp(kept=0.25)": "lamp(kept=0.25)", "ila(steps=8,rank=4)": "ila(rank=4,steps=8)"}.items():
+        selection = parse_matrix_selection(f"2.mlp.up, lowest 2 by {by}")
+        assert [one.by for one in selection.ranked()] == [text]
+        assert "2.mlp.up" in spots_of(base, f"2.mlp.up, lowest 2 by {by}", found)
 
 
 def test_a_score_without_matrices_cannot_rank_them(base: Draft) -> None:

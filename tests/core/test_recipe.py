@@ -23,6 +23,10 @@ from surgeon.core.recipe import (
 from surgeon.errors import RecipeError
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
+scores = st.one_of(
+    st.sampled_from(["removal", "block_removal(longest=4)", "weight_norm"]),
+    st.sampled_from([{"semantic_gain": {"train_at_most": 2, "gain": "log"}}, {"lamp": {"kept": 0.25}}, {"fisher": {}}]),
+)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 positions = st.integers(0, 60)
 selections = st.one_of(
@@ -30,7 +34,7 @@ selections = st.one_of(
     st.lists(positions, min_size=1, max_size=4),
     st.sampled_from(["all", "0-3,7", "first 2", "last", "inserted", "original 1-2", "except 0-3"]),
     st.fixed_dictionaries(
-        {"lowest": st.one_of(st.integers(1, 9), st.just("25%")), "by": names},
+        {"lowest": st.one_of(st.integers(1, 9), st.just("25%")), "by": scores},
         optional={"data": names, "protect": st.lists(st.sampled_from(["first", "last", 3]), max_size=2)},
     ),
 )

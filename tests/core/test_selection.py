@@ -38,7 +38,12 @@ def chosen(raw: Any, values: list[float] | None = None, count: int = COUNT) -> t
 positions = st.integers(0, COUNT - 1)
 ranges = st.tuples(positions, positions).map(lambda ends: f"{min(ends)}-{max(ends)}")
 ranked_texts = st.builds(
-    "{} {} by block_influence".format, st.sampled_from(["lowest", "highest", "block"]), st.integers(1, 6)
+    "{} by {}".format,
+    st.one_of(
+        st.builds("{} {}".format, st.sampled_from(["lowest", "highest", "block"]), st.integers(1, 6)),
+        st.sampled_from(["through highest", "through lowest"]),
+    ),
+    st.sampled_from(["block_influence", "semantic_gain(gain=log,train_at_most=3)", "lamp(kept=0.25)"]),
 )
 plain_texts = st.one_of(
     positions.map(str),
@@ -87,7 +92,7 @@ def test_except_is_the_complement(text: str, numbers: list[float]) -> None:
     numbers=values,
 )
 def test_a_protected_layer_is_never_chosen(order: str, count: int, protect: list[Any], numbers: list[float]) -> None:
-    raw = {order: count, "by": "any", "protect": protect}
+    raw = {order: count, "by": "removal", "protect": protect}
     protected = {position for one in protect for position in chosen(one)}
     try:
         found = chosen(raw, numbers)
@@ -102,7 +107,7 @@ def test_a_protected_layer_is_never_chosen(order: str, count: int, protect: list
 @settings(deadline=None)
 @given(values, st.integers(1, COUNT))
 def test_lowest_takes_the_smallest_values_and_highest_the_largest(numbers: list[float], count: int) -> None:
-    low, high = chosen(f"lowest {count} by any", numbers), chosen(f"highest {count} by any", numbers)
+    low, high = chosen(f"lowest {count} by removal", numbers), chosen(f"highest {count} by removal", numbers)
     assert sorted(numbers[at] for at in low) == sorted(numbers)[:count]
     assert sorted(numbers[at] for at in high) == sorted(numbers)[-count:]
 
@@ -110,7 +115,7 @@ def test_lowest_takes_the_smallest_values_and_highest_the_largest(numbers: list[
 @settings(deadline=None)
 @given(values, st.integers(1, COUNT))
 def test_a_block_is_adjacent_and_has_the_lowest_sum(numbers: list[float], count: int) -> None:
-    found = chosen(f"block {count} by any", numbers)
+    found = chosen(f"block {count} by removal", numbers)
     assert found == tuple(range(found[0], found[0] + count))
     least = min(sum(numbers[at : at + count]) for at in range(COUNT - count + 1))
     assert sum(numbers[at] for at in found) == pytest.approx(least, abs=1e-6)
@@ -122,8 +127,52 @@ def test_spans_and_select_are_inverse(wanted: set[int]) -> None:
     assert chosen(spans(sorted(wanted))) == select(*wanted).positions(layers_of(COUNT)) == tuple(sorted(wanted))
 
 
+@settings(deadline=None)
+@given(values, st.sampled_from(["highest", "lowest"]), st.sets(positions, max_size=COUNT - 1))
+def test_through_ends_at_the_extreme_layer_that_is_not_protected(
+    numbers: list[float], which: str, protected: set[int]
+) -> None:
+    free = [at for at in range(COUNT) if at not in protected]
+    found = chosen({"through": which, "by": "removal", "protect": sorted(protected)}, numbers)
+    assert list(found) == free[: len(found)]
+    assert numbers[found[-1]] == (max if which == "highest" else min)(numbers[at] for at in free)
+
+
+def test_through_ends_where_the_score_says_that_freezing_ends() -> None:
+    selection = parse_selection("through highest by semantic_gain(train_at_most=9)")
+    (ranked,) = selection.ranked()
+    told = Score(
+        name="semantic_gain", values={str(at): float(at) for at in range(COUNT)},
+        details={"end_of_freezing": 4}, provenance=Provenance(fingerprint=""),
+    )  # fmt: skip
+    assert selection.positions(layers_of(COUNT), {ranked: told}) == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("lowest 4 by block_removal(longest=4)", {"lowest": 4, "by": {"block_removal": {"longest": 4}}}),
+        ("lowest 4 by block_removal(longest=8)", "lowest 4 by block_removal"),  # as usual
+        ("lowest 4 by removal", {"lowest": 4, "by": {"removal": None}}),
+        ("lowest 4 by lamp( kept = 0.25 )", {"lowest": 4, "by": "lamp(kept=0.25)"}),
+        (
+            "first, through highest by semantic_gain(train_at_most=2,gain=log)",
+            ["first", {"through": "highest", "by": {"semantic_gain": {"gain": "log", "train_at_most": 2}}}],
+        ),
+    ],
+)
+def test_settings_of_a_score_mean_the_same_as_text_and_as_a_mapping(one: Any, other: Any) -> None:
+    assert parse_selection(one) == parse_selection(other)
+    assert hash(parse_selection(one)) == hash(parse_selection(other))
+
+
+def test_other_settings_are_another_selection() -> None:
+    texts = ["lowest 4 by block_removal", "lowest 4 by block_removal(longest=4)", "lowest 4 by removal"]
+    assert len({parse_selection(text) for text in texts}) == 3
+
+
 def test_percent_counts_against_all_layers() -> None:
-    assert len(chosen("lowest 25% by any")) == 3
+    assert len(chosen("lowest 25% by removal")) == 3
 
 
 def test_original_positions_follow_the_layers_of_the_base() -> None:
@@ -145,12 +194,25 @@ def test_original_positions_follow_the_layers_of_the_base() -> None:
         (True, "True is no selection"),
         (1.5, "1.5 is no selection"),
         ({"lowest": 2}, "needs `by: SCORE`"),
-        ({"lowest": 2, "by": "any", "form": 1}, "unknown key 'form'"),
+        ({"lowest": 2, "by": "removal", "form": 1}, "unknown key 'form'"),
         ({"first": 1, "protect": "last"}, "does not go with"),
-        ({"by": "any"}, "one of lowest"),
-        ({"lowest": 13, "by": "any"}, "asks for 13 of 12"),
-        ({"lowest": -1, "by": "any"}, "no count and score"),
-        ({"lowest": 2, "by": "any", "data": 3}, "data: 3 is no name"),
+        ({"by": "removal"}, "one of lowest"),
+        ({"lowest": 13, "by": "removal"}, "asks for 13 of 12"),
+        ({"lowest": -1, "by": "removal"}, "lowest: -1 is no count"),
+        ("lowest 4 by block_influnce", "did you mean 'block_influence'?"),
+        ("lowest 4 by all", "there is no score 'all'"),
+        ("lowest 4 by removal(longest=4)", "removal has no setting 'longest'"),
+        ("lowest 4 by block_removal(longest=no)", "does not fit: Expected `int`"),
+        ({"lowest": 4, "by": {"block_removal": {"longest": "4"}}}, "does not fit: Expected `int`, got `str`"),
+        ({"lowest": 4, "by": {"block_removal": {"longest": 0}}}, "does not fit: Expected `int` >= 1"),
+        ({"lowest": 4, "by": {"block_removal": {"long": 4}}}, "block_removal has no setting 'long'"),
+        ({"lowest": 4, "by": {"block_removal": 4}}, "4 are no settings"),
+        ({"lowest": 4, "by": {"removal": {}, "fisher": {}}}, "is not one score"),
+        ("through middle by removal", "'through middle by removal' is no selection"),
+        ({"through": 4, "by": "removal"}, "through: 4 is no count"),
+        ({"through": "highest"}, "'through' needs `by: SCORE`"),
+        ({"through": "highest", "by": "removal", "protect": "all"}, "all layers are protected"),
+        ({"lowest": 2, "by": "removal", "data": 3}, "data: 3 is no name"),
         ([{"except": "1"}, 5], "two meanings"),
         ("original 0-999999999", "original layer 12 is not in the model"),
         ("9" * 5000, "is no selection"),
@@ -163,13 +225,13 @@ def test_what_cannot_be_meant_is_refused_in_words(raw: Any, said: str) -> None:
 
 
 def test_a_score_that_was_not_measured_is_asked_for_by_name() -> None:
-    with pytest.raises(SelectionError, match="any has not been measured here"):
-        parse_selection("lowest 2 by any").positions(layers_of(COUNT))
+    with pytest.raises(SelectionError, match="removal has not been measured here"):
+        parse_selection("lowest 2 by removal").positions(layers_of(COUNT))
 
 
 def test_a_layer_without_a_finite_value_is_named() -> None:
     with pytest.raises(SelectionError, match="any has no value for layer 3"):
-        chosen("lowest 2 by any", [0.0, 1.0, 2.0, float("nan"), *[1.0] * 8])
+        chosen("lowest 2 by removal", [0.0, 1.0, 2.0, float("nan"), *[1.0] * 8])
 
 
 def test_a_selection_equals_only_selections_of_the_same_meaning() -> None:
