@@ -38,7 +38,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
     title = "ILA"
     asks = "how much does fine-tuning need what it learned in the matrix"
     cost = "two short trainings of adapters: steps + mask_steps, each a forward and backward of a batch"
-    paper = "Understanding Layer Significance in LLM Alignment (ILA), arXiv:2410.17875, algorithm of section 3"
+    paper = "Understanding Layer Significance in LLM Alignment (ILA), arXiv:2410.17875"
 
     rank: Positive = 8
     alpha: Rate = 16.0

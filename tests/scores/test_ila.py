@@ -1,0 +1,156 @@
+"""The ila score: through the measuring engine, the cache, recipes; ranks where nothing was trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgeon.core.score import score_kinds
+from surgeon.core.score_requests import requested_scores
+from surgeon.errors import DataError, ScoreError
+from surgeon.scores.ila import settled
+from tests.backend.tiny import LAYERS
+from tests.export.replay import run
+from tests.scores.patients import patient, scores
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+QUICK = "ila(rank=2,steps=3,mask_steps=4,learning_rate=0.01,batch_size=3,max_length=48)"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """Return a file of questions and answers."""
+    rows = [{"prompt": f"what is {a}+{b}?", "response": f"it is {a + b}"} for a in range(4) for b in range(5)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("family", "matrices"), [("llama", 7), ("phi3", 4), ("gpt2", 4), ("mixtral", 4)])
+def test_every_matrix_is_ranked_and_a_layer_is_their_mean(
+    family: str, matrices: int, tmp_path: Path, data: str
+) -> None:
+    """Fused projections count as one matrix; experts are left out, and the notes say so."""
+    score = scores(patient(family, tmp_path / "base"), QUICK, data=data)["ila"]
+    assert list(score.values) == list(score.matrices) == [str(layer) for layer in range(LAYERS)]
+    for key, row in score.matrices.items():
+        assert len(row) == matrices
+        assert score.values[key] == pytest.approx(sum(row.values()) / matrices)
+    every = [value for row in score.matrices.values() for value in row.values()]
+    assert len(set(every)) > len(every) / 2
+    assert all(3.9 < value < 4.1 for value in every)
+    assert len(score.details["mask_losses"]) == 4
+    assert any("experts" in note for note in score.notes) == (family == "mixtral")
+
+
+def test_both_stages_tell_how_far_they_are_and_rows_come_at_the_end(tmp_path: Path, data: str) -> None:
+    """Progress of the LoRA, of the masks, then layer by layer."""
+    heard: list[tuple[str, Any]] = []
+    base = patient("llama", tmp_path / "base")
+    scores(base, QUICK, data=data, emit=lambda kind, body: heard.append((kind, body)))
+    told = [body["what"] if kind == "progress" else body["layer"] for kind, body in heard if kind != "log"]
+    training = [what for what in told if str(what).startswith("ila: ")]
+    assert training == ["ila: train"] * 3 + ["ila: learn_masks"] * 4
+    assert told[len(training) :] == [str(layer) for layer in range(LAYERS)]
+
+
+def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the score nor, with other mask settings, the LoRA under it."""
+    from surgeon.backend import learning
+
+    base, begun = patient("llama", tmp_path / "base"), []
+    carry_out = learning.carry_out
+    monkeypatch.setattr(
+        learning, "carry_out", lambda order, state: begun.append(order.step.name) or carry_out(order, state)
+    )
+    first = scores(base, QUICK, data=data)["ila"]
+    assert begun == ["train", "learn_masks"]
+    assert scores(base, QUICK, data=data, sequences=3, length=8)["ila"] == first
+    assert begun == ["train", "learn_masks"]
+    scores(base, QUICK.replace("mask_steps=4", "mask_steps=5"), data=data)
+    assert begun == ["train", "learn_masks", "learn_masks"]
+    assert scores(base, QUICK, data=data, seed=1)["ila"].matrices != first.matrices
+
+
+def test_recipes_choose_matrices_by_it(tmp_path: Path, data: str) -> None:
+    """Adapters on the highest, a freeze of the lowest: what they resolve to is in the score's order."""
+    base = patient("llama", tmp_path / "base")
+    matrices = scores(base, QUICK, data=data)["ila"].matrices
+    ranked = sorted((value, f"{key}.{name}") for key, row in matrices.items() for name, value in row.items())
+    roles = {"self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+             "self_attn.v_proj": "attention.value", "self_attn.o_proj": "attention.output",
+             "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}  # fmt: skip
+
+    def spots(part: list[tuple[float, str]]) -> set[str]:
+        split = (name.removesuffix(".weight").partition(".") for _, name in part)
+        return {f"{key}.{roles[suffix]}" for key, _, suffix in split}
+
+    def by(order: str, share: str) -> dict[str, Any]:
+        return {"matrices": {order: share, "by": QUICK, "data": data}}
+
+    steps = [
+        {"freeze": by("lowest", "25%")},
+        {"masked_lora": by("highest", "30%")},
+        {"drop_adapters": by("lowest", "80%")},
+    ]
+    done = run(base, tmp_path / "out", *steps)
+    resolved = [set(step["resolved"]["matrices"]) for step in done["recipe"]["steps"]]
+    assert resolved == [
+        spots(ranked[: round(0.25 * 42)]),
+        spots(ranked[-round(0.3 * 42) :]),
+        spots(ranked[: round(0.8 * 42)]),
+    ]
+    targets = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"]
+    assert len(targets) == 42 - round(0.8 * 42)
+
+
+def test_it_is_learned_only_when_it_is_named(tmp_path: Path) -> None:
+    """`all` measures; it does not train."""
+    assert "ila" not in {kind.name for kind in requested_scores(["all"])}
+    assert {kind.name for kind in requested_scores(["all", "ila"])} == set(score_kinds())
+
+
+def test_text_without_answers_is_refused_or_read_as_text(tmp_path: Path) -> None:
+    """The built-in text has none; `objective=lm` learns from every token."""
+    base = patient("llama", tmp_path / "base")
+    with pytest.raises(DataError, match="has no answer"):
+        scores(base, QUICK)
+    quick = QUICK.replace("ila(", "ila(objective=lm,")
+    assert len(scores(base, quick)["ila"].values) == LAYERS
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), st.tuples(st.floats(-20, 20), st.booleans()), min_size=1), st.integers(0, 9)
+)
+def test_untrained_matrices_rank_below_all_others_and_apart(gates: dict[str, tuple[float, bool]], seed: int) -> None:
+    """Whoever was trained keeps its s; the rest are lower, all different, and the same for the same seed."""
+    if not any(trained for _, trained in gates.values()):
+        with pytest.raises(ScoreError, match="no matrix was trained"):
+            settled(gates, seed)
+        return
+    found = settled(gates, seed)
+    assert found == settled(dict(reversed(gates.items())), seed)
+    known = [s for s, trained in gates.values() if trained]
+    lower = [found[name] for name, (_, trained) in gates.items() if not trained]
+    assert all(found[name] == s for name, (s, trained) in gates.items() if trained)
+    assert len(set(lower)) == len(lower)
+    assert all(value < min(known) for value in lower)
+    assert all(map(math.isfinite, found.values()))
+
+
+def test_the_lot_favours_no_depth() -> None:
+    """Among many untrained matrices, earlier and later layers come out in both orders."""
+    gates = {f"model.layers/{at}/mlp.up_proj": (4.0, at == 0) for at in range(200)}
+    order = sorted(gates, key=settled(gates, 0).__getitem__)
+    places = [order.index(f"model.layers/{at}/mlp.up_proj") for at in range(1, 200)]
+    first, last = sum(places[:99]) / 99, sum(places[-99:]) / 99
+    # The mean of 99 of 199 places has a standard deviation of about 4.1.
+    assert abs(first - last) < 35
+    assert order != sorted(gates, key=settled(gates, 1).__getitem__)
