@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
 from surgeon.core.layer_counts import FirstCount, Period
+from surgeon.core.layer_ends import HeldByFirst
 from surgeon.core.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
-from surgeon.core.layer_ties import Borrows, InOrder
+from surgeon.core.layer_ties import InOrder
 from surgeon.core.structure import Family, Silence
 
 
@@ -38,11 +39,9 @@ def _zamba_kinds(config: Config, count: int) -> Sequence[str]:
     return [LINEAR, LINEAR, "hybrid", *rest]
 
 
-def _zamba_lenders(config: Config, count: int) -> Sequence[tuple[Hashable, bool]]:
-    """The first hybrid layer holds the block that all hybrid layers use."""
+def _zamba_hybrids(config: Config, count: int) -> Sequence[int]:
     kinds = config.get("layers_block_type") or _zamba_kinds(config, count)
-    hybrids = [index for index, kind in enumerate(kinds) if kind == "hybrid"]
-    return [("block" if index in hybrids else index, index in hybrids[1:]) for index in range(count)]
+    return [index for index, kind in enumerate(kinds) if kind == "hybrid"]
 
 
 def _zamba2_kinds(config: Config, count: int) -> Sequence[str] | None:
@@ -109,7 +108,7 @@ FAMILIES = (
         silences=((Silence("mixer.output"),),),
         fields=(
             EachLayer("layers_block_type", _zamba_kinds),
-            Borrows("the shared block", "layers_block_type", _zamba_lenders),
+            HeldByFirst("the shared block", r"shared_transf\..+", _zamba_hybrids),
         ),
     ),
     Family(

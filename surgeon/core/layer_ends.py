@@ -7,12 +7,13 @@ has, where that changes nothing. Else it is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from surgeon.core.checkpoint import Tensor
-from surgeon.core.draft import Identity, Source, Truncated, base_tensors
+from surgeon.core.draft import Identity, Layer, Original, Source, Truncated, base_tensors
+from surgeon.core.expressions import Copy, Expression, Fill
 from surgeon.core.layer_fields import Config
 from surgeon.core.structure import Stack
 from surgeon.errors import ArchitectureError
@@ -53,35 +54,76 @@ class EndTensor:
         return (position == (count - 1 if self.last else 0)) != self.elsewhere
 
 
-def tensors_at(stack: Stack, source: Source, position: int, count: int) -> dict[str, tuple[Tensor, float | None]]:
-    """Return the tensors of a layer at a position, and the constant of those that its source lacks, else None.
+@dataclass(frozen=True)
+class HeldByFirst:
+    """Tensors that the first of some layers holds for all of them, such as Zamba's shared block.
+
+    key: says in words what they are.   pattern: a regular expression for their names within the layer.
+    members: gives the numbers of these layers.
+    """
+
+    key: str
+    pattern: str
+    members: Callable[[Config, int], Sequence[int]]
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return whether each layer is one of them, and whether it is the first."""
+        members = self.members(config, count)
+        return tuple((index in members, index == members[0]) for index in range(count)) if members else None
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write nothing; who holds them is looked at tensor by tensor."""
+        del values, config
+        return {}
+
+
+Found = dict[str, tuple[Tensor, Expression | None]]
+
+
+def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:
+    """Return the tensors of the layer at a position, and how those are made that its source lacks, else None.
 
     Raises:
         ArchitectureError: the layer would not be the same there.
     """
-    found: dict[str, tuple[Tensor, float | None]] = {
-        suffix: (tensor, None) for suffix, tensor in base_tensors(source, stack).items()
-    }
+    source = layers[position].source
+    found: Found = {suffix: (tensor, None) for suffix, tensor in base_tensors(source, stack).items()}
     for field in stack.fields:
         if isinstance(field, EndTensor):
-            _fit(field, found, stack, source, position, count)
+            _fit(field, found, stack, source, position, len(layers))
+        if isinstance(field, HeldByFirst):
+            _hold(field, found, stack, layers, position)
     return found
 
 
-def _fit(
-    field: EndTensor,
-    found: dict[str, tuple[Tensor, float | None]],
-    stack: Stack,
-    source: Source,
-    position: int,
-    count: int,
-) -> None:
-    known = {
-        suffix: tensor
-        for layer in stack.layers
-        for suffix, tensor in layer.items()
-        if re.fullmatch(field.pattern, suffix)
+def _hold(field: HeldByFirst, found: Found, stack: Stack, layers: Sequence[Layer], position: int) -> None:
+    known = _matching(field.pattern, stack)
+    held = next((suffix for suffix in known if suffix in found), None)
+    first = next((at for at, layer in enumerate(layers) if layer.settings[field.key][0]), -1)
+    if position == first:
+        # What another than the base's holder takes over is as the base has it.
+        found.update((suffix, (tensor, Copy(tensor))) for suffix, tensor in known.items() if held is None)
+        return
+    if held and not isinstance(layers[position].source, Original | Identity):
+        raise ArchitectureError(
+            f"one layer holds it for all, which was changed and would come to position {position} behind another",
+            where=field.key,
+            allowed="edits that leave it the first of them",
+            hint="do not move, repeat or remove it once it is changed",
+        )
+    for suffix in known:
+        found.pop(suffix, None)
+
+
+def _matching(pattern: str, stack: Stack) -> dict[str, Tensor]:
+    return {
+        suffix: tensor for layer in stack.layers for suffix, tensor in layer.items() if re.fullmatch(pattern, suffix)
     }
+
+
+def _fit(field: EndTensor, found: Found, stack: Stack, source: Source, position: int, count: int) -> None:
+    known = _matching(field.pattern, stack)
     own, identity = known.keys() & found.keys(), _is_identity(source)
     if not field.belongs(position, count):
         if own and not (identity or field.spare):
@@ -92,7 +134,8 @@ def _fit(
     constant = field.silent if identity else field.neutral
     if (known.keys() - own and constant is None) or (own and identity and not field.elsewhere):
         raise _refusal(field, position)
-    found.update((suffix, (known[suffix], constant)) for suffix in known.keys() - own)
+    if constant is not None:
+        found.update((suffix, (known[suffix], Fill(constant))) for suffix in known.keys() - own)
 
 
 def _is_identity(source: Source) -> bool:

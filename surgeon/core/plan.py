@@ -15,7 +15,6 @@ from surgeon.core.draft import Draft, Layer, Lora, base_tensors
 from surgeon.core.expressions import (
     Copy,
     Expression,
-    Fill,
     MeanOf,
     TruncatedOf,
     express,
@@ -201,10 +200,8 @@ def _inside(draft: Draft) -> Iterator[PlannedTensor]:
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix, (model, constant) in tensors_at(stack, layer.source, position, len(layers)).items():
-                expression = (
-                    express(draft.structure, stack, layer.source, suffix) if constant is None else Fill(constant)
-                )
+            for suffix, (model, made) in tensors_at(stack, layers, position).items():
+                expression = made or express(draft.structure, stack, layer.source, suffix)
                 yield PlannedTensor(
                     stack.tensor_name(position, suffix),
                     model.dtype,
@@ -222,7 +219,7 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix, (tensor, _) in tensors_at(stack, layer.source, position, len(layers)).items():
+            for suffix, (tensor, _) in tensors_at(stack, layers, position).items():
                 role = draft.structure.role(suffix)
                 if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
                     (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
@@ -235,7 +232,7 @@ def _frozen(draft: Draft) -> Iterator[str]:
     for name, layers in draft.stacks.items():
         stack = structure.stacks[name]
         for position, layer in enumerate(layers):
-            for suffix in tensors_at(stack, layer.source, position, len(layers)):
+            for suffix in tensors_at(stack, layers, position):
                 if structure.role(suffix) in layer.frozen:
                     yield stack.tensor_name(position, suffix)
     for name in structure.outside:
