@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import types
@@ -18,7 +19,9 @@ from surgeon.cli.operate import Order, operate
 from surgeon.cli.rehearsal import fold_recipe
 from surgeon.core.atomic import write_text
 from surgeon.core.document import parse_value
+from surgeon.core.learning_step import LearningStep
 from surgeon.core.matrix_selection import MatrixSelection
+from surgeon.core.objective import ObjectiveChoice
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.score_requests import split_terms
@@ -30,6 +33,7 @@ _MEASURED = re.compile(r"(lowest|highest|block|through) (\S+) by (\S.*)")
 _METAVARS: dict[Any, str] = {
     Selection: "LAYERS",
     MatrixSelection: "MATRICES",
+    ObjectiveChoice: "OBJECTIVE",
     str: "TEXT",
     int: "NUMBER",
     float: "NUMBER",
@@ -67,6 +71,8 @@ def carry_out(kind: type[Operation], values: dict[str, Any], narrator: Narrator)
     root = save.absolute().parent if save is not None else Path.cwd()
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
+    if issubclass(kind, LearningStep):
+        fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
     step = _step(kind, fields, _from(data, root), protect)
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))
     order = Order(root=root, **values)
@@ -201,7 +207,7 @@ def _protect_option() -> click.Option:
 
 
 def _help(kind: type[Operation], selects: bool) -> str:
-    parts = [kind.summary[:1].upper() + kind.summary[1:] + ".", (kind.__doc__ or "").strip()]
+    parts = [kind.summary[:1].upper() + kind.summary[1:] + ".", inspect.cleandoc(kind.__doc__ or "")]
     parts += [f"Source: {kind.paper}."] if kind.paper else []
     parts += [f"LAYERS is {GRAMMAR}"] if selects else []
     return "\n\n".join(parts)

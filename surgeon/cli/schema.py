@@ -9,12 +9,15 @@ import msgspec
 
 from surgeon.cli.command import SurgeonCommand
 from surgeon.cli.figures import print_json
+from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.objective import Objective, ObjectiveChoice, objectives
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import VERSION
 from surgeon.core.score import ScoreKind, score_kinds
 from surgeon.core.selection import GRAMMAR, Selection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
+_OBJECTIVE = {"$ref": "#/$defs/Objective"}
 _POSITION = {"type": "integer", "minimum": 0}
 
 
@@ -40,7 +43,7 @@ def recipe_schema() -> dict[str, Any]:
         },
         "required": ["version", "base"],
         "additionalProperties": False,
-        "$defs": {"Selection": selection_schema()},
+        "$defs": {"Selection": selection_schema(), "Objective": objective_schema()},
     }
 
 
@@ -67,6 +70,19 @@ def selection_schema() -> dict[str, Any]:
     return {"description": "which layers", "anyOf": forms}
 
 
+def objective_schema() -> dict[str, Any]:
+    """Return the schema of an objective: its name, or its name and settings."""
+    known = sorted(objectives().items())
+    forms = [{"enum": [name for name, _ in known]}, *(_objective(kind) for _, kind in known)]
+    return {"description": "what is minimised", "anyOf": forms}
+
+
+def _objective(kind: type[Objective]) -> dict[str, Any]:
+    _, parts = msgspec.json.schema_components([kind], ref_template="{name}")
+    settings = _closed(parts[kind.__name__]["properties"], [])
+    return _closed({kind.name: _or_null({**settings, "description": kind.summary})}, [kind.name])
+
+
 def _score_with_settings(kind: type[ScoreKind]) -> dict[str, Any]:
     _, parts = msgspec.json.schema_components([kind], ref_template="{name}")
     settings = _closed(parts[kind.__name__]["properties"], [])
@@ -80,8 +96,13 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
-    resolved = _closed({key: _positions(key) for key in chosen}, [])
+    learned = {LEARNED: _texts()} if issubclass(kind, LearningStep) else {}
+    resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
     return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
+
+
+def _texts() -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string"}}
 
 
 def _positions(field: str) -> dict[str, Any]:
@@ -91,6 +112,8 @@ def _positions(field: str) -> dict[str, Any]:
 def _selection_hook(kind: type) -> dict[str, Any]:
     if issubclass(kind, Selection):
         return dict(_SELECTION)
+    if kind is ObjectiveChoice:
+        return dict(_OBJECTIVE)
     raise NotImplementedError(kind)
 
 
