@@ -13,7 +13,7 @@ from surgeon.backend.learning import learn
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.draft import Draft
 from surgeon.core.fold import apply_step
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import Emit, IsCancelled, Kind
 from surgeon.core.learned import result_report
 from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe import Base, Recipe, step_of
@@ -54,7 +54,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
 def _named(score: str, step: str, emit: Emit) -> Emit:
     """Say in every progress event which training of which score it is of."""
 
-    def tell(kind: str, body: dict[str, Any]) -> None:
+    def tell(kind: Kind, body: dict[str, Any]) -> None:
         emit(kind, {**body, "what": f"{score}: {step}"} if kind == "progress" else body)
 
     return tell

@@ -19,6 +19,7 @@ from surgeon.cli.narration import Narrator
 COMMANDS = {
     "inspect": "Show how a model is built, from its headers alone.",
     "score": "Measure how important each layer is.",
+    "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
     "run": "Carry out a recipe.",
     "verify": "Prove that an exported model is what it should be.",

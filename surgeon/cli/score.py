@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ import msgspec
 
 from surgeon.cli.command import SurgeonCommand, as_json, computing
 from surgeon.cli.figures import print_json, table, value_text
+from surgeon.cli.heat_map import heat_map
 from surgeon.cli.measurement import measuring, measuring_job, patient_of
 from surgeon.cli.narration import Narrator
 from surgeon.cli.rehearsal import fold_recipe
+from surgeon.core.draft import Draft
 from surgeon.core.recipe import Recipe
 from surgeon.core.score import Score
 from surgeon.core.score_requests import request_of, requested_scores, split_requests
+from surgeon.core.structure import OTHER
 from surgeon.errors import SurgeonError
 
 _KEY = re.compile(r"\d+(\+\d+)*")
@@ -42,12 +45,17 @@ _KEY = re.compile(r"\d+(\+\d+)*")
     metavar="FILE",
     help="Write the numbers there too: a row for each layer, and one for each matrix where a score has them.",
 )
+@click.option(
+    "--matrices/--no-matrices",
+    default=None,
+    help="Show every matrix too, where a score has them: layers x roles; by default where one score is asked for.",
+)
 @computing
 @as_json
 @click.pass_obj
 def command(
     narrator: Narrator, /, model: str, by: tuple[str, ...], data: str | None, recipe: Path | None,
-    csv_path: Path | None, worker: str | None, as_json: bool, **settings: Any,
+    csv_path: Path | None, matrices: bool | None, worker: str | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure how important each layer of MODEL is. Rows appear on stderr as they are known, the table on stdout.
 
@@ -57,12 +65,17 @@ def command(
 
     names = _names(by)
     patient = patient_of(model, recipe)
-    keys = _layer_keys(patient, recipe, worker)
+    draft = _draft(patient, recipe, worker)
     args = {"names": names, **measuring_job(patient, recipe, data, settings)}
     result = run_job("score", args, narrator.hear, worker)
     narrator.finish()
     scores = [msgspec.convert(plain, Score) for plain in result["scores"]]
-    _tell(scores, keys or _sorted_keys(scores), csv_path, as_json)
+    keys = [layer.key for layer in draft.layers()] if draft is not None else _sorted_keys(scores)
+    _tell(scores, keys, csv_path, as_json)
+    if not as_json and (matrices if matrices is not None else len(scores) == 1):
+        for score in scores:
+            if score.matrices:
+                click.echo("\n" + heat_map(score, keys, _roles(draft)))
 
 
 def _names(by: Sequence[str]) -> list[str]:
@@ -75,12 +88,26 @@ def _names(by: Sequence[str]) -> list[str]:
     ]
 
 
-def _layer_keys(patient: Recipe, where: Path | None, worker: str | None) -> list[str]:
-    """Return the keys in the order of the layers, where the model can be looked at from here."""
+def _draft(patient: Recipe, where: Path | None, worker: str | None) -> Draft | None:
+    """Return the model that is measured, where it can be looked at from here."""
     if worker is not None and not Path(patient.base.model).expanduser().is_dir():
-        return []
+        return None
     folded = fold_recipe(patient, where)
-    return [layer.key for layer in folded.drafts[-1].layers()] if all(one.exact for one in folded.reports) else []
+    return folded.drafts[-1] if all(one.exact for one in folded.reports) else None
+
+
+def _roles(draft: Draft | None) -> Callable[[str], str] | None:
+    """Return what says a matrix's role, a fused one's part by its own; None where the model is elsewhere."""
+    if draft is None:
+        return None
+    structure = draft.structure
+
+    def role_of(name: str) -> str:
+        stem, _, part = name.removesuffix("]").partition("[")
+        role = structure.role(stem)
+        return part if part and not part.isdigit() else stem.removesuffix(".weight") if role == OTHER else role
+
+    return role_of
 
 
 def _sorted_keys(scores: Sequence[Score]) -> list[str]:

@@ -54,9 +54,17 @@ class Ila(LearningScore, frozen=True, kw_only=True):
 
     def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
         """Return the steps: adapters, stage 1, stage 2."""
-        same = {"objective": self.objective, "batch_size": self.batch_size, "max_length": self.max_length}
+        same: dict[str, Any] = {
+            "objective": self.objective,
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+        }
         same |= {} if data is None else {"data": data}
-        stage_1 = {"steps": self.steps, "learning_rate": self.learning_rate, "scheduler": "constant_with_warmup"}
+        stage_1: dict[str, Any] = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "scheduler": "constant_with_warmup",
+        }
         if self.epsilon:
             stage_1["epsilon"] = self.epsilon
         stage_2 = {"steps": self.mask_steps, "learning_rate": self.mask_learning_rate, "init": self.init}

@@ -90,6 +90,11 @@ def test_a_trained_and_masked_adapter_is_exported_as_the_live_gated_model(family
     assert {"phi3": 4, "gpt_neox": 4, "gpt2": 4, "mixtral": 4, "llama": 7}[family] * 6 == len(report)
 
 
+def module(model: Any, name: str) -> Any:
+    """Return a module of a PEFT model's base."""
+    return model.get_base_model().get_submodule(name)
+
+
 def modules(model: Any) -> set[str]:
     """Return the names of the modules that carry an adapter."""
     return {name for name, module in model.get_base_model().named_modules() if hasattr(module, "lora_A")}
@@ -163,7 +168,7 @@ def test_masks_are_what_adam_on_a_plain_peft_model_finds(tmp_path: Path) -> None
         chosen = batch.labels_BT >= 0
         loss = torch.nn.functional.cross_entropy(out[chosen], batch.labels_BT[chosen])
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(s.values(), 1.0)
         adam.step()
     for name, one in s.items():
@@ -189,7 +194,7 @@ def test_the_gradient_of_a_gate_is_its_finite_difference(tmp_path: Path) -> None
         assert logits_BTV.dtype == torch.float64
         return torch.nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
 
-    loss().backward()
+    loss().backward()  # type: ignore[no-untyped-call]
     h = 1e-4
     for gate in gates[::5]:
         with torch.no_grad():
@@ -215,7 +220,7 @@ def test_matrices_with_nothing_to_mask_are_said_to_be_untrained(tmp_path: Path) 
     assert len(trained) == (14 - 2) * 3
     assert not any("layers/1/mlp.up_proj" in name or "layers/2/self_attn.q_proj" in name for name in trained)
     plain = PeftModel.from_pretrained(load_plainly(base), str(tmp_path / "out"))
-    zero = {name for name in modules(plain) if not plain.get_base_model().get_submodule(name).lora_B[NAME].weight.any()}
+    zero = {name for name in modules(plain) if not module(plain, name).lora_B[NAME].weight.any()}
     assert zero == {"model.layers.1.mlp.up_proj", "model.layers.2.self_attn.q_proj"}
     late = {"masked_lora": {"layers": [4], "rank": 2, "roles": ["mlp"]}}
     done = run(base, tmp_path / "late", held[0], train(data), late, masks(data))
@@ -249,7 +254,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(steps: list[str], 
 def test_dropped_adapters_are_left_out_of_the_export(tmp_path: Path) -> None:
     """Whole layers by role, single matrices; the others do what they did."""
     base, out, data = patient("llama", tmp_path / "base"), tmp_path / "out", sums(tmp_path)
-    drops = [
+    drops: list[dict[str, Any]] = [
         {"drop_adapters": {"layers": [0, 1], "roles": ["attention"]}},
         {"drop_adapters": {"matrices": ["3.mlp", "5.attention.output"]}},
     ]
@@ -263,5 +268,5 @@ def test_dropped_adapters_are_left_out_of_the_export(tmp_path: Path) -> None:
     trained = tensors(addresses(done)[0])
     by_name = {one.module: one.name for one in compile_plan(open_draft(base, LORA)).adapters}
     for name in everything - gone:
-        layer = plain.get_base_model().get_submodule(name)
+        layer = module(plain, name)
         assert torch.equal(layer.lora_A[NAME].weight, trained[f"{by_name[name]}/lora_A"])

@@ -175,3 +175,39 @@ def test_a_score_of_weights_is_really_measured(run: Run, model: str) -> None:
     score = json.loads(result.stdout)["scores"][0]
     assert list(score["values"]) == ["0", "1", "2", "3", "4", "5"]
     assert all(value > 0 for value in score["values"].values())
+
+
+MATRICES = {
+    "0": {"self_attn.q_proj.weight": 4.0, "mlp.up_proj.weight": 3.0},
+    "1": {"self_attn.q_proj.weight": 1.0, "mlp.up_proj.weight": 2.0},
+}
+
+
+def learned(**more: Any) -> dict[str, Any]:
+    return plain("ila", [3.5, 1.5]) | {"matrices": MATRICES} | more
+
+
+def test_matrices_are_shown_by_layer_and_role_and_shaded_by_rank(run: Run, model: str, jobs: Jobs) -> None:
+    jobs.answer = {"scores": [learned(details={"not_trained": ["model.layers/1/self_attn.q_proj"]})]}
+    shown = run("score", model, "--by", "ila").stdout.split("\n\n")[1].splitlines()
+    assert shown[0] == "ila of each matrix; darker is more important, · was not trained"
+    assert shown[1].split() == ["layer", "attention.query", "mlp.up"]
+    assert shown[2].split() == ["0", "▓", "4.000", "▒", "3.000"]
+    assert shown[3].split() == ["1", "·", "1.000", "░", "2.000"]
+    assert "of each matrix" not in run("score", model, "--by", "ila", "--no-matrices").stdout
+
+
+def test_maps_of_several_scores_are_shown_when_asked_for(run: Run, model: str, jobs: Jobs) -> None:
+    jobs.answer = {"scores": [learned(), learned() | {"name": "taylor"}, plain("removal", [1, 2])]}
+    words = ["score", model, "--by", "ila,taylor,removal"]
+    assert "of each matrix" not in run(*words).stdout
+    assert run(*words, "--matrices").stdout.count("of each matrix; darker is more important\n") == 2
+
+
+def test_experts_are_averaged_and_parts_of_fused_matrices_stand_apart(run: Run, jobs: Jobs) -> None:
+    names = {"mlp.experts.gate_up_proj[0]": 1.0, "mlp.experts.gate_up_proj[1]": 2.0, "qkv.weight[attention.key]": 5.0}
+    jobs.answer = {"scores": [plain("lamp", [1]) | {"matrices": {"0": names}}]}
+    result = run("score", "/far/away", "--by", "lamp", "--worker", "ssh box surgeon worker")
+    lines = result.stdout.split("\n\n")[1].splitlines()
+    assert lines[1].split() == ["layer", "mlp.experts.gate_up_proj", "qkv[attention.key]"]
+    assert [word for word in lines[2].split() if word[0].isdigit()] == ["0", "1.500", "5.000"]

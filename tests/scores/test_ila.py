@@ -65,11 +65,15 @@ def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest
     """Neither the score nor, with other mask settings, the LoRA under it."""
     from surgeon.backend import learning
 
-    base, begun = patient("llama", tmp_path / "base"), []
+    base = patient("llama", tmp_path / "base")
+    begun: list[str] = []
     carry_out = learning.carry_out
-    monkeypatch.setattr(
-        learning, "carry_out", lambda order, state: begun.append(order.step.name) or carry_out(order, state)
-    )
+
+    def noting(order: Any, state: Path) -> Any:
+        begun.append(order.step.name)
+        return carry_out(order, state)
+
+    monkeypatch.setattr(learning, "carry_out", noting)
     first = scores(base, QUICK, data=data)["ila"]
     assert begun == ["train", "learn_masks"]
     assert scores(base, QUICK, data=data, sequences=3, length=8)["ila"] == first
