@@ -1,4 +1,4 @@
-"""`surgeon list`: the scores and the operations there are."""
+"""`surgeon list`: the scores, the operations and the objectives there are."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 @click.command("list", cls=SurgeonCommand)
-@click.argument("what", type=click.Choice(["scores", "operations"]))
+@click.argument("what", type=click.Choice(["scores", "operations", "objectives"]))
 @as_json
 def command(what: str, as_json: bool) -> None:
-    """List the scores or the operations, each with its source."""
-    rows = score_rows() if what == "scores" else operation_rows()
+    """List the scores, the operations or the objectives of learning steps, each with its source."""
+    rows = {"scores": score_rows, "operations": operation_rows, "objectives": objective_rows}[what]()
     if as_json:
         print_json(rows)
     else:
@@ -54,6 +54,24 @@ def settings_text(kind: type[ScoreKind]) -> str:
     import msgspec
 
     return ", ".join(f"{name}={value}" for name, value in msgspec.to_builtins(kind()).items())
+
+
+def objective_rows() -> list[dict[str, Any]]:
+    """Return what each objective declares."""
+    import msgspec
+
+    from surgeon.core.objective import objectives
+
+    def settings(kind: Any) -> str:
+        fields = msgspec.structs.fields(kind)
+        return ", ".join(
+            f"{field.encode_name}={'null' if field.default is None else field.default}" for field in fields
+        )
+
+    return [
+        {"name": name, "summary": kind.summary, "rows": kind.rows, "settings": settings(kind), "paper": kind.paper}
+        for name, kind in sorted(objectives().items())
+    ]
 
 
 def operation_rows() -> list[dict[str, Any]]:

@@ -23,7 +23,10 @@ class Train(LearningStep, frozen=True, kw_only=True):
     key = "T"
     summary = "train what is not frozen, or the adapters, with one of the objectives"
 
-    objective: Annotated[ObjectiveChoice, msgspec.Meta(description="lm, sft, dpo, npo or distill; settings in braces")]
+    objective: Annotated[
+        ObjectiveChoice,
+        msgspec.Meta(description='what is minimised: lm, sft, dpo, npo, distill, or "dpo: {beta: 0.2}"'),
+    ]
 
     epsilon: Annotated[
         Annotated[float, msgspec.Meta(gt=0)] | None,

@@ -46,7 +46,8 @@ class Proposal:
     @property
     def moves(self) -> bool:
         """Whether the operation takes an order of all layers, so that the chosen ones are moved about."""
-        return "order" in self._names
+        fields = msgspec.structs.fields(operations()[self.operation])
+        return any(field.encode_name == "order" and field.required for field in fields)
 
     @property
     def chooses(self) -> bool:
@@ -59,10 +60,6 @@ class Proposal:
         fields = msgspec.structs.fields(operations()[self.operation])
         chosen = {"order", *selection_fields(self.operation)}
         return any(field.required and field.encode_name not in self.fields.keys() | chosen for field in fields)
-
-    @property
-    def _names(self) -> list[str]:
-        return [field.encode_name for field in msgspec.structs.fields(operations()[self.operation])]
 
     def with_positions(self, session: Session, positions: tuple[int, ...], shift: int = 0) -> Proposal:
         """Return the same operation on other layers."""
