@@ -99,6 +99,8 @@ def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:
 
 def _hold(field: HeldByFirst, found: Found, stack: Stack, layers: Sequence[Layer], position: int) -> None:
     known = _matching(field.pattern, stack)
+    if sum(not known.keys().isdisjoint(layer) for layer in stack.layers) > 1:
+        return  # stored with each of them: they may differ, and travel with their layers
     held = next((suffix for suffix in known if suffix in found), None)
     first = next((at for at, layer in enumerate(layers) if layer.settings[field.key][0]), -1)
     if position == first:

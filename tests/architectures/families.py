@@ -135,9 +135,15 @@ FAMILIES = (
             "layer_types": ["full_attention", "sliding_attention"] * 3,
             "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0, 0.0, 0.0],
             "intermediate_size": [6] * 6,
+            "hidden_size_per_layer_input": 2,
         },
         6,
         _shared_kv,
+        outside={
+            "model.embed_tokens.weight": (9, 4),
+            "model.embed_tokens_per_layer.weight": (9, 6 * 2),
+            "model.per_layer_model_projection.weight": (6 * 2, 4),
+        },
     ),
     HandMade(
         "llama4_text",

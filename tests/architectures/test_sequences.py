@@ -103,6 +103,9 @@ def test_any_sequence_of_operations_keeps_config_and_tensors_in_step(
                 said = {key: value for key, value in said.items() if key not in _UNDECLARED}
             assert {key: stack.settings[position].get(key) for key in said} == said
     assert set(written.outside) == set(structure.outside)
+    for name, rule in structure.sliced.items():
+        width = structure.stack_config(structure.stack())[rule.width_key]
+        assert written.outside[name].shape[rule.axis] == width * len(draft.layers())
 
 
 @_SETTINGS

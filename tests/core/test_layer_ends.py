@@ -107,6 +107,53 @@ def test_an_identity_in_front_of_all_others_is_refused_where_the_first_layer_act
         _plan("rwkv", tmp_path / "base", {"expand": {"after": [0], "init": "copy"}}, {"prune": {"layers": [0]}})
 
 
+_ZAMBA = {"0": "linear_attention", "1": "hybrid", "2": "hybrid", "3": "linear_attention"}
+
+
+def _zamba(directory: Path, *steps: dict[str, Any], holders: str = "1") -> dict[str, str]:
+    """Return where the shared block and each layer's own matrix come from, by their names in the result."""
+    names = [f"model.layers.{layer}.mamba.out_proj.weight" for layer in _ZAMBA]
+    names += [f"model.layers.{layer}.linear.weight" for layer, kind in _ZAMBA.items() if kind == "hybrid"]
+    names += [f"model.layers.{layer}.shared_transf.feed_forward.down_proj.weight" for layer in holders]
+    directory.mkdir()
+    write_shard(directory / "model.safetensors", {name: random_tensor((4, 4), "F32", name) for name in names})
+    config = {"model_type": "zamba", "num_hidden_layers": LAYERS, "layers_block_type": list(_ZAMBA.values())}
+    (directory / "config.json").write_text(json.dumps(config))
+    recipe = recipe_from_builtins({"version": 1, "base": {"model": str(directory)}, "steps": list(steps)})
+    plan = compile_plan(fold(draft_of(read_structure(open_checkpoint(directory))), recipe.steps))
+    return {tensor.name: tensor.source.tensor.name for tensor in plan.tensors if isinstance(tensor.source, Copy)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "holder"),
+    [
+        ([{"prune": {"layers": [1]}}], 1),
+        ([{"reorder": {"order": [2, 0, 1, 3]}}], 0),
+        ([{"expand": {"after": [1], "init": "duplicate"}}], 1),
+        ([{"prune": {"layers": [0, 3]}}], 0),
+    ],
+)
+def test_a_shared_block_lies_with_the_first_of_the_layers_that_use_it(
+    steps: list[dict[str, Any]], holder: int, tmp_path: Path
+) -> None:
+    """Whichever that is; the others find it there."""
+    held = {made: source for made, source in _zamba(tmp_path / "base", *steps).items() if "shared_transf" in made}
+
+    block = "shared_transf.feed_forward.down_proj.weight"
+    assert held == {f"model.layers.{holder}.{block}": f"model.layers.1.{block}"}
+
+
+def test_a_block_that_every_layer_stores_for_itself_stays_with_it(tmp_path: Path) -> None:
+    """They may differ where the config ties nothing."""
+    found = _zamba(tmp_path / "base", {"prune": {"layers": [0]}}, holders="12")
+    block = "shared_transf.feed_forward.down_proj.weight"
+
+    assert {made: source for made, source in found.items() if block in made} == {
+        f"model.layers.0.{block}": f"model.layers.1.{block}",
+        f"model.layers.1.{block}": f"model.layers.2.{block}",
+    }
+
+
 def test_an_identity_that_was_trained_is_none_any_more(tmp_path: Path) -> None:
     """What it lacked while it was trained would act now."""
     draft = _draft("modernbert-decoder", tmp_path / "base", {"expand": {"after": [0], "init": "copy"}})
