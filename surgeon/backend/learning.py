@@ -201,7 +201,10 @@ def _locked(place: Path, order: Order) -> int:
 
 
 def _keep(address: str, result: Result, order: Order) -> None:
-    with published(result_directory(address)) as directory:
+    place = result_directory(address)
+    # Whoever was killed while writing it held the lock that is held here.
+    shutil.rmtree(place.with_name(place.name + ".partial"), ignore_errors=True)
+    with published(place) as directory:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in result.tensors.items()}
         save_file(tensors, directory / TENSORS)
         settings = msgspec.to_builtins(order.step, enc_hook=lambda value: value.plain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -64,7 +64,7 @@ def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
     with operated(model, unfrozen(draft)) as edited:
         edited.requires_grad_(requires_grad=False)
         if order.step.gradient_checkpointing:
-            edited.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            _enable_checkpointing(edited)
         if plan.adapters:
             with attached(edited, plan, order.seed) as (peft_model, parameters):
                 yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
@@ -89,6 +89,11 @@ def _adapter_bench(
     for parameter in free.values():
         parameter.requires_grad = True
     return LearningBench(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
+
+
+def _enable_checkpointing(model: Any) -> None:
+    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated where both exist
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
