@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from surgeon.backend.course import Course, Report
+from surgeon.backend.course import Course, Report, is_stable
 from surgeon.backend.device import choose_device
 from surgeon.backend.learning_bench import opened
 from surgeon.backend.loading import load_model, load_tokenizer
@@ -238,10 +238,11 @@ def train_step(order: Order, state: Path) -> Result:
             model=bench.model, parameters=bench.parameters, step=order.step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(order.step, data), learning_rate=bench.learning_rate(order.step),
             seed=order.seed, device=order.device, state=state, emit=order.emit, cancelled=order.cancelled,
-            teacher=teacher, mask=mask,
+            teacher=teacher, mask=mask, epsilon=getattr(order.step, "epsilon", None),
         )  # fmt: skip
         report = train(course)
-        return Result(bench.tensors(), {**plain_report(report), "remarks": notes})
+        stable = is_stable(report.losses, course.epsilon)
+        return Result(bench.tensors(), {**plain_report(report), "remarks": notes, "stable": stable})
 
 
 def remarks(order: Order, objective: Objective, data: Examples) -> list[str]:
