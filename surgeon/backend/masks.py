@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.learning import Order, Result, plain_report, teaching
-from surgeon.backend.learning_bench import LearningBench, opened
 from surgeon.backend.course import Course
+from surgeon.backend.learning import Order, Result, plain_report, remarks, teaching
+from surgeon.backend.learning_bench import LearningBench, opened
 from surgeon.backend.trainer import train
 from surgeon.backend.training_data import Examples, steps_wanted
 from surgeon.core.learned import adapter_tensors
@@ -29,6 +29,7 @@ def learn_masks(order: Order, state: Path) -> Result:
     assert isinstance(step, LearnMasks)
     objective = step.minimised.objective
     data, held_out = order.split(objective)
+    notes = remarks(order, objective, data)
     with opened(order, gates=True) as bench, teaching(order, objective) as teacher:
         before = _started(bench, step.init)
         course = Course(
@@ -37,7 +38,8 @@ def learn_masks(order: Order, state: Path) -> Result:
             device=order.device, state=state, emit=order.emit, cancelled=order.cancelled, teacher=teacher,
         )  # fmt: skip
         report = train(course)
-        return Result(bench.tensors(), {**plain_report(report), "masks": _masks(bench, before)})
+        found = {**plain_report(report), "remarks": notes, "masks": _masks(bench, before)}
+        return Result(bench.tensors(), found)
 
 
 def _steps(step: LearnMasks, data: Examples) -> int:
