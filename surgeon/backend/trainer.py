@@ -82,10 +82,10 @@ class _Run:
 
     def _run(self) -> None:
         course, watched = self.course, self.course.held_out is not None
-        while not self._over:
+        while not self._is_over():
             self._stop_if_asked()
             self._step()
-            last = self._over
+            last = self._is_over()
             if watched and not last and course.step.eval_steps and self.done % course.step.eval_steps == 0:
                 self.report.held_out.append((self.done, self._evaluate()))
             if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
@@ -94,8 +94,7 @@ class _Run:
             self.report.after = self._evaluate()
             self._tell({"loss": self.report.losses[-1]}, self.report.tokens / max(self.report.seconds, 1e-9))
 
-    @property
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self.done >= self.course.steps or is_stable(self.report.losses, self.course.epsilon)
 
     def _stop_if_asked(self) -> None:
@@ -111,10 +110,12 @@ class _Run:
         parts = _parts(mine or numbers[:1], course.step.gradient_accumulation_steps)
         course.model.train()
         totals: dict[str, float] = {}
-        for at, part in enumerate(parts):
-            share = len(part) / len(numbers) if mine else 0.0
-            with nullcontext() if at == len(parts) - 1 else self.accelerator.no_sync(self.model):
-                view = self._view(self.model, course.data, part)
+        views = [self._view(self.model, course.data, part) for part in parts]
+        weights = [course.objective.weight(view) if mine else 0.0 for view in views]
+        whole = sum(gathered(sum(weights))) or 1.0
+        for weight in weights:
+            view, share = views.pop(0), weight / whole  # popped: a view keeps its logits
+            with self.accelerator.no_sync(self.model) if views else nullcontext():
                 value = course.objective.loss(view)
                 self.accelerator.backward(value * (share * self.count))
             _add(totals, {"loss": value.item(), **course.objective.figures(view)}, share)
@@ -199,7 +200,7 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Return the mean loss and figures over the held-out examples, weighted by examples."""
+        """Return the mean loss and figures over the held-out examples, whatever batches they are run in."""
         course, data = self.course, self.course.held_out
         assert data is not None
         course.model.eval()
@@ -208,8 +209,10 @@ class _Run:
         for part in self._shares(numbers, "held-out loss"):
             view = self._view(course.model, data, part)
             figures = {"loss": course.objective.loss(view).item(), **course.objective.figures(view)}
-            _add(totals, figures, len(part) / len(numbers))
-        return _summed(gathered(totals))
+            _add(totals, {**figures, _WEIGHT: 1.0}, course.objective.weight(view))
+        totals = _summed(gathered(totals))
+        weight = totals.pop(_WEIGHT) or 1.0
+        return {name: value / weight for name, value in totals.items()}
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -239,6 +242,7 @@ class _Run:
 
 
 _TOKENS = "tokens"
+_WEIGHT = "weight"
 
 
 def _add(totals: dict[str, float], figures: Mapping[str, float], weight: float) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Rows = Literal["text", "answers", "pairs", "rejected"]
-"""What an example is: packed text, a prompt with its answer, one with a chosen and a rejected answer, a wrong answer."""
+"""What an example is: packed text, a prompt with its answer, with a chosen and a rejected one, or with a wrong one."""
 
 
 class Seen(Protocol):
@@ -81,6 +81,13 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Return further figures of one batch that a person wants to watch, such as an accuracy."""
         del seen
         return {}
+
+    def weight(self, seen: Seen) -> float:
+        """Return what a batch weighs beside others: how many things its loss is the mean over; here, labels.
+
+        Parts of a batch weighed by it come to the loss of the whole batch. Reads labels and their weights alone.
+        """
+        return float((seen.labels_BT >= 0).sum())
 
     @property
     def token_rewards(self) -> str | None:

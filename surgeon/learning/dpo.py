@@ -47,6 +47,10 @@ class DirectPreference(Objective, frozen=True, kw_only=True):
             rejected_P = sum_of_lowest(ratios_BT[pairs:], labelled_BT[pairs:], self.keep_rejected)
         return -logsigmoid(self.beta * (chosen_P - rejected_P)).mean()
 
+    def weight(self, seen: Seen) -> float:
+        """Return the number of pairs."""
+        return len(seen.labels_BT) / 2
+
     def figures(self, seen: Seen) -> dict[str, float]:
         """Return how often the chosen answer gained more than the rejected one, a tie as a half; and by how much.
 

@@ -57,12 +57,15 @@ class NegativePreference(Objective, frozen=True, kw_only=True):
             return seen.weights_BT * labelled_BT
         return ((seen.weights_BT < self.threshold) & labelled_BT).float()
 
+    def weight(self, seen: Seen) -> float:
+        """Return the number of tokens to forget."""
+        return float((self.weights(seen) != 0).sum())
+
     def figures(self, seen: Seen) -> dict[str, float]:
-        """Return the share of tokens to forget, and their mean log-ratio to the reference: it falls."""
+        """Return the mean log-ratio to the reference of the tokens to forget: it falls."""
         targets_BT = self.weights(seen) != 0
         ratios_BT = (seen.log_probs_BT - seen.reference_BT).detach() * targets_BT
-        labels, targets = (seen.labels_BT >= 0).sum(), targets_BT.sum()
-        return {"targeted": float(targets / labels), "log_ratio": float(ratios_BT.sum() / targets.clamp(min=1))}
+        return {"log_ratio": float(ratios_BT.sum() / targets_BT.sum().clamp(min=1))}
 
     def remark(self, *, weighted: bool) -> str:
         """Say so where nothing tells wrong tokens from right ones."""

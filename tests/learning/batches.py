@@ -27,6 +27,12 @@ class Batch:
     def reference_BT(self) -> torch.Tensor:
         return log_probs(self.reference_BTV, self.labels_BT)
 
+    def rows(self, chosen: Sequence[int]) -> Batch:
+        """Return some of its sequences."""
+        weights_BT = None if self.weights_BT is None else self.weights_BT[chosen]
+        labels_BT, logits_BTV = self.labels_BT[chosen], self.logits_BTV[chosen]
+        return Batch(labels_BT, logits_BTV, self.reference_BTV[chosen], self.teacher_BTV[chosen], weights_BT)
+
 
 def log_probs(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     """Return log-probabilities of labels by the definition; 0 where none counts."""

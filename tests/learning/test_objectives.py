@@ -57,6 +57,30 @@ def test_fine_tuning_is_the_mean_over_all_labels(counts: list[int]) -> None:
     assert not seen.logits_BTV.grad[~kept].any()
 
 
+@settings(deadline=None)
+@given(
+    raw=st.sampled_from(["lm", "sft", "dpo", {"dpo": {"keep_rejected": 0.3}}, "npo", "distill"]),
+    counts=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=2, max_size=5),
+    cut=st.integers(1, 4),
+    weighted=st.booleans(),
+)
+def test_parts_of_a_batch_come_to_the_whole(
+    raw: object, counts: list[tuple[int, int]], cut: int, weighted: bool
+) -> None:
+    """However uneven the answers: so gradient accumulation changes nothing."""
+    objective = parse_objective(raw).objective
+    seen, pairs = batch([left for left, _ in counts] + [right for _, right in counts]), len(counts)
+    if weighted:
+        seen.weights_BT = torch.rand(seen.labels_BT.shape, generator=torch.Generator().manual_seed(2))
+    at = min(cut, pairs - 1)
+    spans = (range(at), range(at, pairs))
+    parts = [seen.rows([*span, *(pairs + one for one in span)]) for span in spans]
+    weights = [objective.weight(part) for part in parts]
+    whole = sum(weights) or 1.0
+    summed = sum(weight * objective.loss(part).item() for weight, part in zip(weights, parts, strict=True)) / whole
+    assert summed == pytest.approx(objective.loss(seen).item(), rel=1e-4, abs=1e-6)
+
+
 def preference_by_hand(seen: Batch, beta: float, share: float | None) -> float:
     """Return DPO's loss in Python floats, sorting where the objective selects."""
     ratios = ratios_of(seen)
@@ -156,7 +180,7 @@ def test_nothing_to_forget_is_no_loss_and_no_gradient() -> None:
     assert loss.item() == 0.0
     assert seen.logits_BTV.grad is not None
     assert not seen.logits_BTV.grad.any()
-    assert NegativePreference().figures(seen) == {"targeted": 0.0, "log_ratio": 0.0}
+    assert NegativePreference().figures(seen) == {"log_ratio": 0.0}
 
 
 def test_a_step_down_the_loss_makes_targeted_tokens_less_likely_and_leaves_the_others() -> None:
