@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from surgeon.core.score import (
     SweepScore,
     average,
 )
+from surgeon.core.score_costs import cheapest_first
 from surgeon.errors import ArchitectureError, ScoreError
 
 # Which tensors' module puts out what a sublayer adds to the residual stream.
@@ -157,33 +158,49 @@ def _compare(
 
 
 def sweep_pass(bench: Bench, kinds: Sequence[SweepScore], provenance: Provenance) -> dict[str, Score]:
-    """Measure the losses of all layer sequences that any score asked for, each distinct one once."""
+    """Measure the losses of all layer sequences that any score asked for, each distinct one once.
+
+    One score after the other, the cheapest first, so that rows come early; all of them together where layers lie on
+    disk, so that those are read once.
+    """
     layers = len(bench.keys)
-    wanted: dict[LayerSequence, str] = {}
-    asked: dict[str, Mapping[str, LayerSequence]] = {}
-    for kind in kinds:
-        asked[kind.name] = kind.sequences(layers)
-        for path in asked[kind.name].values():
-            wanted.setdefault(path, f"{len(wanted)}")
-    losses: dict[str, list[float]] = {}
-    waiting = {kind.name: kind for kind in kinds}
-    tallies = {kind.name: _Tally() for kind in kinds}
-    sequences = {name: path for path, name in wanted.items()}
-    for name, values in sweep_losses(
-        bench.runner, bench.batches, sequences, bench.cancelled, lambda layer, gone: _silence(bench, layer, gone),
-        lambda done, total: bench.progress(done, total, "sweep", "layer forwards"), bench.room,
-    ):  # fmt: skip
-        losses[name] = values
-        bench.progress(len(losses), len(sequences), "losses", "sequences")
-        for kind in [
-            kind for kind in waiting.values() if all(wanted[path] in losses for path in asked[kind.name].values())
-        ]:
-            named = {own: losses[wanted[path]] for own, path in asked[kind.name].items()}
-            tallies[kind.name].finish(kind.values(named, layers))
-            for layer, value in sorted(tallies[kind.name].values.items()):
-                bench.scored(kind.name, layer, value)
-            del waiting[kind.name]
-    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+    ordered = cheapest_first(kinds, layers)
+    asked = {kind.name: kind.sequences(layers) for kind in kinds}
+    losses: dict[LayerSequence, list[float]] = {}
+    found: dict[str, Score] = {}
+    for together in [ordered] if bench.streamed else [[kind] for kind in ordered]:
+        wanted = {path: None for kind in together for path in asked[kind.name].values() if path not in losses}
+        waiting = list(together)
+        for path, values in _losses(bench, list(wanted), " ".join(kind.name for kind in together)):
+            losses[path] = values
+            for kind in [kind for kind in waiting if all(path in losses for path in asked[kind.name].values())]:
+                waiting.remove(kind)
+                found[kind.name] = _settled(bench, kind, asked[kind.name], losses, provenance)
+        for kind in waiting:  # every sequence had been measured for another
+            found[kind.name] = _settled(bench, kind, asked[kind.name], losses, provenance)
+    return found
+
+
+def _losses(bench: Bench, paths: Sequence[LayerSequence], what: str) -> Iterator[tuple[LayerSequence, list[float]]]:
+    measured = sweep_losses(
+        bench.runner, bench.batches, {f"{number}": path for number, path in enumerate(paths)}, bench.cancelled,
+        lambda layer, gone: _silence(bench, layer, gone),
+        lambda done, total: bench.progress(done, total, what, "layer forwards"), bench.room,
+    )  # fmt: skip
+    for done, (name, values) in enumerate(measured if paths else (), start=1):
+        bench.progress(done, len(paths), what, "losses")
+        yield paths[int(name)], values
+
+
+def _settled(
+    bench: Bench, kind: SweepScore, asked: Mapping[str, LayerSequence], losses: Mapping[LayerSequence, list[float]],
+    provenance: Provenance,
+) -> Score:  # fmt: skip
+    tally = _Tally()
+    tally.finish(kind.values({name: losses[path] for name, path in asked.items()}, len(bench.keys)))
+    for layer, value in sorted(tally.values.items()):
+        bench.scored(kind.name, layer, value)
+    return tally.score(kind, bench.keys, provenance)
 
 
 def _silence(bench: Bench, layer: nn.Module, gone: frozenset[str]) -> ExitStack:

@@ -21,6 +21,7 @@ from surgeon.cli.rehearsal import fold_recipe
 from surgeon.core.draft import Draft
 from surgeon.core.recipe import Recipe
 from surgeon.core.score import Score
+from surgeon.core.score_costs import cost_text
 from surgeon.core.score_requests import request_of, requested_scores, split_requests
 from surgeon.core.structure import OTHER
 from surgeon.errors import SurgeonError
@@ -66,6 +67,9 @@ def command(
     names = _names(by)
     patient = patient_of(model, recipe)
     draft = _draft(patient, recipe, worker)
+    tokens = settings["sequences"] * settings["length"]
+    if draft is not None and (cost := cost_text(requested_scores(names), draft, tokens)):
+        narrator.say(cost)
     args = {"names": names, **measuring_job(patient, recipe, data, settings)}
     result = run_job("score", args, narrator.hear, worker)
     narrator.finish()

@@ -66,6 +66,25 @@ def forget_scores() -> None:
     shutil.rmtree(cache_directory() / "scores", ignore_errors=True)
 
 
+def test_rows_of_a_cheap_sweep_do_not_wait_for_an_expensive_one(base: Path) -> None:
+    """Asked for in either order; nothing is measured twice, and the numbers are those of each on its own."""
+    heard: list[str] = []
+
+    def emit(kind: str, body: dict[str, Any]) -> None:
+        if kind == "scored":
+            heard.append(body["score"])
+        if kind == "progress" and body["unit"] == "losses":
+            heard.append("loss")
+
+    found = scores(base, "block_removal(longest=3),removal,expansion", emit=emit)
+    firsts = {name: heard.index(name) for name in found}
+    layers = len(found["removal"].values)
+    assert heard[: firsts["removal"]] == ["loss"] * (layers + 1)
+    assert firsts["removal"] < firsts["expansion"] < firsts["block_removal"]
+    assert heard.count("loss") == 1 + 2 * layers + (layers - 1) + (layers - 2)
+    assert found["removal"].values == found["block_removal"].values == scores(base, "removal")["removal"].values
+
+
 @pytest.mark.parametrize("name", ["block_influence", "activation_overlap", "removal", "fisher", "weight_norm"])
 def test_every_pass_heeds_a_cancel_and_the_next_job_is_right(base: Path, name: str) -> None:
     """Wherever it comes: the resident model is as it was."""

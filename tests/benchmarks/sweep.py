@@ -20,9 +20,9 @@ from surgeon.architectures.reading import read_structure
 from surgeon.backend.bench import Bench, Settings, bench, calibration_of
 from surgeon.backend.calling import losses_of
 from surgeon.backend.live_scores import activations_pass, sweep_pass
-from surgeon.backend.sweep import Trie
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, draft_of
+from surgeon.core.layer_trie import Trie
 from surgeon.core.locate import locate_model
 from surgeon.core.score import ActivationsScore, LayerSequence, Provenance, SweepScore, score_kinds
 

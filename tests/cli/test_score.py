@@ -211,3 +211,10 @@ def test_experts_are_averaged_and_parts_of_fused_matrices_stand_apart(run: Run, 
     lines = result.stdout.split("\n\n")[1].splitlines()
     assert lines[1].split() == ["layer", "mlp.experts.gate_up_proj", "qkv[attention.key]"]
     assert [word for word in lines[2].split() if word[0].isdigit()] == ["0", "1.500", "5.000"]
+
+
+def test_what_takes_long_is_told_before_it_begins(run: Run, model: str, scored: Jobs) -> None:
+    result = run("score", model, "--by", "block_removal", "--sequences", 2, "--length", 8)
+    assert result.stderr.startswith("to measure: as much as ")
+    assert "forwards of 16 tokens (block_removal " in result.stderr.splitlines()[0]
+    assert not run("score", model, "--by", "block_influence").stderr.startswith("to measure")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.backend.sweep import Trie
+from surgeon.core.layer_trie import Trie
 from surgeon.core.score import Score, SweepScore, Visit, score_kinds
 from surgeon.errors import ScoreError
 from tests.backend.tiny import LAYERS, layers_of, load_plainly, reference_logits
