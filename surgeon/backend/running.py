@@ -5,7 +5,7 @@ Torch is loaded only when a step must be measured, a tensor calculated, an adapt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,17 @@ import msgspec
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, draft_of
+from surgeon.core.evaluation import Evaluated, evaluated_to_builtins
 from surgeon.core.fold import Measured, apply_step, fold, resolve_step
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.locate import locate_model
+from surgeon.core.looking import Looking, only_looks
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, Step, load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.score import Score
 from surgeon.core.selection import Ranked
-from surgeon.errors import Cancelled, CheckpointError, RecipeError
+from surgeon.errors import Cancelled, CheckpointError, RecipeError, UsageError
 from surgeon.export.publish import published, refuse_existing, refuse_inside
 from surgeon.export.writing import ADAPTER, RECIPE, export_checkpoint, write_records
 
@@ -43,9 +45,17 @@ def open_base(recipe: Recipe, where: str) -> Draft:
 
 
 def replay(
-    recipe: Recipe, base: Draft, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+    recipe: Recipe,
+    base: Draft,
+    args: Mapping[str, Any],
+    emit: Emit,
+    cancelled: IsCancelled,
+    look: Callable[[Draft, Looking, int], None] | None = None,
 ) -> tuple[Draft, Recipe]:
-    """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe."""
+    """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe.
+
+    `look` carries out the steps that leave the draft as it is; without it they are passed over.
+    """
     draft = base
     steps: list[Step] = []
     for number, step in enumerate(recipe.steps):
@@ -58,6 +68,8 @@ def replay(
             draft = apply_step(draft, done, number)
             steps.append(done)
             continue
+        if look is not None and isinstance(step.operation, Looking):
+            look(apply_step(draft, step, number), step.operation, number)
         ranked = step.operation.ranked() if step.resolved is None else ()
         measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
         done = resolve_step(draft, step, number, measured)
@@ -90,18 +102,48 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     """Perform a `run` job; see `Session.run_job` for its arguments."""
     recipe = recipe_from_builtins(args["recipe"])
     base = open_base(recipe, "recipe")
-    out = Path(args["out"])
+    out = _where_to(recipe, args)
     # Before anything is measured: that may take hours.
-    refuse_existing(out)
-    refuse_inside(out, base.structure.checkpoint.path)
-    draft, recipe = replay(recipe, base, args, emit, cancelled)
+    if out is not None:
+        refuse_existing(out)
+        refuse_inside(out, base.structure.checkpoint.path)
+    results: list[Evaluated] = []
+    look = _look(recipe, base, results, args, emit, cancelled)
+    draft, recipe = replay(recipe, base, args, emit, cancelled, look)
     plan = compile_plan(draft)
-    export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
-    proof = export(draft, plan, recipe, out, args, emit, cancelled)
+    proof = None
+    if out is not None:
+        export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
+        proof = export(draft, plan, recipe, out, results, args, emit, cancelled)
     return {
-        "out": str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
-        "recipe": recipe_to_builtins(recipe), "proof": proof,
+        "out": None if out is None else str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
+        "recipe": recipe_to_builtins(recipe), "proof": proof, "evaluations": evaluated_to_builtins(results),
     }  # fmt: skip
+
+
+def _where_to(recipe: Recipe, args: Mapping[str, Any]) -> Path | None:
+    """Return where the result goes; a recipe that only looks needs no place."""
+    if args.get("out"):
+        return Path(args["out"])
+    if not only_looks(recipe):
+        raise UsageError("a recipe that changes the model needs a directory for the result", where="out")
+    return None
+
+
+def _look(
+    recipe: Recipe, base: Draft, results: list[Evaluated], args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> Callable[[Draft, Looking, int], None] | None:
+    """Return what carries out evaluations and gates and puts down what it finds; None where nothing asks for it."""
+    if not any(isinstance(step.operation, Looking) for step in recipe.steps):
+        return None
+    from surgeon.backend.evaluating import Evaluator
+
+    evaluator = Evaluator(recipe, base, args, emit, cancelled)
+
+    def look(draft: Draft, step: Looking, number: int) -> None:
+        results.extend(evaluator.look(draft, step, number))
+
+    return look
 
 
 def _measure(
@@ -123,7 +165,14 @@ def _measure(
 
 
 def _export_checkpoint(
-    draft: Draft, plan: Plan, recipe: Recipe, out: Path, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+    draft: Draft,
+    plan: Plan,
+    recipe: Recipe,
+    out: Path,
+    results: Sequence[Evaluated],
+    args: Mapping[str, Any],
+    emit: Emit,
+    cancelled: IsCancelled,
 ) -> dict[str, Any] | None:
     def finish(directory: Path) -> dict[str, Any] | None:
         if plan.adapters:
@@ -131,17 +180,25 @@ def _export_checkpoint(
         return _verify(directory, draft, args, emit, cancelled) if args.get("verify", True) else None
 
     if not plan.needs_arithmetic:
-        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, finish=finish)
+        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, finish=finish, results=results)
     from surgeon.backend.tensors import tensor_reader
 
     with tensor_reader() as reader:
         return export_checkpoint(
-            plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish
-        )
+            plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish,
+            results=results,
+        )  # fmt: skip
 
 
 def _export_adapter(
-    draft: Draft, plan: Plan, recipe: Recipe, out: Path, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+    draft: Draft,
+    plan: Plan,
+    recipe: Recipe,
+    out: Path,
+    results: Sequence[Evaluated],
+    args: Mapping[str, Any],
+    emit: Emit,
+    cancelled: IsCancelled,
 ) -> dict[str, Any] | None:
     """The base's weights are as they were: what comes out is a PEFT adapter directory alone."""
     from surgeon.backend.adapters import write_adapter
@@ -161,7 +218,7 @@ def _export_adapter(
         proceed(0, "writing")
         model = load_model(path, None, device).model
         write_adapter(model, plan, recipe.base.model, recipe.seed, directory)
-        write_records(plan, recipe, directory)
+        write_records(plan, recipe, directory, results)
         if not args.get("verify", True):
             return None
         proceed(1, "verifying")

@@ -40,6 +40,8 @@ class Narrator:
             self._progress(event.body)
         elif event.event == "scored":
             self.say(_scored(event.body))
+        elif event.event == "evaluated":
+            self.say(_evaluated(event.body))
         elif event.event == "log" and (self.verbose or event.body.get("level") in ("warning", "error")):
             self.say(str(event.body.get("text", "")))
         elif event.event == "stat" and self.verbose:
@@ -81,7 +83,16 @@ def _bar_text(body: dict[str, Any]) -> str:
     return f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
 
 
+def _evaluated(body: dict[str, Any]) -> str:
+    figures = [f"{name} {_spread(found)}" for name, found in body["figures"].items()]
+    data = f" on {body['data']}" if body.get("data") else ""
+    return f"steps[{body['step']}]  {body['name']}{data}: {', '.join(figures)}"
+
+
+def _spread(found: dict[str, Any]) -> str:
+    error = found.get("error")
+    return value_text(found["value"]) + (f" ± {value_text(error)}" if error is not None else "")
+
+
 def _scored(body: dict[str, Any]) -> str:
-    error = body.get("error")
-    spread = f" ± {value_text(error)}" if error is not None else ""
-    return f"{body.get('score')}  layer {body.get('layer')}  {value_text(body.get('value'))}{spread}"
+    return f"{body.get('score')}  layer {body.get('layer')}  {_spread(body)}"

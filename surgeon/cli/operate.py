@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import click
 import msgspec
 
-from surgeon.cli.figures import bytes_text, change_text, count_text, print_json, setting_text, table
+from surgeon.cli.figures import bytes_text, change_text, count_text, print_json, setting_text, table, value_text
 from surgeon.cli.narration import Narrator
 from surgeon.cli.proof import proof_table, refuse_failed
 from surgeon.cli.rehearsal import Folded, Rehearsal, StepReport, fold_recipe
+from surgeon.core.looking import only_looks
 from surgeon.core.recipe import Recipe, recipe_to_builtins
 from surgeon.errors import ExportError, UsageError
 
@@ -44,21 +46,21 @@ def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] 
     # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
     if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
         fold_recipe(recipe, order.where)
-    if order.out is None:
+    if order.out is None and not only_looks(recipe):
         raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
-    out = order.out.expanduser().absolute()
-    if order.worker is None and out.exists():
+    out = None if order.out is None else order.out.expanduser().absolute()
+    if out is not None and order.worker is None and out.exists():
         raise ExportError("is there already", where=str(out), allowed="a directory that does not exist yet")
     result = _run(recipe, order, out, narrator)
     _show_result(result, order.as_json, narrator)
     return result
 
 
-def _run(recipe: Recipe, order: Order, out: Path, narrator: Narrator) -> dict[str, Any]:
+def _run(recipe: Recipe, order: Order, out: Path | None, narrator: Narrator) -> dict[str, Any]:
     from surgeon.client import run_job
 
     args = {
-        "recipe": recipe_to_builtins(recipe), "root": str(order.root), "out": str(out),
+        "recipe": recipe_to_builtins(recipe), "root": str(order.root), "out": str(out) if out else None,
         "verify": order.verify, "device": order.device, "dtype": order.dtype,
     }  # fmt: skip
     result = dict(run_job("run", args, narrator.hear, order.worker))
@@ -70,11 +72,26 @@ def _show_result(result: dict[str, Any], as_json: bool, narrator: Narrator) -> N
     narrator.say(f"{count_text(result['parameters'])} parameters, {bytes_text(result['bytes'])}")
     if result.get("proof"):
         narrator.say(proof_table(result["proof"]))
+    measured = evaluations_table(result.get("evaluations") or ())
+    if measured and result["out"]:
+        narrator.say(measured)
     if as_json:
         print_json(result)
     else:
-        click.echo(result["out"])
+        click.echo(result["out"] or measured)
     refuse_failed(result.get("proof") or {}, str(result["out"]))
+
+
+def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Align what evaluations and gates found; empty where there were none."""
+    rows = [
+        [str(one["step"]), one["name"], one.get("data") or "built-in text", figure, value_text(found["value"]),
+         value_text(found.get("error")), one.get("bounds", {}).get(figure, "")]
+        for one in results for figure, found in one["figures"].items()
+    ]  # fmt: skip
+    header = ["step", "what", "data", "figure", "value", "error", "required"]
+    width = len(header) - (not any(row[-1] for row in rows))
+    return table(header[:width], [row[:width] for row in rows], right="step value error") if rows else ""
 
 
 def show_rehearsal(folded: Folded, as_json: bool) -> None:

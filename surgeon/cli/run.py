@@ -30,7 +30,8 @@ from surgeon.errors import UsageError
 def command(narrator: Narrator, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any) -> None:
     """Carry out RECIPE on its base model and write the result to a new directory.
 
-    Measured selections that are not resolved yet are measured on the way. Prints the directory.
+    Measured selections that are not resolved yet are measured on the way. Prints the directory; for a recipe that only
+    evaluates, which needs none, what it found.
     """
     values = dict(map(_pair, overrides))
     if model is not None:

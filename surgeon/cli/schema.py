@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -92,13 +93,26 @@ def _score_with_settings(kind: type[ScoreKind]) -> dict[str, Any]:
 def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     fields = msgspec.structs.fields(kind)
     _, parts = msgspec.json.schema_components([kind], schema_hook=_selection_hook, ref_template="{name}")
-    properties = parts[kind.__name__]["properties"]
+    properties = _spelled_out(parts[kind.__name__]["properties"], parts)
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
     learned = {LEARNED: _texts()} if issubclass(kind, LearningStep) else {}
     resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
     return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
+
+
+def _spelled_out(schema: Any, parts: Mapping[str, Any]) -> Any:
+    """Return a schema in which what it refers to among `parts` stands in its place; nothing there refers to itself."""
+    if isinstance(schema, list):
+        return [_spelled_out(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("$ref") not in parts:
+        return {key: _spelled_out(value, parts) for key, value in schema.items()}
+    found = _spelled_out(parts[schema["$ref"]], parts)
+    return {"description": schema.get("description", found.get("description", "")),
+            **_closed(found["properties"], list(found["required"]))}  # fmt: skip
 
 
 def _texts() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 
 PROTOCOL = 1
 
-Kind = Literal["hello", "ack", "progress", "scored", "result", "error", "stat", "log"]
+Kind = Literal["hello", "ack", "progress", "scored", "evaluated", "result", "error", "stat", "log"]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +33,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         ack       {}
         progress  {done, total, unit, what}    unit is "layers", "bytes", "tokens", …
         scored    {score, layer, value, error, matrices}    one layer of one score; error is a standard error or None
+        evaluated {step, name, metric, data, examples, figures}    see `surgeon.core.evaluation.Evaluated`
         result    the job's answer, job by job
         error     SurgeonError.to_dict()
         stat      {rss_bytes, device_bytes, threads}

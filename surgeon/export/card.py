@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from surgeon.core.evaluation import Evaluated
 from surgeon.core.plan import Plan
 from surgeon.core.recipe import Recipe, dump_recipe
+from surgeon.core.score import Average
 
 _HOME = "https://pypi.org/project/model-surgeon/"
 _LICENCE = re.compile(r"^(license(?:_name|_link)?): *(.+)$", re.MULTILINE)
 
 
-def model_card(plan: Plan, recipe: Recipe) -> str:
+def model_card(plan: Plan, recipe: Recipe, results: Sequence[Evaluated] = ()) -> str:
     """Return the README.md of an export."""
     before = plan.structure.checkpoint
     base = recipe.base.model
@@ -38,9 +41,26 @@ def model_card(plan: Plan, recipe: Recipe) -> str:
     ]  # fmt: skip
     if plan.inserted:
         lines += ["Inserted layers: " + ", ".join(f"`{name}`" for name in plan.inserted) + ".", ""]
+    lines += _measured(results)
     lines += ["## Recipe", "", "```yaml", dump_recipe(recipe).rstrip(), "```", ""]
     lines += ["`surgeon run recipe.yaml --out DIR` makes it again, byte for byte. Load it with plain transformers:", ""]
     return "\n".join([*lines, *_how_to_load(plan)])
+
+
+def _measured(results: Sequence[Evaluated]) -> list[str]:
+    if not results:
+        return []
+    rows = [
+        f"| {one.step} | {one.name} | {one.data or 'built-in text'} | {figure} | {value.value:.4g}{_spread(value)} |"
+        for one in results
+        for figure, value in one.figures.items()
+    ]
+    header = ["| step | what | data | figure | value ± standard error |", "|---:|---|---|---|---:|"]
+    return ["## Measured", "", *header, *rows, ""]
+
+
+def _spread(value: Average) -> str:
+    return "" if value.error is None else f" ± {value.error:.2g}"
 
 
 def _licence(directory: Path) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.evaluation import Evaluated, evaluated_to_builtins
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan import Plan
 from surgeon.core.recipe import Recipe, dump_recipe
@@ -22,7 +23,8 @@ RECIPE = "recipe.yaml"
 PROOF = "surgeon_proof.json"
 TRAINABLE = "trainable_parameters.json"
 ADAPTER = "adapter"
-_OURS = frozenset({RECIPE, PROOF, TRAINABLE, "README.md"})
+RESULTS = "surgeon_results.json"
+_OURS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
 
 Finish = Callable[[Path], dict[str, Any] | None]
 """Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
@@ -30,7 +32,7 @@ Finish = Callable[[Path], dict[str, Any] | None]
 
 def export_checkpoint(
     plan: Plan, recipe: Recipe, out: Path, *, emit: Emit, cancelled: IsCancelled,
-    arithmetic: Arithmetic | None = None, finish: Finish | None = None,
+    arithmetic: Arithmetic | None = None, finish: Finish | None = None, results: Sequence[Evaluated] = (),
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write a checkpoint, check it, let `finish` add to it, and publish it at `out`. Returns what `finish` returned.
 
@@ -52,7 +54,7 @@ def export_checkpoint(
         write_shards(plan, directory, arithmetic, advance, cancelled)
         write_config(plan, directory)
         copy_side_files(plan, directory)
-        write_records(plan, recipe, directory)
+        write_records(plan, recipe, directory, results)
         check_written(plan, directory)
         proof = finish(directory) if finish else None
         if proof is not None:
@@ -93,10 +95,12 @@ def _copy_side_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy)
 
 
-def write_records(plan: Plan, recipe: Recipe, directory: Path) -> None:
-    """Write the recipe, the card, and what stays trainable if anything was frozen or inserted."""
+def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence[Evaluated] = ()) -> None:
+    """Write the recipe, the card, what was measured, and what stays trainable if anything was frozen or inserted."""
     (directory / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
-    (directory / "README.md").write_text(model_card(plan, recipe), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(plan, recipe, results), encoding="utf-8")
+    if results:
+        (directory / RESULTS).write_bytes(pretty({"evaluations": evaluated_to_builtins(results)}))
     if plan.frozen or plan.inserted:
         names = plan.structure.memory_names
         record = {
