@@ -50,7 +50,7 @@ class Gate(nn.Module):
 def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transposed: bool = False) -> PeftModel:
     """Put a gated LoRA on each named module. A is drawn per module from `seed` and its name, B is zero.
 
-    Where an adapter was trained, both are as they were left. `transposed` says that the modules store their weights as (in, out).
+    Where an adapter was trained, both are as they were left. `transposed`: modules store weights as (in, out).
 
     Raises:
         ArchitectureError: a module is not a linear layer of the loaded model.
@@ -81,7 +81,8 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         bound = a.shape[1] ** -0.5  # kaiming_uniform_(a=sqrt(5)), as PEFT and nn.Linear start
         with torch.no_grad():
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
-        parametrize.register_parametrization(layer.lora_B[NAME], "weight", Gate(adapter.lora.gate))
+        gate = Gate(adapter.lora.gate).to(a.device)
+        parametrize.register_parametrization(layer.lora_B[NAME], "weight", gate)
     _restore_learned(peft_model, adapters)
     return peft_model
 

@@ -11,7 +11,7 @@ import msgspec
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
+from surgeon.core.draft import Draft, base_tensors, draft_of
 from surgeon.core.fold import apply_step, changes_of
 from surgeon.core.kv_cache import kv_cache
 from surgeon.core.locate import locate_model
@@ -131,12 +131,20 @@ def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
 
 
 def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
-    """Return a score in which all layers are alike for each one that is not there yet."""
+    """Return a score in which all layers and matrices are alike for each one that is not there yet."""
     if step.resolved is not None:
         return {}
-    values = {layer.key: 0.0 for layer in draft.layers(step.operation.stack)}
-    provenance = Provenance(fingerprint="")
-    return {ranked: Score(name=ranked.by, values=values, provenance=provenance) for ranked in step.operation.ranked()}
+    stack, layers = draft.structure.stack(step.operation.stack), draft.layers(step.operation.stack)
+    values = {layer.key: 0.0 for layer in layers}
+    matrices = {
+        layer.key: {name: 0.0 for name, one in base_tensors(layer.source, stack).items() if len(one.shape) >= 2}
+        for layer in layers
+    }
+    origin = Provenance(fingerprint="")
+    return {
+        ranked: Score(name=ranked.by, values=values, matrices=matrices, provenance=origin)
+        for ranked in step.operation.ranked()
+    }
 
 
 def _report(
@@ -171,7 +179,7 @@ def _frozen_text(old: Plan, new: Plan) -> str:
 
 def _adapters_text(old: Plan, new: Plan) -> str:
     count = len(new.adapters) - len(old.adapters)
-    return f"attached {count} adapters" if count > 0 else ""
+    return f"attached {count} adapters" if count > 0 else f"dropped {-count} adapters" if count < 0 else ""
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

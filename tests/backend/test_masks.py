@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from surgeon.backend.adapters import NAME, attach, lora_layers
+from surgeon.backend.course import is_stable
 from surgeon.backend.loading import load_tokenizer
 from surgeon.backend.running import verify_job
 from surgeon.backend.training_data import collate, examples_of_step, read_examples
@@ -270,3 +273,26 @@ def test_dropped_adapters_are_left_out_of_the_export(tmp_path: Path) -> None:
     for name in everything - gone:
         layer = module(plain, name)
         assert torch.equal(layer.lora_A[NAME].weight, trained[f"{by_name[name]}/lora_A"])
+
+
+@given(st.lists(st.floats(0, 8), max_size=200), st.floats(0.001, 2))
+def test_a_loss_is_stable_when_two_windows_in_a_row_agree(losses: list[float], epsilon: float) -> None:
+    """Looked at only where a window ends; never without two of them."""
+    windows = [sum(losses[at : at + 32]) / 32 for at in range(0, len(losses) - 31, 32)]
+    expected = len(losses) % 32 == 0 and len(windows) >= 2 and abs(windows[-1] - windows[-2]) < epsilon
+    difference = abs(windows[-1] - windows[-2]) if len(windows) >= 2 else 1.0
+    assert is_stable(losses, epsilon) == expected or difference == pytest.approx(epsilon)
+    assert not is_stable(losses, None)
+
+
+def test_training_ends_once_its_loss_is_stable(tmp_path: Path) -> None:
+    """Any two windows agree to 100 nats: after the second, 64 of 66 steps; the report says so."""
+    base, data = patient("llama", tmp_path / "base"), sums(tmp_path)
+    lora = {"masked_lora": {"layers": [0], "rank": 1, "roles": ["mlp.up"]}}
+    ends = {}
+    for epsilon in (100.0, 1e-9):
+        step = train(data, steps=66, epsilon=epsilon, batch_size=1, max_length=32)
+        (address,) = addresses(run(base, tmp_path / str(epsilon), lora, step))
+        report = result_report(address)
+        ends[epsilon] = (len(report["losses"]), report["stable"])
+    assert ends == {100.0: (64, True), 1e-9: (66, False)}

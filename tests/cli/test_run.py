@@ -42,6 +42,17 @@ def test_a_dry_run_says_what_would_be_measured_and_that_figures_assume_it(run: R
     assert "~ assumes" in result.stdout
 
 
+def test_a_dry_run_chooses_matrices_by_a_score_that_is_not_there_yet(run: Run, recipe: Path) -> None:
+    recipe.write_text(
+        recipe.read_text().partition("steps:")[0]
+        + "steps:\n  - masked_lora: {layers: all}\n  - drop_adapters: {matrices: lowest 25% by taylor}\n"
+    )
+    report = json.loads(run("run", recipe, "--dry-run", "--json").stdout)
+    assert [step["changes"] for step in report["steps"]] == ["attached 42 adapters", "dropped 10 adapters"]
+    assert report["steps"][1]["measure"] == [{"score": "taylor", "data": None}]
+    assert (report["adapters"], report["exact"]) == (32, False)
+
+
 def test_a_dry_run_does_not_refuse_what_only_measuring_can_tell(run: Run, recipe: Path) -> None:
     measured = "steps.0.prune.layers=lowest 2 by block_influence"
     result = run("run", recipe, "--dry-run", "--set", measured, "--set", "steps.1.freeze.layers=original 0")
