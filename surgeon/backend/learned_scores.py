@@ -10,6 +10,7 @@ import msgspec
 
 from surgeon.backend.bench import Settings, provenance_of
 from surgeon.backend.learning import learn
+from surgeon.backend.processes import process_count
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.draft import Draft
 from surgeon.core.fold import apply_step
@@ -18,6 +19,7 @@ from surgeon.core.learned import result_report
 from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe import Base, Recipe, step_of
 from surgeon.core.score import LearningScore, Learnt, Provenance, Score
+from surgeon.errors import ScoreError
 
 
 def learned_origin(draft: Draft, settings: Settings) -> Provenance:
@@ -33,6 +35,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
     What has been trained before on the same weights, with the same data and settings, is not trained again, and an
     interrupted training goes on.
     """
+    _refuse_many_processes(draft, kind)
     recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
     args = {"root": str(settings.root), "device": settings.device}
     after, reports = draft, []
@@ -44,11 +47,21 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
             assert step.resolved is not None
             reports.append(result_report(str(step.resolved[LEARNED][0])))
         after = apply_step(after, step, number)
+        recipe = msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
     score = _score(draft, kind, kind.read(reports, settings.seed), settings)
     for key, value in score.values.items():
         body = {"score": kind.name, "layer": key, "value": value, "error": None, "matrices": score.matrices.get(key)}
         emit("scored", body)
     return score
+
+
+def _refuse_many_processes(draft: Draft, kind: LearningScore) -> None:
+    """Refuse to train along with processes that cannot know the draft: they are told a recipe, and here is none."""
+    if process_count() > 1 and draft.moved:
+        raise ScoreError(
+            f"{kind.name} of an edited model is learned by one process", where=kind.name,
+            hint="export the edited model and score that, or start one process",
+        )  # fmt: skip
 
 
 def _named(score: str, step: str, emit: Emit) -> Emit:

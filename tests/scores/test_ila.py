@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgeon.core.locate import cache_directory
 from surgeon.core.score import score_kinds
 from surgeon.core.score_requests import requested_scores
-from surgeon.errors import DataError, ScoreError
+from surgeon.errors import Cancelled, DataError, ScoreError
 from surgeon.scores.ila import settled
 from tests.backend.tiny import LAYERS
 from tests.export.replay import run
@@ -81,6 +83,23 @@ def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest
     scores(base, QUICK.replace("mask_steps=4", "mask_steps=5"), data=data)
     assert begun == ["train", "learn_masks", "learn_masks"]
     assert scores(base, QUICK, data=data, seed=1)["ila"].matrices != first.matrices
+
+
+@pytest.mark.parametrize("stage", ["train", "learn_masks"])
+def test_a_score_that_was_stopped_goes_on_and_ends_with_the_same_numbers(stage: str, tmp_path: Path, data: str) -> None:
+    """After the second step of either stage; what was done is not done again."""
+    base, heard = patient("llama", tmp_path / "base"), list[str]()
+
+    def emit(kind: str, body: dict[str, Any]) -> None:
+        if kind == "progress":
+            heard.append(body["what"])
+
+    with pytest.raises(Cancelled):
+        scores(base, QUICK, data=data, emit=emit, cancelled=lambda: heard.count(f"ila: {stage}") >= 2)
+    resumed = scores(base, QUICK, data=data, emit=emit)["ila"]
+    assert [heard.count(f"ila: {name}") for name in ("train", "learn_masks")] == [3, 4]
+    shutil.rmtree(cache_directory())
+    assert scores(base, QUICK, data=data)["ila"] == resumed
 
 
 def test_recipes_choose_matrices_by_it(tmp_path: Path, data: str) -> None:
