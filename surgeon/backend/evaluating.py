@@ -115,7 +115,7 @@ class Evaluator:
         words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         sums = iter(log_likelihoods(model, sequences, words, tell))
         values = [[next(sums) for _ in example] for example in items.examples]
-        if measure.kind == "text":
+        if measure.kind in ("text", "responses"):
             values = [[-value for value in row] for row in values]
         return Raw(
             values=values, sizes=[list(row) for row in items.sizes], answers=list(items.answers), nbytes=items.nbytes

@@ -50,6 +50,8 @@ def read_items(measure: Measure, data: str | None, root: Path, tokenizer: Any) -
     rows = read_rows(data, root, tokenizer)[0][: measure.rows]
     if measure.kind == "text":
         items = _windows(rows, tokenizer, measure.max_length)
+    elif measure.kind == "responses":
+        items = _responses(rows, tokenizer, measure.max_length)
     elif measure.kind == "choices":
         items = _questions(rows, tokenizer, measure.max_length)
     elif measure.kind == "answers":
@@ -122,21 +124,34 @@ def _sequence(row: Row, answer: str, tokenizer: Any) -> Tokens:
     return found[0]
 
 
+def _responses(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
+    found = [_answered(row, tokenizer) for row in rows]
+    fitting = [(one,) for one in found if len(one.tokens) <= length]
+    sizes = [[sum(label != IGNORED for label in one.labels)] for (one,) in fitting]
+    return Items(fitting, sizes, left_out=len(found) - len(fitting))
+
+
 def _prompts(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
     examples, texts, left_out = [], [], 0
     for row in rows:
-        if row.right is None:
-            raise DataError("has no answer", where=row.where, allowed='{"prompt", "response"}, {"messages"}')
-        found = labelled(row.turns, last_alone(row), tokenizer, _UNCUT)
-        if found is None:
-            raise DataError("has an answer without any token", where=row.where)
-        asked = next(at for at, label in enumerate(found[0].labels) if label != IGNORED) + 1
+        found = _answered(row, tokenizer)
+        asked = next(at for at, label in enumerate(found.labels) if label != IGNORED) + 1
         if asked > length:
             left_out += 1
             continue
-        examples.append((Tokens(found[0].tokens[:asked], [IGNORED] * asked),))
-        texts.append(row.right.strip())
+        examples.append((Tokens(found.tokens[:asked], [IGNORED] * asked),))
+        texts.append((row.right or "").strip())
     return Items(examples, texts=texts, left_out=left_out)
+
+
+def _answered(row: Row, tokenizer: Any) -> Tokens:
+    """Return a dialogue whose last answer alone is labelled."""
+    if row.right is None:
+        raise DataError("has no answer", where=row.where, allowed='{"prompt", "response"}, {"messages"}')
+    found = labelled(row.turns, last_alone(row), tokenizer, _UNCUT)
+    if found is None:
+        raise DataError("has an answer without any token", where=row.where)
+    return found[0]
 
 
 def _pairs(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:

@@ -1,6 +1,7 @@
 """What an evaluation measures on a model, and the figures that its raw numbers come to. Arithmetic on numbers alone.
 
 perplexity, nll (nats per token), bits_per_byte   all tokens of running text; bits per byte compare across tokenizers
+response_perplexity, nll                          the tokens of responses alone, given what was asked
 multiple_choice, multiple_choice_normalised       the likeliest choice by its whole log-likelihood, and by that per byte
 exact_match                                       greedy answers that equal the response, white space around both apart
 preference, preference_margin                     log-likelihood of the chosen against the rejected answer
@@ -17,12 +18,14 @@ import msgspec
 
 from surgeon.core.score import Average, average
 
-Metric = Literal["perplexity", "bits_per_byte", "multiple_choice", "exact_match", "preference", "lm_eval"]
-Kind = Literal["text", "choices", "answers", "pairs", "tasks"]
+Metric = Literal[
+    "perplexity", "bits_per_byte", "response_perplexity", "multiple_choice", "exact_match", "preference", "lm_eval"
+]
+Kind = Literal["text", "responses", "choices", "answers", "pairs", "tasks"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 KINDS: Mapping[str, Kind] = {
-    "perplexity": "text", "bits_per_byte": "text", "multiple_choice": "choices",
+    "perplexity": "text", "bits_per_byte": "text", "response_perplexity": "responses", "multiple_choice": "choices",
     "multiple_choice_normalised": "choices", "exact_match": "answers", "preference": "pairs",
     "preference_margin": "pairs", "reward_accuracy": "pairs", "reward_margin": "pairs", "lm_eval": "tasks",
 }  # fmt: skip
@@ -47,8 +50,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 class Raw(msgspec.Struct, frozen=True, kw_only=True):
     """What a model gave, example by example.
 
-    values: text: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected].
-    sizes: text: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.   nbytes: of all text.
+    values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected].
+    sizes: text, responses: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.   nbytes: of all text.
     figures: what another program has averaged already.
     """
 
@@ -79,6 +82,9 @@ def figures_of(measure: Measure, raw: Raw, base: Raw | None) -> dict[str, Averag
     """Return the averages with their standard errors; `base` is what the base model gave on the same pairs."""
     if measure.kind == "text":
         return _text(raw)
+    if measure.kind == "responses":
+        text = _text(raw)
+        return {"nll": text["nll"], "response_perplexity": text["perplexity"]}
     if measure.kind == "choices":
         return _choices(raw)
     if measure.kind == "answers":

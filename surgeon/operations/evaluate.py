@@ -44,7 +44,7 @@ class Evaluate(Looking, frozen=True, kw_only=True):
         """Return the draft as it was, if what is asked can be measured."""
         if (self.metric == "lm_eval") != bool(self.tasks):
             raise RecipeError("go with `metric: lm_eval`", where="tasks", allowed="metric: lm_eval, tasks: [piqa]")
-        if self.data is None and KINDS[self.metric] in ("choices", "answers", "pairs"):
+        if self.data is None and KINDS[self.metric] in ("responses", "choices", "answers", "pairs"):
             raise RecipeError(f"is needed for {self.metric}", where="data", hint="name a file of its rows")
         return draft
 

@@ -28,6 +28,7 @@ class Require(Looking, frozen=True, kw_only=True):
 
     perplexity: Annotated[Bound | None, msgspec.Meta(description="of running text")] = None
     bits_per_byte: Annotated[Bound | None, msgspec.Meta(description="of running text")] = None
+    response_perplexity: Annotated[Bound | None, msgspec.Meta(description="of responses alone")] = None
     multiple_choice: Annotated[Bound | None, msgspec.Meta(description="share of right choices")] = None
     multiple_choice_normalised: Annotated[Bound | None, msgspec.Meta(description="the same per byte")] = None
     exact_match: Annotated[Bound | None, msgspec.Meta(description="share of right answers")] = None

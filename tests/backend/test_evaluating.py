@@ -167,6 +167,23 @@ def test_preferences_are_likelihoods_and_rewards_are_told_against_the_base(base:
     )  # fmt: skip
 
 
+def test_perplexity_of_responses_counts_their_tokens_alone(base: Path, data: Path) -> None:
+    """What was asked is context; the end of the turn is part of the response."""
+    model, tokenizer = load_plainly(base), load_tokenizer(base)
+    nats, tokens = 0.0, 0
+    rows = [{"prompt": asked, "response": good} for asked, good, _ in _PAIRS]
+    for row in rows:
+        answer = [*_ids(tokenizer, row["response"]), tokenizer.eos_token_id]
+        nats -= _log_probs(model, _ids(tokenizer, f"{row['prompt']}\n"), answer)
+        tokens += len(answer)
+    (data / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    (result,) = _evaluated(base, data, {"evaluate": {"metric": "response_perplexity", "data": "asked.jsonl"}})
+    assert _values(result) == pytest.approx(
+        {"nll": nats / tokens, "response_perplexity": math.exp(nats / tokens)}, rel=1e-5
+    )
+
+
 def test_exact_match_compares_greedy_answers_without_the_space_around_them(base: Path, data: Path) -> None:
     """Two prompts of three answered as a plain loop of argmax does, one of them with spaces around it."""
     model, tokenizer = load_plainly(base), load_tokenizer(base)
