@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from surgeon.core.objective import ObjectiveChoice
 from surgeon.core.operation import Operation, operations
 from surgeon.core.score import score_kinds
+from surgeon.core.score_requests import request_of, requested_scores, split_requests
 from surgeon.errors import UsageError
 from surgeon.ui.commands import commands
 
@@ -30,7 +32,7 @@ def _switch(text: str) -> Any:
 
 _WORDS: dict[str, dict[str, Reader]] = {
     "score": {
-        "by": lambda text: tuple(part.strip() for part in text.split(",") if part.strip()),
+        "by": lambda text: tuple(split_requests(text)),
         "data": str,
         "sequences": _value,
         "length": _value,
@@ -38,12 +40,13 @@ _WORDS: dict[str, dict[str, Reader]] = {
         "dtype": str,
     },
     "mark": {},
+    "filter": {},
     "write": {},
     "export": {"out": str, "no-verify": _switch},
 }
 """What can be typed beside the operations, with its options. Every other command takes no words."""
 
-_REST = {"mark": "selection", "write": "path", "export": "out"}
+_REST = {"mark": "selection", "filter": "selection", "write": "path", "export": "out"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def parse_line(text: str, model: str) -> Line:
     if not words:
         raise UsageError("nothing is typed", allowed=", ".join(line_words()))
     word, rest = words[0], words[1:]
-    if rest and rest[0] == model and word not in ("mark",):
+    if rest and rest[0] == model and word not in ("mark", "filter"):
         rest = rest[1:]
     name = word.replace("-", "_")
     if name in operations():
@@ -108,7 +111,7 @@ def _reader(kind: Any) -> Reader:
     plain = bare(kind)
     if plain is bool:
         return _switch
-    if plain in (int, float):
+    if plain in (int, float, ObjectiveChoice):
         return _value
     if get_origin(plain) is tuple:
         read = _reader(get_args(plain)[0])
@@ -186,15 +189,10 @@ def _values(word: str, option: str) -> list[str]:
 
 
 def known_scores(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of scores, `all` spelled out.
+    """Return scores as they are asked for, `all` spelled out.
 
     Raises:
-        UsageError: there is no score of such a name.
+        UsageError: there is no such score or setting.
     """
-    kinds = score_kinds()
-    for name in names:
-        if name not in kinds and name != "all":
-            near = get_close_matches(name, kinds, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else ""
-            raise UsageError(f"no score {name!r}", where="--by", allowed=", ".join((*kinds, "all")), hint=hint)
-    return tuple(kinds) if "all" in names else names
+    asked = requested_scores(names)
+    return tuple(map(request_of, asked))

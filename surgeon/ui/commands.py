@@ -93,6 +93,10 @@ def _idle(room: Room) -> str | None:
     return None if room.job_title else "no job is under way"
 
 
+def _nothing_pending(room: Room) -> str | None:
+    return None if room.session.plan.pending else "every applied step is carried out"
+
+
 def _unscored(room: Room) -> str | None:
     return None if room.columns else "no scores yet: S measures them"
 
@@ -136,6 +140,8 @@ def _moving() -> list[Command]:
         Command("pane.layers", ("1",), "layers", "Move", lambda on: on.show_pane("layers")),
         Command("pane.detail", ("2",), "the layer in detail", "Move", lambda on: on.show_pane("detail")),
         Command("pane.recipe", ("3",), "the recipe", "Move", lambda on: on.show_pane("recipe")),
+        Command("filter", ("slash",), "list some: frozen, lora, marked, 0-7, lowest 8 by SCORE", "Move",
+                lambda on: on.command_line("filter ")),
         Command("stack", ("right_square_bracket",), "next stack of layers", "Move", lambda on: on.next_stack(),
                 _one_stack),
     ]  # fmt: skip
@@ -158,8 +164,8 @@ def _operating() -> list[Command]:
         *_operation_commands(),
         Command("apply", ("enter",), "apply the draft; in a list: go there", "Operate", lambda on: on.enter(),
                 _not_applicable, footer="apply", modes=("draft",), rank=5),
-        Command("leave", ("escape",), "leave the draft, the range, the marks", "Operate", lambda on: on.leave(),
-                footer="leave", modes=("draft",), rank=40),
+        Command("leave", ("escape",), "leave the draft, the range, the marks, the filter", "Operate",
+                lambda on: on.leave(), footer="leave", modes=("draft",), rank=40),
         Command("options", ("O",), "options of the draft", "Operate", lambda on: on.options(), _no_proposal,
                 footer="options", modes=("draft",), rank=30),
         Command("undo", ("u",), "undo", "Operate", lambda on: on.undo(), _no_undo, footer="undo", rank=15),
@@ -172,8 +178,11 @@ def _measuring() -> list[Command]:
         Command("score", ("S",), "choose scores and measure them", "Measure", lambda on: on.choose_scores(), _busy,
                 footer="score", rank=8),
         Command("sort", ("s",), "sort by the underlined score", "Measure", lambda on: on.cycle_sort(), _unscored),
+        Command("learn", ("y",), "carry out applied steps that have still to be learned", "Measure",
+                lambda on: on.errands.lessons.catch_up(), lambda room: _nothing_pending(room) or _busy(room)),
         Command("cancel", ("x",), "cancel the job; again: end the worker", "Measure", lambda on: on.cancel(), _idle),
         Command("restart", ("r",), "restart the worker", "Measure", lambda on: on.restart(), _busy),
+        Command("compare", ("c",), "compare with the base", "Measure", lambda on: on.errands.compare()),
         Command("log", ("L",), "what the worker said", "Measure", lambda on: on.show_log()),
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.command_line import known_scores, parse_line
 from surgeon.ui.figures import bytes_text, count_text
+from surgeon.ui.lessons import Lessons
 from surgeon.ui.orders import obey
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Errands:
     def __init__(self, screen: MainScreen) -> None:
         self.screen = screen
         self.room, self.desk = screen.room, screen.desk
+        self.lessons = Lessons(self)
         self._job_seconds = 0
         self._waiting: Proposal | None = None
         self._rested = 0
@@ -50,7 +52,7 @@ class Errands:
         seconds = int(running.elapsed) if running is not None else 0
         if news or seconds != self._job_seconds:
             self._job_seconds = seconds
-            self.screen.job.refresh()
+            self.screen.job.show()
 
     def _judge(self) -> None:
         """Judge a proposal that was put off, once the keys have rested for a few ticks."""
@@ -76,8 +78,9 @@ class Errands:
 
     # ── jobs ──
 
-    def _start(self, job: str, args: Mapping[str, Any], title: str, done: Any) -> None:
-        self.room.job_title = title
+    def start(self, job: str, args: Mapping[str, Any], title: str, done: Any) -> None:
+        """Hand a job to the worker; `done` takes its result."""
+        self.room.job_title, self.lessons.under_way = title, job == "learn"
         self.screen.run_worker(self._run(job, args, title, done), group="job", exit_on_error=False)
 
     async def _run(self, job: str, args: Mapping[str, Any], title: str, done: Any) -> None:
@@ -96,7 +99,7 @@ class Errands:
         self.screen.show()
 
     def _failed(self, title: str, error: SurgeonError) -> None:
-        kept = "what has arrived stays" if self.room.columns else ""
+        kept = self.lessons.kept or ("what has arrived stays" if self.room.columns else "")
         if isinstance(error, Cancelled):
             self.room.say(f"cancelled: {title}\n{kept}", "warning")
         elif self.desk.crash is not None:
@@ -153,10 +156,11 @@ class Errands:
         surgeon, session, names = self.screen.surgeon, self.room.session, known_scores(names)
         chosen = {"device": surgeon.device, "dtype": surgeon.dtype, **settings}
         args = session.score_job(names, data, **{name: value for name, value in chosen.items() if value is not None})
-        self.room.begin_scores(names, data or BUILT_IN_DATA)
-        titles = " ".join(column.title for column in self.room.columns if column.name in names)
+        columns = tuple(name.partition("(")[0] for name in names)
+        self.room.begin_scores(columns, data or BUILT_IN_DATA)
+        titles = " ".join(column.title for column in self.room.columns if column.name in columns)
         self.room.notice = None
-        self._start("score", args, f"measure {titles}", self._scored)
+        self.start("score", args, f"measure {titles}", self._scored)
         self.screen.table.show_all()
         self.screen.show_message()
 
@@ -211,10 +215,12 @@ class Errands:
             out, verify=verify, **{name: value for name, value in settings.items() if value}
         )
         self.room.notice = None
-        self._start("run", args, f"export {out.name}", self._exported)
+        self.start("run", args, f"export {out.name}", self._exported)
         self.screen.show_message()
 
     def _exported(self, result: Mapping[str, Any]) -> None:
+        if self.room.session.plan.pending and not self.lessons.take(result):
+            return
         size = f"{count_text(result.get('parameters', 0))} params, {bytes_text(result.get('bytes', 0))}"
         proof = "reloaded and proven equal" if result.get("proof") else "not verified"
         self.room.say(f"exported to {result.get('out')}\n{size} · {proof}", "good")
@@ -239,6 +245,12 @@ class Errands:
         from surgeon.ui.reading import HelpScreen
 
         self.screen.app.push_screen(HelpScreen(self.room, self.screen.focused))
+
+    def compare(self) -> None:
+        """Show what the applied steps changed."""
+        from surgeon.ui.comparing import CompareScreen
+
+        self.screen.app.push_screen(CompareScreen(self.room.session))
 
     def log(self) -> None:
         """Show what the worker said."""

@@ -16,17 +16,20 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from surgeon.core.matrix_selection import GRAMMAR as MATRIX_GRAMMAR
+from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.operation import operations
-from surgeon.core.selection import GRAMMAR
+from surgeon.core.selection import GRAMMAR, Selection
 from surgeon.core.wording import option_text
 from surgeon.errors import SurgeonError
 from surgeon.ui.command_line import bare, operation_readers
 from surgeon.ui.dialogs import Dialog
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS
-from surgeon.ui.proposal import Proposal, consequences, mentions_selection, propose
+from surgeon.ui.proposal import Proposal, consequences, mentions, propose
 from surgeon.ui.room import Room
 
 _REST_SECONDS = 0.2
+_UNSAID = "–"  # noqa: RUF001 - the choice of none of the words
 
 
 class Choice(Widget, can_focus=True):
@@ -103,11 +106,13 @@ class OptionsForm(Dialog[dict[str, object]]):
         value = self._proposal.fields.get(name)
         default = known.default if known.default is not msgspec.NODEFAULT else None
         if get_origin(bare(known.type)) is Literal:
-            words = [str(word) for word in get_args(bare(known.type))]
+            words = [*([_UNSAID] if default is None else []), *map(str, get_args(bare(known.type)))]
             return Choice(words, str(value or default or words[0]), id=f"field-{name}")
         hint = (
-            GRAMMAR
-            if mentions_selection(known.type)
+            MATRIX_GRAMMAR
+            if mentions(known.type, MatrixSelection)
+            else GRAMMAR
+            if mentions(known.type, Selection)
             else option_text(default)
             if default not in (None, ())
             else "nothing"
@@ -130,7 +135,7 @@ class OptionsForm(Dialog[dict[str, object]]):
             entry = found.first()
             assert isinstance(entry, (Input, Choice))
             text = entry.value.strip()
-            if text and not (isinstance(entry, Choice) and text == known.default):
+            if text and not (isinstance(entry, Choice) and text in (known.default, _UNSAID)):
                 fields[known.encode_name] = readers[known.encode_name.replace("_", "-")](text)
         return fields
 

@@ -57,7 +57,9 @@ class LayerTable(ScrollView, can_focus=True, inherit_bindings=False):
         living = sum(row.position is not None for row in self.room.rows)
         several = len(self.room.session.structure.stacks) > 1
         self.border_title = f"{self.room.stack + ' · ' if several else ''}{living} layers"
-        self.border_subtitle = f"sorted by {self.room.sort[0]}" if self.room.sort else ""
+        parts = [f"only {self.room.wanted}"] if self.room.wanted else []
+        parts += [f"sorted by {self.room.sort[0]}"] if self.room.sort else []
+        self.border_subtitle = " · ".join(parts)
         self.virtual_size = Size(0, len(self.room.order) + 1)
         self.keep_cursor_in_view()
         self.refresh()

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from surgeon.core.selection import parse_selection
 from surgeon.core.structure import Stack
+from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.board import Board, Column
 from surgeon.ui.rows import Row, rows_of
@@ -26,7 +28,7 @@ class Listing:
     """Which rows there are, which one the cursor is on, and which are marked.
 
     cursor, anchor: places in `order`, which holds indexes into `rows`.
-    sort: a score and whether the highest come first.
+    sort: a score and whether the highest come first.   wanted: what the listed rows have to fit, in words.
     """
 
     def __init__(self, session: Session) -> None:
@@ -39,6 +41,7 @@ class Listing:
         self.cursor = 0
         self.active = 0
         self.sort: tuple[str, bool] | None = None
+        self.wanted = ""
         self.notice: Notice | None = None
         self.rows: tuple[Row, ...] = ()
         self.order: list[int] = []
@@ -53,9 +56,59 @@ class Listing:
     def reorder(self, key: str | None = None) -> None:
         """Sort the rows again; the cursor stays on its layer."""
         key = key if key is not None or not self.order else self.row.key
-        self.order = self._sorted()
+        fitting = self._fitting()
+        self.order = [at for at in self._sorted() if self.rows[at].key in fitting]
         places = {self.rows[at].key: place for place, at in enumerate(self.order)}
         self.cursor = min(places.get(key or "", self.cursor), len(self.order) - 1)
+
+    def filter(self, text: str) -> None:
+        """List only the rows that fit: a state such as frozen or lora, marked, or a selection; all if empty.
+
+        Raises:
+            UsageError: none fits. SelectionError: it is no selection.
+        """
+        if text and not self.keys_of(text):
+            raise UsageError(f"no layer is {text}", where="filter")
+        self.wanted, self.anchor = text, None
+        self.reorder()
+        if text:
+            self.say(f"only {text}: {len(self.order)} of {len(self.rows)} rows · esc lists all")
+
+    def keys_of(self, text: str) -> frozenset[str]:
+        """Return the layers that a filter or a selection means.
+
+        Raises:
+            SelectionError: it is neither a state nor a selection that fits.
+        """
+        word = text.lower()
+        if word == "marked":
+            return self.marks
+        states = frozenset(row.key for row in self.rows if any(word in state.lower() for state in row.states))
+        return states or self.selected(text)
+
+    def selected(self, text: str) -> frozenset[str]:
+        """Return the layers of a selection such as `lowest 4 by block_influence`.
+
+        Raises:
+            SelectionError: it does not fit.
+        """
+        selection = parse_selection(text)
+        measured = {ranked: self.session.score_for(ranked) for ranked in selection.ranked()}
+        layers = self.session.draft.layers(self.stack)
+        return frozenset(layers[at].key for at in selection.positions(layers, measured))
+
+    def _fitting(self) -> frozenset[str]:
+        every = frozenset(row.key for row in self.rows)
+        if not self.wanted:
+            return every
+        try:
+            found = self.keys_of(self.wanted) & every
+        except SurgeonError:  # it fitted the model of before
+            found = frozenset()
+        if not found:
+            self.say(f"no layer is {self.wanted} any more: all are listed again", "warning")
+            self.wanted = ""
+        return found or every
 
     def _sorted(self) -> list[int]:
         places = list(range(len(self.rows)))

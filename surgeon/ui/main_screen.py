@@ -211,8 +211,7 @@ class MainScreen(Screen[None]):
     def enter(self) -> None:
         """Apply the draft; in the recipe go to the step; on a layer show its details."""
         if self.room.proposal is not None:
-            self.room.apply()
-            self.show()
+            self.errands.lessons.apply()
         elif self.focused is self.recipe:
             self.room.go_to(self.recipe.cursor or 0)
             self.show()

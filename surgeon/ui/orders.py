@@ -28,6 +28,9 @@ def obey(screen: MainScreen, line: Line) -> None:
     elif line.word == "mark":
         screen.room.mark_selection(options.get("selection", ""))
         screen.show_marks()
+    elif line.word == "filter":
+        screen.room.filter(options.get("selection", ""))
+        screen.show()
     elif line.word == "write" and options:
         screen.errands.write(options["path"])
     elif line.word == "export" and options.get("out"):
@@ -41,8 +44,7 @@ def _operate(screen: MainScreen, operation: str, fields: Mapping[str, Any]) -> N
     proposal = propose(screen.room.session, operation, fields)
     if proposal.error is not None:
         raise proposal.error
-    screen.room.do(proposal)
-    screen.show()
+    screen.errands.lessons.do(proposal)
 
 
 def _score(screen: MainScreen, options: dict[str, Any]) -> None:

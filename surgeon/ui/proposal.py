@@ -82,14 +82,15 @@ def moved(count: int, positions: tuple[int, ...], shift: int) -> list[int]:
 
 
 def selection_fields(operation: str) -> list[str]:
-    """Return the fields of an operation that choose layers, the main one first."""
+    """Return the fields of an operation that choose layers or matrices, the main one first."""
     kind = operations()[operation]
-    return [field.encode_name for field in msgspec.structs.fields(kind) if mentions_selection(field.type)]
+    return [field.encode_name for field in msgspec.structs.fields(kind) if mentions(field.type, Selection)]
 
 
-def mentions_selection(kind: Any) -> bool:
-    """Whether a field's type is a selection, perhaps annotated or optional."""
-    return kind is Selection or any(map(mentions_selection, getattr(kind, "__args__", ())))
+def mentions(kind: Any, wanted: type) -> bool:
+    """Whether a field's type is of a kind, perhaps annotated or optional."""
+    plain = isinstance(kind, type) and issubclass(kind, wanted)
+    return plain or any(mentions(part, wanted) for part in getattr(kind, "__args__", ()))
 
 
 def propose(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgeon.core.selection import parse_selection
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.board import Column
@@ -32,12 +31,9 @@ class Room(Listing):
         Raises:
             SelectionError: it does not fit.
         """
-        selection = parse_selection(text)
-        measured = {ranked: self.session.score_for(ranked) for ranked in selection.ranked()}
-        layers = self.session.draft.layers(self.stack)
-        positions = selection.positions(layers, measured)
-        self._mark(frozenset(layers[at].key for at in positions))
-        self.say(f"marked {len(positions)} layers")
+        keys = self.selected(text)
+        self._mark(keys)
+        self.say(f"marked {len(keys)} layers")
 
     def _mark(self, keys: frozenset[str]) -> None:
         self.marks = keys
@@ -57,6 +53,7 @@ class Room(Listing):
         self.leave()
         self.stack = names[(names.index(self.stack) + 1) % len(names)]
         self.marks, self.anchor, self.cursor, self.order, self.rows = frozenset(), None, 0, [], ()
+        self.wanted = ""
         self.renew()
 
     def open_proposal(self, operation: str) -> None:
@@ -145,13 +142,15 @@ class Room(Listing):
         return True
 
     def leave(self) -> None:
-        """Leave the proposal, else the range, else the marks, else the message."""
+        """Leave the proposal, else the range, else the marks, else the filter, else the message."""
         if self.proposal is not None:
             self.marks, self.proposal = self.proposal.marks_before, None
         elif self.anchor is not None:
             self.anchor = None
         elif self.marks:
             self.marks = frozenset()
+        elif self.wanted:
+            self.filter("")
         self.notice = None
 
     def undo(self) -> None:

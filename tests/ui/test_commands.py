@@ -68,6 +68,13 @@ def test_a_score_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
         known_scores(("block_influense",))
 
 
+def test_scores_with_settings_are_typed_as_on_the_shell() -> None:
+    line = parse_line("score --by semantic_gain(gain=log,train_at_most=4),removal", "tiny")
+    assert line.options["by"] == ("semantic_gain(gain=log,train_at_most=4)", "removal")
+    assert known_scores(("block_removal( longest=2 )", "removal")) == ("block_removal(longest=2)", "removal")
+    assert "ila" not in known_scores(("all",))
+
+
 def test_completion_knows_commands_options_and_values() -> None:
     assert completion("pru") == "prune"
     assert completion("prune --lay") == "prune --layers"

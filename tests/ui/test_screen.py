@@ -354,3 +354,33 @@ async def test_every_theme_paints_the_screen(session: Session, monkeypatch: pyte
         app.theme = "surgeon-dark"
         await operator.press("enter")
         assert "pruned·1" in operator.text
+
+
+async def test_slash_lists_only_what_fits_and_esc_lists_all_again(drive: Drive) -> None:
+    async def scenario(operator: Operator) -> None:
+        await operator.press("j", "j", "f", "enter", "slash")
+        await operator.type("frozen")
+        await operator.press("enter")
+        assert "only frozen: 1 of 6 rows" in operator.text
+        assert "▶  2" in operator.text
+        assert "   3 " not in operator.text
+        await operator.press("j", "d")
+        assert "--layers 2" in operator.text
+        await operator.press("escape", "escape")
+        assert "only frozen" not in operator.text
+        assert "   3 " in operator.text
+
+    await drive(scenario)
+
+
+async def test_the_model_is_compared_with_its_base_and_config_fields_that_changed_are_named(drive: Drive) -> None:
+    async def scenario(operator: Operator) -> None:
+        await operator.press("c")
+        assert "config.json stays as it is" in operator.text
+        await operator.press("escape", "d", "enter", "c")
+        assert operator.line(" layers").split()[1:4] == ["layers", "6", "5"]
+        assert operator.line("num_hidden_layers").split()[1:4] == ["num_hidden_layers", "6", "5"]
+        await operator.press("escape")
+        assert "pruned·1" in operator.text
+
+    await drive(scenario)
