@@ -21,7 +21,7 @@ def heat_map(score: Score, keys: Sequence[str], role_of: Callable[[str], str] | 
     cells = {
         key: _by_column(score.matrices.get(key, {}), role_of or _own_name) for key in keys if score.matrices.get(key)
     }
-    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    columns = sorted({column for row in cells.values() for column in row})
     order = sorted(value for row in cells.values() for value in row.values())
     untrained = _untrained(score, role_of or _own_name)
     rows = []

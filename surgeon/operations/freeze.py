@@ -20,7 +20,8 @@ class Freeze(Operation, frozen=True, kw_only=True):
     """Freeze layers, roles within layers, or single matrices.
 
     `layers` freezes those layers. `except` freezes everything but those layers: the other layers, the embedding, the
-    head and the final norm. Training honours it, and an export lists the parameters that stay trainable.
+    head and the final norm. Training honours it, an adapter on a frozen matrix included, and an export lists the
+    parameters that stay trainable.
     """
 
     name = "freeze"
