@@ -22,6 +22,7 @@ from surgeon.core.expressions import truncated_pieces
 from surgeon.core.learned import layer_tensor, outside_tensor, result_tensors
 from surgeon.core.plan import compile_config
 from surgeon.core.structure import Stack, Structure
+from surgeon.core.untying import outside_tensors, results_of, tied_names
 from surgeon.errors import ArchitectureError
 
 _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
@@ -140,19 +141,39 @@ def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
 
 
 def _swap_outside(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
-    """Give tensors outside the layers what was learned; return (parameter, attribute, what it had before)."""
-    swapped: list[tuple[nn.Module, str, Any]] = []
+    """Untie the head and give tensors outside the layers what was learned; return (holder, attribute, what it had)."""
+    swapped: list[tuple[Any, str, Any]] = [] if draft.untied is None else [_untie(model, draft)]
     live: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())} if draft.learned else {}
     with tensor_reader() as reader:
-        for address in draft.learned:
-            stored = result_tensors(address)
-            for name in draft.structure.outside:
-                if outside_tensor(name) in stored:
+        for name in outside_tensors(draft):
+            for address, then in results_of(draft, name):
+                stored = result_tensors(address)
+                if outside_tensor(then) in stored:
                     (own,) = draft.structure.memory_names([name])
                     before = live[own].data
                     swapped.insert(0, (live[own], "data", before))
-                    live[own].data = reader.read(stored[outside_tensor(name)]).to(before.device, before.dtype)
+                    live[own].data = reader.read(stored[outside_tensor(then)]).to(before.device, before.dtype)
     return swapped
+
+
+def _untie(model: nn.Module, draft: Draft) -> tuple[nn.Module, str, Any]:
+    """Give the head a copy of the embedding; return (module, attribute, what it had before).
+
+    Raises:
+        ArchitectureError: the loaded model's head is not tied to the embedding.
+    """
+    head, embedding = draft.structure.memory_names(tied_names(draft.structure))
+    live = dict(model.named_parameters(remove_duplicate=False))
+    tied = live.get(head)
+    if tied is None or tied is not live.get(embedding):
+        raise ArchitectureError(
+            f"the loaded model's {head!r} is not its {embedding!r}", where=f"model_type {draft.structure.model_type}",
+            hint="leave untie out: nothing is tied",
+        )  # fmt: skip
+    path, _, attribute = head.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
+    return module, attribute, tied
 
 
 def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:

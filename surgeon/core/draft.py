@@ -110,6 +110,7 @@ class Draft:
     frozen: what is frozen of `OUTSIDE`.
     learned: addresses of results that may hold tensors outside the layers, the newest last.
     mask: the address of a weight mask: later training changes no weight outside it.
+    untied: once the head has weights of its own, what was `learned` when it was untied from the embedding.
     """
 
     structure: Structure
@@ -117,6 +118,7 @@ class Draft:
     frozen: frozenset[str] = frozenset()
     learned: tuple[str, ...] = ()
     mask: str | None = None
+    untied: tuple[str, ...] | None = None
 
     def layers(self, stack: str | None = None) -> tuple[Layer, ...]:
         """Return the layers of one stack, the default one if none is named."""
@@ -129,7 +131,7 @@ class Draft:
     @property
     def moved(self) -> bool:
         """Whether the weights differ from the base's: a layer was removed, inserted, reordered, computed or trained."""
-        return bool(self.learned) or any(
+        return bool(self.learned) or self.untied is not None or any(
             [layer.source for layer in layers]
             != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
             for name, layers in self.stacks.items()
@@ -139,8 +141,8 @@ class Draft:
     def digest(self) -> str:
         """Sixteen hex digits that name the weights and their order; freezes and adapters do not count."""
         weights: Any = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
-        if self.learned:
-            weights = (weights, self.learned)
+        if self.learned or self.untied is not None:
+            weights = (weights, self.learned, self.untied)
         return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
 
     @property

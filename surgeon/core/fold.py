@@ -91,12 +91,13 @@ def _at(error: RecipeError | ArchitectureError, step: str, field: str) -> Recipe
 
 
 def changes_of(before: Draft, after: Draft) -> str:
-    """Say in a few words how many layers a step removed or inserted."""
+    """Say in a few words how many layers a step removed or inserted, and whether it untied the head."""
     parts = []
     for name in before.stacks:
         old, new = {layer.key for layer in before.stacks[name]}, {layer.key for layer in after.stacks[name]}
         parts += [f"removed {len(old - new)}"] if old - new else []
         parts += [f"inserted {len(new - old)}"] if new - old else []
+    parts += ["untied the head"] if before.untied is None and after.untied is not None else []
     return ", ".join(parts)
 
 

@@ -15,6 +15,7 @@ from surgeon.core.draft import OUTSIDE, Draft, Layer, Learned, Lora
 from surgeon.core.learned import PENDING, layer_tensor, outside_tensor
 from surgeon.core.operation import Chosen, Operation
 from surgeon.core.plan import Adapter, layer_roles
+from surgeon.core.untying import outside_tensors
 from surgeon.errors import RecipeError
 
 LEARNED = "learned"
@@ -136,7 +137,7 @@ def result_names(draft: Draft) -> Iterator[tuple[str, str]]:
         for position, layer in enumerate(layers):
             for suffix in layer_suffixes(draft, layer, stack):
                 yield structure.stacks[stack].tensor_name(position, suffix), layer_tensor(stack, layer.key, suffix)
-    for name in structure.outside:
+    for name in outside_tensors(draft):
         yield name, outside_tensor(name)
 
 
@@ -153,4 +154,10 @@ def draft_state(draft: Draft) -> Any:
         name: [(one.key, one.source, one.settings, sorted(one.frozen), sorted(one.lora.items())) for one in stack]
         for name, stack in draft.stacks.items()
     }
-    return (layers, sorted(draft.frozen), draft.learned, draft.mask)
+    return (
+        layers,
+        sorted(draft.frozen),
+        draft.learned,
+        draft.mask,
+        *([draft.untied] if draft.untied is not None else []),
+    )

@@ -27,6 +27,7 @@ from surgeon.core.layer_fields import REMOVED, LayerField
 from surgeon.core.learned import is_learned, layer_tensor, outside_tensor, result_tensors
 from surgeon.core.slices import Slices, sliced
 from surgeon.core.structure import Structure
+from surgeon.core.untying import outside_tensors, results_of, write_untied
 from surgeon.errors import ArchitectureError
 
 
@@ -147,6 +148,7 @@ def compile_config(draft: Draft) -> dict[str, Any]:
         part.update((key, len(layers)) for key in stack.count_keys)
         _write_fields(part, stack.fields, settings, draft.structure.stack_config(stack))
         _write_fields(config, stack.root_fields, settings, draft.structure.checkpoint.config)
+    write_untied(config, draft)
     return config
 
 
@@ -163,14 +165,14 @@ def _write_fields(
 
 def _outside(draft: Draft) -> Iterator[PlannedTensor]:
     cut = dict(sliced(draft))
-    for name, tensor in draft.structure.outside.items():
+    for name, tensor in outside_tensors(draft).items():
         if name in draft.structure.sliced:
             _refuse_trained(draft, name)
             yield _cut(cut[name]) if name in cut else _copied(name, tensor)
             continue
         planned = _copied(name, tensor)
-        for address in draft.learned:
-            planned = replace(planned, source=learned(planned.source, address, outside_tensor(name)))
+        for address, then in results_of(draft, name):
+            planned = replace(planned, source=learned(planned.source, address, outside_tensor(then)))
         yield planned
 
 
@@ -235,7 +237,7 @@ def _frozen(draft: Draft) -> Iterator[str]:
             for suffix in tensors_at(stack, layers, position):
                 if structure.role(suffix) in layer.frozen:
                     yield stack.tensor_name(position, suffix)
-    for name in structure.outside:
+    for name in outside_tensors(draft):
         if outside_kind(name) in draft.frozen:
             yield name
 
@@ -243,7 +245,8 @@ def _frozen(draft: Draft) -> Iterator[str]:
 def outside_kind(name: str) -> str:
     """Return which of `draft.OUTSIDE` a tensor outside the layers is."""
     lowered = name.lower()
-    if "lm_head" in lowered or "embed_out" in lowered or lowered.endswith("output.weight"):
+    ends = ("output.weight", "output_projection.weight", "proj_out.weight")
+    if "lm_head" in lowered or "embed_out" in lowered or lowered.endswith(ends):
         return "head"
     if any(part in lowered for part in ("embed", "wte", "wpe", "word_embeddings")):
         return "embedding"

@@ -8,6 +8,7 @@ from functools import cache
 
 from surgeon.core.draft import Draft, Layer, Mean, Original, Source, Truncated, base_tensors
 from surgeon.core.plan import Plan, layer_roles
+from surgeon.core.untying import outside_tensors
 from surgeon.session import Session
 
 
@@ -100,7 +101,7 @@ def draft_parameters(draft: Draft) -> int:
         return sum(tensor.parameters for tensor in base_tensors(source, structure.stacks[stack]).values())
 
     inside = sum(of(name, layer.source) for name, layers in draft.stacks.items() for layer in layers)
-    return inside + sum(tensor.parameters for tensor in structure.outside.values())
+    return inside + sum(tensor.parameters for tensor in outside_tensors(draft).values())
 
 
 def adapter_parameters(plan: Plan) -> int:
