@@ -113,13 +113,17 @@ def _draft(name: str, screen: MainScreen) -> None:
     screen.draft(name)
 
 
+_COMMON = ("expand", "freeze", "masked_lora", "prune")
+"""What the key line names first: the rest may not fit."""
+
+
 def _operation_commands() -> list[Command]:
     return [
         Command(
             f"draft.{name}", (kind.key,), f"{name.replace('_', '-')}: {kind.summary}", "Operate", partial(_draft, name),
             footer=name.rpartition("_")[2], rank=20 + rank,
         )
-        for rank, (name, kind) in enumerate(operations().items())
+        for rank, (name, kind) in enumerate(sorted(operations().items(), key=lambda item: item[0] not in _COMMON))
     ]  # fmt: skip
 
 
