@@ -19,9 +19,13 @@ from surgeon.errors import LearningError
 
 _WEIGHTS_OF_BITS = 1 << torch.arange(8)
 _BITS_OF_BYTES = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-_INSIDE, _OUTSIDE = (  # the eight bools of each byte, as one int64: looking up is one gather per byte
-    bits.to(torch.uint8).contiguous().view(torch.int64).squeeze(1) for bits in (_BITS_OF_BYTES, 1 - _BITS_OF_BYTES)
-)
+_BOOLS = _BITS_OF_BYTES.to(torch.uint8).contiguous().view(torch.int64).squeeze(1)
+"""The eight bools of each byte, as one int64: looking them up is one gather per byte."""
+_WORDS = _BITS_OF_BYTES.neg().to(torch.int32)
+"""For each byte eight words, all ones or all zeros: what a float's bits are and-ed with to keep it or make it 0."""
+_CHUNK = {"cpu": 1 << 18}
+"""Weights whose words stay in a CPU's cache; elsewhere it is launches that cost."""
+_LARGE_CHUNK = 1 << 27
 
 
 def pack(mask_N: torch.Tensor) -> torch.Tensor:
@@ -31,10 +35,9 @@ def pack(mask_N: torch.Tensor) -> torch.Tensor:
     return (padded * _WEIGHTS_OF_BITS.to(mask_N.device, torch.uint8)).sum(1, dtype=torch.uint8)
 
 
-def unpack(packed: torch.Tensor, shape: torch.Size, *, outside: bool = False) -> torch.Tensor:
-    """Return bits as bools of a shape; with `outside` their opposite."""
-    table = (_OUTSIDE if outside else _INSIDE).to(packed.device)
-    return table[packed.int()].view(torch.bool)[: shape.numel()].view(shape)
+def unpack(packed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return bits as bools of a shape."""
+    return _BOOLS.to(packed.device)[packed.int()].view(torch.bool)[: shape.numel()].view(shape)
 
 
 class WeightMask:
@@ -45,12 +48,20 @@ class WeightMask:
     """
 
     def __init__(self, packed: Mapping[str, torch.Tensor]) -> None:
-        """Keep the bits where the gradients are."""
+        """Keep the bits, which lie where the gradients are."""
         self._packed = packed
+        self._words = {device: _WORDS.to(device) for device in {bits.device for bits in packed.values()}}
 
     def __call__(self, name: str, gradient: torch.Tensor) -> None:
-        """Set the entries outside the mask to zero."""
-        gradient.masked_fill_(unpack(self._packed[name], gradient.shape, outside=True), 0.0)
+        """Set the entries outside the mask to zero, also where they are not finite."""
+        packed = self._packed[name]
+        if gradient.dtype != torch.float32 or not gradient.is_contiguous():
+            gradient.masked_fill_(~unpack(packed, gradient.shape), 0.0)
+            return
+        words, chunk = self._words[packed.device], _CHUNK.get(packed.device.type, _LARGE_CHUNK)
+        floats = torch.split(gradient.view(-1).view(torch.int32), chunk)
+        for part, bits in zip(floats, torch.split(packed, chunk // 8), strict=True):
+            part.bitwise_and_(words.index_select(0, bits.int()).view(-1)[: len(part)])
 
 
 def masked(bench: LearningBench, draft: Draft, device: torch.device) -> tuple[LearningBench, GradientMask | None]:
