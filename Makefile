@@ -2,6 +2,7 @@
 # make test    everything that must be green: lint, types, layers, README, tests
 # make slow    the tests that take minutes        make gpu     the tests that need a CUDA device
 # make architectures   operate on a tiny model of every type that transformers can build, and write what came of it
+# make reproduce   run the shipped recipes with their controls, several seeds, and write what they gave (an hour or so)
 # make format  let ruff rewrite the code          make readme  write the generated tables again
 
 PYTHON  ?= python3
@@ -10,7 +11,7 @@ BIN     := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := test
-.PHONY: demo test slow gpu format readme architectures
+.PHONY: demo test slow gpu format readme architectures reproduce
 
 demo: .venv/demo.installed
 	$(BIN)/surgeon demo --open
@@ -20,7 +21,7 @@ test: .venv/dev.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	! grep -qs '\[\[\[cog' README.md || $(BIN)/cog --check README.md
+	$(BIN)/cog --check README.md recipes/README.md
 	$(BIN)/pytest -n $(WORKERS)
 
 slow gpu: .venv/dev.installed
@@ -29,12 +30,16 @@ slow gpu: .venv/dev.installed
 architectures: .venv/dev.installed
 	$(BIN)/python -m tests.architectures.conformance --processes $(WORKERS)
 
+reproduce: .venv/dev.installed
+	$(BIN)/python -m tests.reproduce
+	$(BIN)/cog -r recipes/README.md
+
 format: .venv/dev.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 readme: .venv/dev.installed
-	$(BIN)/cog -r README.md
+	$(BIN)/cog -r README.md recipes/README.md
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

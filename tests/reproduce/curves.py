@@ -1,0 +1,36 @@
+"""What each tenth of the singular values is worth before fine-tuning and after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from surgeon.backend.ablation import ablate
+from surgeon.backend.bench import Settings
+from surgeon.backend.running import open_base, replay
+from surgeon.core.jobs import Kind
+from surgeon.core.recipe import recipe_from_builtins
+from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
+
+ROLES = ("attention.output", "mlp.up", "mlp.down")
+
+
+def _silent(_kind: Kind, _body: dict[str, Any]) -> None:
+    """Say nothing."""
+
+
+def decile_curves(seeds: int) -> dict[str, Any]:
+    """Return by state (`before`, `after`), role and tenth the rise of the loss in nats, and the energy that went."""
+    del seeds  # one fine-tuning: the curve is about the weights, and its error is over sequences
+    plain = plain_recipe(Arm("curve", "small_singular_values.yaml"), seed=0)
+    plain["steps"] = [{"train": fields} for fields in steps_named(plain, "train")]
+    settings = Settings(root=RECIPES, data=str(Path("data") / "prose_held_out.jsonl"), sequences=4, length=128)
+    found: dict[str, Any] = {}
+    for state, steps in (("before", []), ("after", plain["steps"])):
+        recipe = recipe_from_builtins({**plain, "steps": steps})
+        draft, _ = replay(recipe, open_base(recipe, "curve"), {"root": str(RECIPES)}, _silent, lambda: False)
+        measured = ablate(draft, ROLES, settings, _silent, lambda: False)
+        found[state] = {
+            role: [[row.rise, row.error, row.energy] for row in measured.rows if row.role == role] for role in ROLES
+        }
+    return found
