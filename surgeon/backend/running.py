@@ -18,14 +18,14 @@ from surgeon.core.draft import Draft, draft_of
 from surgeon.core.evaluation import Evaluated, evaluated_to_builtins
 from surgeon.core.fold import Measured, apply_step, fold, resolve_step
 from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.learning_step import LEARNED, LearningStep, ResultStep
 from surgeon.core.locate import locate_model
-from surgeon.core.looking import Looking, only_looks
+from surgeon.core.looking import Looking, place_of
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, Step, load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.score import Score
 from surgeon.core.selection import Ranked
-from surgeon.errors import Cancelled, CheckpointError, RecipeError, UsageError
+from surgeon.errors import Cancelled, CheckpointError, RecipeError
 from surgeon.export.publish import published, refuse_existing, refuse_inside
 from surgeon.export.writing import ADAPTER, RECIPE, export_checkpoint, write_records
 
@@ -59,12 +59,10 @@ def replay(
     draft = base
     steps: list[Step] = []
     for number, step in enumerate(recipe.steps):
-        if isinstance(step.operation, LearningStep):
-            from surgeon.backend.learning import learn
-
+        if isinstance(step.operation, ResultStep):
             apply_step(draft, step, number)  # what does not fit is said before hours of training
             before = msgspec.structs.replace(recipe, steps=tuple(steps))
-            done = learn(draft, step, before, args, emit, cancelled)
+            done = _made(draft, step, before, args, emit, cancelled)
             draft = apply_step(draft, done, number)
             steps.append(done)
             continue
@@ -79,6 +77,19 @@ def replay(
         steps.append(done)
     known = msgspec.structs.replace(recipe.base, fingerprint=base.structure.checkpoint.fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
+
+
+def _made(
+    draft: Draft, step: Step, recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> Step:
+    """Make the result of a step, or find it; return the step with its address."""
+    if isinstance(step.operation, LearningStep):
+        from surgeon.backend.learning import learn
+
+        return learn(draft, step, recipe, args, emit, cancelled)
+    from surgeon.backend.merging import merge
+
+    return merge(draft, step, emit)
 
 
 def learn_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     """Perform a `run` job; see `Session.run_job` for its arguments."""
     recipe = recipe_from_builtins(args["recipe"])
     base = open_base(recipe, "recipe")
-    out = _where_to(recipe, args)
+    out = place_of(recipe, args.get("out"))
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
@@ -119,15 +130,6 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
         "out": None if out is None else str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
         "recipe": recipe_to_builtins(recipe), "proof": proof, "evaluations": evaluated_to_builtins(results),
     }  # fmt: skip
-
-
-def _where_to(recipe: Recipe, args: Mapping[str, Any]) -> Path | None:
-    """Return where the result goes; a recipe that only looks needs no place."""
-    if args.get("out"):
-        return Path(args["out"])
-    if not only_looks(recipe):
-        raise UsageError("a recipe that changes the model needs a directory for the result", where="out")
-    return None
 
 
 def _look(

@@ -10,7 +10,7 @@ import msgspec
 
 from surgeon.cli.command import SurgeonCommand
 from surgeon.cli.figures import print_json
-from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.learning_step import LEARNED, ResultStep
 from surgeon.core.objective import Objective, ObjectiveChoice, objectives
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import VERSION
@@ -97,7 +97,7 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
-    learned = {LEARNED: _texts()} if issubclass(kind, LearningStep) else {}
+    learned = {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
     resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
     return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
 

@@ -26,7 +26,23 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Schedule = Literal["constant", "linear", "cosine", "constant_with_warmup"]
 
 
-class LearningStep(Operation, frozen=True, kw_only=True):
+class ResultStep(Operation, frozen=True, kw_only=True):
+    """A step whose tensors are made once and kept by the address of all that made them."""
+
+    def apply(self, draft: Draft, chosen: Chosen) -> Draft:
+        """Return the draft with what was made, or will be."""
+        return self.learned(draft, next(iter(chosen.get(LEARNED, ())), PENDING))
+
+    def learned(self, draft: Draft, address: str) -> Draft:
+        """Say what comes from the result at `address`.
+
+        Raises:
+            RecipeError: there is nothing in this draft for the step to work on.
+        """
+        raise NotImplementedError
+
+
+class LearningStep(ResultStep, frozen=True, kw_only=True):
     """What every learning step declares. Names are those of transformers' TrainingArguments where it has one.
 
     learning_rates: the default where nothing is said, for full weights and for adapters.
@@ -68,18 +84,6 @@ class LearningStep(Operation, frozen=True, kw_only=True):
         Positive | None,
         msgspec.Meta(description="steps between two looks at the held-out loss; none: before and after"),
     ] = None
-
-    def apply(self, draft: Draft, chosen: Chosen) -> Draft:
-        """Return the draft with what was learned, or will be."""
-        return self.learned(draft, next(iter(chosen.get(LEARNED, ())), PENDING))
-
-    def learned(self, draft: Draft, address: str) -> Draft:
-        """Say what comes from the result at `address`.
-
-        Raises:
-            RecipeError: there is nothing to learn in this draft.
-        """
-        raise NotImplementedError
 
 
 def with_learned_weights(draft: Draft, address: str) -> Draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -12,7 +13,7 @@ from surgeon.core.evaluation import KINDS, Measure, Positive
 from surgeon.core.operation import Chosen, Operation
 from surgeon.core.recipe import Recipe
 from surgeon.core.score import Average
-from surgeon.errors import GateError, RecipeError
+from surgeon.errors import GateError, RecipeError, UsageError
 
 Limit = float | Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?x$")]
 """A number, or `1.05x`: so many times the base model's figure on the same data."""
@@ -43,6 +44,17 @@ class Looking(Operation, frozen=True, kw_only=True):
 def only_looks(recipe: Recipe) -> bool:
     """Whether a recipe leaves the model as it is, so that nothing has to be written."""
     return bool(recipe.steps) and all(isinstance(step.operation, Looking) for step in recipe.steps)
+
+
+def place_of(recipe: Recipe, out: str | None) -> Path | None:
+    """Return where the result of a recipe goes.
+
+    Raises:
+        UsageError: it is needed and not said.
+    """
+    if out is None and not only_looks(recipe):
+        raise UsageError("a recipe that changes the model needs a directory for the result", where="out")
+    return None if out is None else Path(out)
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from surgeon.core.faults import Problems, Spot, built_in
-from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.learning_step import LEARNED, ResultStep
 from surgeon.core.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.objective import ObjectiveChoice, parse_objective
 from surgeon.core.operation import Operation, operations
@@ -243,9 +243,7 @@ def _resolved(
         return None
     fields = [field.encode_name for field in msgspec.structs.fields(operation)]
     known = list(operation.selections()) if isinstance(operation, Operation) else fields
-    known += (
-        [LEARNED] if issubclass(operation if isinstance(operation, type) else type(operation), LearningStep) else []
-    )
+    known += [LEARNED] if issubclass(operation if isinstance(operation, type) else type(operation), ResultStep) else []
     for name, chosen in resolved.items():
         kind = str if name in ("matrices", LEARNED) else int
         if name not in known:
