@@ -20,6 +20,7 @@ from surgeon.core.fold import unfrozen
 from surgeon.core.learned import adapter_tensors
 from surgeon.core.learning_step import LearningStep, is_free, result_names
 from surgeon.core.plan import Plan, compile_plan
+from surgeon.core.training_size import training_bytes
 from surgeon.errors import ArchitectureError, LearningError
 
 if TYPE_CHECKING:
@@ -124,11 +125,7 @@ def _is_elsewhere(model: nn.Module, name: str) -> bool:
 
 def _tell_memory(order: Order, plan: Plan) -> None:
     """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
-    frozen = plan.frozen
-    trained = sum(tensor.parameters for tensor in plan.tensors if tensor.name not in frozen)
-    if plan.adapters:
-        trained = sum(sum(adapter.shape) * adapter.lora.rank for adapter in plan.adapters)
-    wanted = 4 * plan.parameters + 12 * trained
+    wanted = training_bytes(order.step, order.draft, plan)
     text = f"{order.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
     order.emit("log", {"level": "info", "text": text})
     there = (

@@ -10,7 +10,9 @@ from typing import Any
 
 from surgeon.client import WorkerClient
 from surgeon.core.jobs import Event
+from surgeon.core.watching import is_training
 from surgeon.errors import SurgeonError, WorkerError
+from surgeon.ui.lesson import Lesson
 
 _LOG_LINES = 2000
 _SURE_SECONDS = 0.5
@@ -18,7 +20,7 @@ _SURE_SECONDS = 0.5
 
 @dataclass
 class Running:
-    """The job under way. `total` is 0 until the worker says how much there is."""
+    """The job under way. `total` is 0 until the worker says how much there is; `lesson` is set while one is trained."""
 
     title: str
     started: float = field(default_factory=time.monotonic)
@@ -29,9 +31,13 @@ class Running:
     first_done: float = 0
     first_time: float = 0
     cancelling: bool = False
+    lesson: Lesson | None = None
 
     def progress(self, body: Mapping[str, Any]) -> None:
         """Take in a progress event; a new `what` measures its own speed."""
+        if is_training(body):
+            self.lesson = self.lesson or Lesson()
+            self.lesson.take(body)
         now = time.monotonic()
         if body.get("what") != self.what or not self.first_time:
             self.first_done, self.first_time = float(body.get("done") or 0), now

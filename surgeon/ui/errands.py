@@ -211,9 +211,8 @@ class Errands:
         """Export the applied steps."""
         surgeon = self.screen.surgeon
         settings = {"device": surgeon.device, "dtype": surgeon.dtype}
-        args = self.room.session.run_job(
-            out, verify=verify, **{name: value for name, value in settings.items() if value}
-        )
+        settings = {name: value for name, value in settings.items() if value}
+        args = self.room.session.run_job(out, verify=verify, **settings)
         self.room.notice = None
         self.start("run", args, f"export {out.name}", self._exported)
         self.screen.show_message()

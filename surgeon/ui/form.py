@@ -29,7 +29,7 @@ from surgeon.ui.proposal import Proposal, consequences, mentions, propose
 from surgeon.ui.room import Room
 
 _REST_SECONDS = 0.2
-_UNSAID = "–"  # noqa: RUF001 - the choice of none of the words
+_UNSAID = "–"
 
 
 class Choice(Widget, can_focus=True):
@@ -91,7 +91,7 @@ class OptionsForm(Dialog[dict[str, object]]):
     def body(self) -> ComposeResult:
         """Yield a line of explanation and an entry for each field."""
         with VerticalScroll(classes="fields", can_focus=False):
-            for known in msgspec.structs.fields(self._kind):
+            for known in sorted(msgspec.structs.fields(self._kind), key=lambda field: not field.required):
                 if known.name == "stack" and len(self._room.session.structure.stacks) == 1:
                     continue
                 name = known.encode_name

@@ -8,15 +8,17 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.learning_step import LearningStep
 from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, step_to_builtins
 from surgeon.core.selection import Selection, spans
+from surgeon.core.training_size import trained_parameters, training_bytes
 from surgeon.core.wording import option_text
 from surgeon.errors import SurgeonError
 from surgeon.session import Preview, Session
 from surgeon.ui.board import Board
-from surgeon.ui.figures import bytes_change, count_change, count_text, value_text
+from surgeon.ui.figures import bytes_change, bytes_text, count_change, count_text, value_text
 from surgeon.ui.rows import adapter_parameters, trainable_parameters
 
 _LONGEST = 32
@@ -145,6 +147,11 @@ def consequences(session: Session, proposal: Proposal) -> list[str]:
     if preview.plan.frozen != session.plan.frozen:
         trains = [count_text(trainable_parameters(plan)) for plan in (session.plan, preview.plan)]
         parts += [f"trainable {trains[0]}→{trains[1]}"] if trains[0] != trains[1] else []
+    operation = preview.step.operation
+    if isinstance(operation, LearningStep):
+        trained = trained_parameters(operation, session.draft, session.plan)
+        memory = training_bytes(operation, session.draft, session.plan)
+        parts += [f"trains {count_text(trained)} numbers", f"takes {bytes_text(memory)} of memory and more"]
     if not parts:
         parts.append("changes nothing" if preview.draft == session.draft else "changes no size")
     return parts

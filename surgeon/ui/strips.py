@@ -12,15 +12,17 @@ from textual.widget import Widget
 
 from surgeon.core.selection import spans
 from surgeon.ui.commands import Command
-from surgeon.ui.desk import Desk
+from surgeon.ui.desk import Desk, Running
 from surgeon.ui.figures import bar as bar_text
 from surgeon.ui.figures import bytes_text, count_text, seconds_text
+from surgeon.ui.lesson import Lesson, curve
 from surgeon.ui.look import DARK_LOOKS, LIGHT_LOOKS, Looks
 from surgeon.ui.proposal import consequences, lost_importance
 from surgeon.ui.room import Room
 from surgeon.ui.rows import source_text
 
 _BAR_CELLS = 20
+_CURVE_CELLS = 40
 _ROOMY = 100
 _CORNER = range(60, 65)
 
@@ -159,6 +161,8 @@ class JobStrip(TextStrip):
     def render(self) -> Text:
         """Write one line."""
         looks, running = self.looks, self.desk.running
+        if running is not None and running.lesson is not None:
+            return self._lesson(running, running.lesson)
         if self.desk.crash is not None and running is None:
             text = Text(
                 f" {self.desk.crash} · S measures again · r restarts it ",
@@ -190,6 +194,32 @@ class JobStrip(TextStrip):
         if running.total and running.what:
             text.append(f" · {running.what}", looks.faint)
         return text
+
+    def show(self) -> None:
+        """Paint again; what is trained takes two lines."""
+        running = self.desk.running
+        self.set_class(running is not None and running.lesson is not None, "-learning")
+        self.refresh()
+
+    def _lesson(self, running: Running, lesson: Lesson) -> Text:
+        """Write how far it is, how fast, and what is watched."""
+        looks, done, total = self.looks, int(lesson.newest["done"]), int(lesson.newest["total"])
+        text = Text(" ", no_wrap=True, overflow="ellipsis")
+        text.append(running.title, looks.title)
+        text.append(f" {done}/{total} ", looks.ink)
+        text.append(bar_text(done / total, _BAR_CELLS), looks.accent + Style(bgcolor=looks.palette.track))
+        text.append(
+            f" {count_text(lesson.tokens_per_second)} tokens/s · {seconds_text(lesson.seconds_left)} left", looks.dim
+        )
+        if running.cancelling:
+            text.append(" · stopping, x again ends the worker", looks.warning)
+        else:
+            text.append(" · x stops", looks.dim)
+        text.append(f" · {running.what}" if running.what != "training" else "", looks.faint)
+        text.append("\n ")
+        text.append(curve(lesson.losses, min(_CURVE_CELLS, self.size.width // 4)), looks.accent)
+        text.append(" ")
+        return text.append_text(joined(lesson.says, looks))
 
     def _idle(self) -> Text:
         looks = self.looks
