@@ -56,23 +56,15 @@ def act(session: Session, action: Action) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(script=st.lists(actions, max_size=10))
-def test_a_session_is_the_fold_of_its_applied_steps(model: Path, script: list[Any]) -> None:
+def test_after_any_script_a_session_is_the_fold_of_its_steps_and_undoes_and_redoes_them_all(
+    model: Path, script: list[Any]
+) -> None:
     session = Session.open(str(model))
     base = session.draft
     for action in script:
         act(session, action)
         assert session.draft == fold(base, session.steps[: session.position])
         assert session.plan == compile_plan(session.draft)
-    session.close()
-
-
-@settings(deadline=None, max_examples=40)
-@given(script=st.lists(actions, max_size=10))
-def test_undoing_everything_is_the_base_and_redoing_restores(model: Path, script: list[Any]) -> None:
-    session = Session.open(str(model))
-    base = session.draft
-    for action in script:
-        act(session, action)
     while session.redo():
         pass
     newest, position = session.draft, session.position

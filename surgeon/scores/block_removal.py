@@ -7,7 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, average, paired_average
+from surgeon.core.layer_runs import BASE, runs, whole
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, average, paired_average
 
 
 class BlockRemoval(SweepScore, frozen=True, kw_only=True):
@@ -26,26 +27,24 @@ class BlockRemoval(SweepScore, frozen=True, kw_only=True):
 
     def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
         """Return the whole model, and the model without each run; something must stay."""
-        whole = tuple(Visit(layer) for layer in range(layers))
-        runs = {
-            f"without {first}+{length}": whole[:first] + whole[first + length :] for length, first in self._runs(layers)
-        }
-        return {"base": whole, **runs}
+        base = whole(layers)
+        return {BASE: base, **{_name(run): base[: run.start] + base[run.stop :] for run in self._runs(layers)}}
 
-    def _runs(self, layers: int) -> list[tuple[int, int]]:
-        longest = min(self.longest, layers - 1)
-        return [(length, first) for length in range(1, longest + 1) for first in range(layers - length + 1)]
+    def _runs(self, layers: int) -> list[range]:
+        return runs(layers, min(self.longest, layers - 1))
 
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return the differences to the whole model, sequence by sequence."""
-        base = losses["base"]
-        rises = {
-            (length, first): paired_average(losses[f"without {first}+{length}"], base)
-            for length, first in self._runs(layers)
-        }
-        lengths = sorted({length for length, _ in rises})
+        rises = {run: paired_average(losses[_name(run)], losses[BASE]) for run in self._runs(layers)}
+        blocks: dict[int, list[float]] = {}
+        for run, rise in rises.items():
+            blocks.setdefault(len(run), []).append(rise.value)
         return Finished(
-            values={first: rise for (length, first), rise in rises.items() if length == 1},
-            blocks={length: [rises[length, first].value for first in range(layers - length + 1)] for length in lengths},
-            details={"base_loss": average(base).value},
+            values={run.start: rise for run, rise in rises.items() if len(run) == 1},
+            blocks=blocks,
+            details={"base_loss": average(losses[BASE]).value},
         )
+
+
+def _name(run: range) -> str:
+    return f"without {run.start}-{run.stop}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, paired_average
+from surgeon.core.layer_runs import each_changed, rise_of_each
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore
 
 
 class Expansion(SweepScore, frozen=True, kw_only=True):
@@ -21,9 +22,8 @@ class Expansion(SweepScore, frozen=True, kw_only=True):
 
     def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
         """Return the whole model, and the model with each layer twice."""
-        whole = tuple(Visit(layer) for layer in range(layers))
-        return {"base": whole, **{f"twice {at}": whole[: at + 1] + whole[at:] for at in range(layers)}}
+        return each_changed(layers, lambda whole, at: whole[: at + 1] + whole[at:])
 
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return the differences to the whole model, sequence by sequence."""
-        return Finished({at: paired_average(losses[f"twice {at}"], losses["base"]) for at in range(layers)})
+        return rise_of_each(losses, layers)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, paired_average
+from surgeon.core.layer_runs import each_changed, rise_of_each
+from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore
 
 
 class Removal(SweepScore, frozen=True, kw_only=True):
@@ -18,9 +19,8 @@ class Removal(SweepScore, frozen=True, kw_only=True):
 
     def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
         """Return the whole model, and the model without each layer."""
-        whole = tuple(Visit(layer) for layer in range(layers))
-        return {"base": whole, **{f"without {gone}": whole[:gone] + whole[gone + 1 :] for gone in range(layers)}}
+        return each_changed(layers, lambda whole, gone: whole[:gone] + whole[gone + 1 :])
 
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return the differences to the whole model, sequence by sequence."""
-        return Finished({gone: paired_average(losses[f"without {gone}"], losses["base"]) for gone in range(layers)})
+        return rise_of_each(losses, layers)

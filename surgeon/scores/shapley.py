@@ -8,10 +8,10 @@ from typing import Annotated
 
 import msgspec
 
+from surgeon.core.layer_runs import BASE, runs
 from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, average
 
 SUBLAYERS = ("attention", "mlp")
-Window = tuple[int, int]
 
 
 class Shapley(SweepScore, frozen=True, kw_only=True):
@@ -32,20 +32,19 @@ class Shapley(SweepScore, frozen=True, kw_only=True):
 
     def sequences(self, layers: int) -> Mapping[str, LayerSequence]:
         """Return the whole model, and the model with each window of sublayers silenced."""
-        return {_name(window): _silenced(window, layers) for window in [(0, 0), *self._windows(layers)]}
+        return {_name(window): _silenced(window, layers) for window in [range(0), *self._windows(layers)]}
 
-    def _windows(self, layers: int) -> list[Window]:
-        players = layers * len(SUBLAYERS)
-        return [(first, first + size) for size in range(1, self.longest + 1) for first in range(players - size + 1)]
+    def _windows(self, layers: int) -> list[range]:
+        return runs(layers * len(SUBLAYERS), self.longest)
 
     def values(self, losses: Losses, layers: int) -> Finished:
         """Return each layer's sum over its sublayers; `details` has every sublayer's own value."""
         gains: dict[int, list[list[float]]] = {player: [] for player in range(layers * len(SUBLAYERS))}
-        for first, end in self._windows(layers):
-            gone = losses[_name((first, end))]
-            gains[first].append(_differences(gone, losses[_name((first + 1, end))]))
-            if end - first > 1:
-                gains[end - 1].append(_differences(gone, losses[_name((first, end - 1))]))
+        for window in self._windows(layers):
+            gone = losses[_name(window)]
+            gains[window[0]].append(_differences(gone, losses[_name(window[1:])]))
+            if len(window) > 1:
+                gains[window[-1]].append(_differences(gone, losses[_name(window[:-1])]))
         # By calibration sequence, so that the standard error is that of the sum and not of its parts.
         players = {player: [fmean(gain) for gain in zip(*found, strict=True)] for player, found in gains.items()}
         attention, mlp = ([players[2 * layer + part] for layer in range(layers)] for part in range(2))
@@ -64,14 +63,12 @@ def _differences(after: Sequence[float], before: Sequence[float]) -> list[float]
     return [value - base for value, base in zip(after, before, strict=True)]
 
 
-def _name(window: Window) -> str:
-    first, end = window
-    return f"silent {first}-{end}" if end > first else "base"
+def _name(window: range) -> str:
+    return f"silent {window.start}-{window.stop}" if window else BASE
 
 
-def _silenced(window: Window, layers: int) -> LayerSequence:
-    gone = range(*window)
+def _silenced(window: range, layers: int) -> LayerSequence:
     return tuple(
-        Visit(layer, frozenset(kind for part, kind in enumerate(SUBLAYERS) if 2 * layer + part in gone))
+        Visit(layer, frozenset(kind for part, kind in enumerate(SUBLAYERS) if 2 * layer + part in window))
         for layer in range(layers)
     )

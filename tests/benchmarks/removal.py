@@ -56,7 +56,7 @@ def removals(ready: Bench) -> Array:
     found = dict(
         sweep_losses(ready.runner, ready.batches, sequences, never, lambda *_: ExitStack(), lambda *_: None, ready.room)
     )
-    return np.array([np.subtract(found[f"without {layer}"], found["base"]) for layer in range(len(ready.keys))])
+    return np.array([np.subtract(found[f"{layer}"], found["base"]) for layer in range(len(ready.keys))])
 
 
 def main() -> None:

@@ -121,7 +121,8 @@ def test_a_trie_runs_shared_beginnings_once() -> None:
     expansion = kinds["expansion"]()
     assert isinstance(expansion, SweepScore)
     assert Trie(expansion.sequences(layers)).layer_forwards == layers + sum(layers - at for at in range(layers))
-    both = {**removal.sequences(layers), **expansion.sequences(layers)}
+    paths = {*removal.sequences(layers).values(), *expansion.sequences(layers).values()}
+    both = {f"{number}": path for number, path in enumerate(paths)}
     assert Trie(both).layer_forwards == layers + sum(2 * (layers - at) - 1 for at in range(layers))
 
 
