@@ -3,8 +3,8 @@
     python -m tests.benchmarks.streaming [--layers 28] [--sequences 1] [--length 64] [--by A,B]
 
 Writes a random Llama of 3 GB (bf16, without torch) into a temporary directory and scores it with --stream in a process
-of its own for each score. Then a model of the same width with three layers is scored streamed and in memory, and every
-number has to be the same bit for bit.
+of its own for each score; with the usual text, 12 x 256 tokens, removal takes an hour of a core. Then a model of the
+same width with three layers is scored streamed and in memory, and every number has to be the same bit for bit.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def score(model: Path, by: str, options: argparse.Namespace, *flags: str) -> tup
             capture_output=True, text=True,
         )  # fmt: skip
         spent = time.monotonic() - start
-        return json.loads(report.read_text()), int(done.stdout.split()[-1]) / 1024, spent
+        return json.loads(report.read_text()), int(done.stdout.split()[-1]) * 1024 / 1e6, spent
 
 
 def main() -> None:
