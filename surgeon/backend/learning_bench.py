@@ -64,12 +64,14 @@ def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
     model.requires_grad_(requires_grad=False)
     with operated(model, unfrozen(draft)) as edited:
         edited.requires_grad_(requires_grad=False)
-        if order.step.gradient_checkpointing:
-            _enable_checkpointing(edited)
         if plan.adapters:
             with attached(edited, plan, order.seed) as (peft_model, parameters):
+                _set_checkpointing(
+                    edited, order.step
+                )  # before, PEFT would have the embedding's output ask for gradients
                 yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
             return
+        _set_checkpointing(edited, order.step)
         parameters = _free(edited, draft, plan)
         dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
         own = dict(result_names(draft))
@@ -92,9 +94,14 @@ def _adapter_bench(
     return LearningBench(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
 
 
-def _enable_checkpointing(model: Any) -> None:
+def _set_checkpointing(model: Any, step: LearningStep) -> None:
+    """Compute activations twice, if asked to, without having a frozen prefix go through a backward pass for it."""
+    if not step.gradient_checkpointing:
+        return
     newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated where both exist
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # transformers has the embedding's output ask for gradients, which only re-entrant checkpointing needs.
+    model.disable_input_require_grads()
 
 
 def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
