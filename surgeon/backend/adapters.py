@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,7 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
     """
     modules = dict(model.named_modules())
     for adapter in adapters:
-        if adapter.module not in modules:
-            raise ArchitectureError(
-                "the loaded model has no module of that name",
-                where=adapter.module,
-                hint="leave this role out of masked_lora",
-            )
+        _refuse_unfit(adapter, modules)
     first = adapters[0].lora
     config = LoraConfig(
         r=first.rank, lora_alpha=first.alpha, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",  # type: ignore[arg-type]
@@ -71,8 +66,7 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         rank_pattern={one.module: one.lora.rank for one in adapters if one.lora.rank != first.rank},
         alpha_pattern={one.module: one.lora.alpha for one in adapters if one.lora.alpha != first.alpha},
     )  # fmt: skip
-    with without_deprecations():
-        peft_model = get_peft_model(model, config)
+    peft_model = _wrapped(model, config, adapters)
     layers = lora_layers(peft_model, adapters)
     for adapter, layer in zip(adapters, layers, strict=True):
         digest = hashlib.sha256(f"{seed}:{adapter.module}".encode()).digest()
@@ -85,6 +79,66 @@ def attach(model: nn.Module, adapters: Sequence[Adapter], seed: int, *, transpos
         parametrize.register_parametrization(layer.lora_B[NAME], "weight", gate)
     _restore_learned(peft_model, adapters)
     return peft_model
+
+
+def _refuse_unfit(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
+    if adapter.module not in modules:
+        raise ArchitectureError(
+            "the loaded model has no module of that name",
+            where=adapter.module,
+            hint="leave this role out of masked_lora",
+        )
+    kind = type(modules[adapter.module])
+    own = kind.forward is not nn.Linear.forward and kind.__module__.startswith("transformers.models.")
+    if issubclass(kind, nn.Linear) and own:
+        raise ArchitectureError(
+            f"is a {kind.__name__}, which multiplies in a way of its own that PEFT does not follow",
+            where=f"{adapter.module}, role {adapter.role}",
+            hint="leave this role out: name the others in `roles`",
+        )
+
+
+def _wrapped(model: nn.Module, config: LoraConfig, adapters: Sequence[Adapter]) -> PeftModel:
+    """Let PEFT put the adapters on.
+
+    Raises:
+        ArchitectureError: it takes a module for something else. In models with experts it reads names such as
+            `down_proj` as theirs, wherever they stand, and would do so again when the adapter is loaded.
+    """
+    before = dict(model.named_modules())
+    try:
+        with without_deprecations():
+            # Of experts that it looked for in vain: what it did with our names is seen below.
+            warnings.filterwarnings(
+                "ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning
+            )
+            peft_model: PeftModel = get_peft_model(model, config)
+    except ValueError as error:
+        _put_back(before)
+        raise ArchitectureError(
+            f"PEFT refuses: {error}", where="masked_lora", hint="leave such a role out: name the others in `roles`"
+        ) from error
+    found = dict(peft_model.get_base_model().named_modules())
+    lost = [one for one in adapters if not hasattr(found.get(one.module), "lora_A")]
+    if lost:
+        fit = sorted({one.role for one in adapters} - {one.role for one in lost})
+        _put_back(before)
+        raise ArchitectureError(
+            "PEFT takes a module of that name for experts in a model of this type",
+            where=f"{lost[0].module}, role {lost[0].role}",
+            allowed=", ".join(fit) or "no role",
+            hint="name the others in `roles`",
+        )
+    return peft_model
+
+
+def _put_back(before: Mapping[str, nn.Module]) -> None:
+    """Put every module back to its place, PEFT having stopped halfway or wrapped what it should not."""
+    for name, module in before.items():
+        parent, _, child = name.rpartition(".")
+        if name:
+            before[parent]._modules[child] = module
+    vars(before[""]).pop("peft_config", None)
 
 
 @contextmanager

@@ -30,8 +30,8 @@ class Ila(LearningScore, frozen=True, kw_only=True):
     order of the `s` means something: after so short a run all gates are still nearly open.
 
     A matrix whose B is zero after stage 1 loses nothing when it is masked: it ranks below all others, in an order
-    drawn from the seed, and is named under `not_trained`. Rank, alpha, learning rates and epsilon are not told in what
-    could be read of the paper; these are ours.
+    drawn from the seed, and is named under `not_trained`. `roles`, joined by +, leaves out all others. Rank, alpha,
+    learning rates and epsilon are not told in what could be read of the paper; these are ours.
     """
 
     name = "ila"
@@ -51,6 +51,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=4)] = 512
     epsilon: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     objective: Literal["sft", "lm"] = "sft"
+    roles: str = ""
 
     def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
         """Return the steps: adapters, stage 1, stage 2."""
@@ -68,8 +69,11 @@ class Ila(LearningScore, frozen=True, kw_only=True):
         if self.epsilon:
             stage_1["epsilon"] = self.epsilon
         stage_2 = {"steps": self.mask_steps, "learning_rate": self.mask_learning_rate, "init": self.init}
+        lora: dict[str, Any] = {"layers": "all", "rank": self.rank, "alpha": self.alpha, "gate": _OPEN}
+        if self.roles:
+            lora["roles"] = [role.strip() for role in self.roles.split("+")]
         return (
-            {"masked_lora": {"layers": "all", "rank": self.rank, "alpha": self.alpha, "gate": _OPEN}},
+            {"masked_lora": lora},
             {"train": same | stage_1},
             {"learn_masks": same | stage_2},
         )

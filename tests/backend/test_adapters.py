@@ -23,6 +23,7 @@ from surgeon.core.fold import fold
 from surgeon.core.plan import Adapter, Plan, compile_plan
 from surgeon.core.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
+from tests.architectures.building import small_config, tiny_model
 from tests.backend.tiny import load_plainly, save_tiny, some_tokens
 from tests.export.replay import Step, digests, keep_silent, never, run, start_run
 
@@ -260,3 +261,25 @@ def test_a_module_that_the_model_lacks_is_named(bases: Any, tmp_path: Path) -> N
     plan = plan_of(bases("llama"), LORA)
     with pytest.raises(ArchitectureError, match="no module of that name"):
         write_adapter(nn.Sequential(nn.Linear(2, 2)), plan, "base", 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("deepseek_v3", "PEFT takes a module of that name for experts"),
+        ("mamba", "PEFT refuses: .*out_proj"),
+        ("deepseek_v4", "is a DeepseekV4GroupedLinear"),
+    ],
+)
+def test_what_peft_would_misread_is_refused_by_its_role(kind: str, said: str, tmp_path: Path) -> None:
+    """And the model is as it was; other roles of it can be adapted."""
+    tiny_model(small_config(kind)).save_pretrained(tmp_path)  # type: ignore[operator]
+    model = load_plainly(tmp_path)
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(ArchitectureError, match=said):
+        attach(model, plan_of(tmp_path, {"masked_lora": {"layers": "all"}}).adapters, 0)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    fit = {"deepseek_v3": "attention", "mamba": "mixer.inner", "deepseek_v4": "mlp"}[kind]
+    plan = plan_of(tmp_path, {"masked_lora": {"layers": "all", "roles": [fit]}})
+    assert plan.adapters
+    assert len(lora_shapes(attach(model, plan.adapters, 0))) == len(plan.adapters)
