@@ -52,6 +52,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
     epsilon: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     objective: Literal["sft", "lm"] = "sft"
     roles: str = ""
+    mixed_precision: Literal["no", "bf16"] | None = None
 
     def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
         """Return the steps: adapters, stage 1, stage 2."""
@@ -61,6 +62,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
             "max_length": self.max_length,
         }
         same |= {} if data is None else {"data": data}
+        same |= {} if self.mixed_precision is None else {"mixed_precision": self.mixed_precision}
         stage_1: dict[str, Any] = {
             "steps": self.steps,
             "learning_rate": self.learning_rate,

@@ -177,3 +177,21 @@ def test_the_lot_favours_no_depth() -> None:
     # The mean of 99 of 199 places has a standard deviation of about 4.1.
     assert abs(first - last) < 35
     assert order != sorted(gates, key=settled(gates, 1).__getitem__)
+
+
+def test_settings_reach_both_trainings(tmp_path: Path, data: str) -> None:
+    """Roles joined by +, precision, and where the gates start; the reports say what was done."""
+    base = patient("llama", tmp_path / "base")
+    words = QUICK.replace("ila(", "ila(roles=mlp.up+attention.query,mixed_precision=bf16,init=2,epsilon=0,")
+    score = scores(base, words, data=data)["ila"]
+    assert {name for row in score.matrices.values() for name in row} == {
+        "mlp.up_proj.weight",
+        "self_attn.q_proj.weight",
+    }
+    assert all(abs(value - 2) < 0.1 for row in score.matrices.values() for value in row.values())
+    assert not any("stable" in note for note in score.notes)
+    usual = scores(base, QUICK, data=data)["ila"]
+    assert usual.notes == ("stage 1 ended after 3 steps and was not stable to 0.01 nats",)
+    steps = requested_scores([words])[0].recipe("d")  # type: ignore[attr-defined]
+    assert [next(iter(step)) for step in steps] == ["masked_lora", "train", "learn_masks"]
+    assert all(one["mixed_precision"] == "bf16" for step in steps[1:] for one in step.values())
