@@ -55,10 +55,10 @@ def harness_figures(model: nn.Module, tokenizer: Any, measure: Measure, seed: in
             hint="their data may need the network",
         ) from error  # fmt: skip
     assert found is not None, "one process has all results"
-    return Raw(figures=_figures(found["results"]))
+    return Raw(figures=named_figures(found["results"]))
 
 
-def _figures(results: dict[str, dict[str, Any]]) -> dict[str, Average]:
+def named_figures(results: dict[str, dict[str, Any]]) -> dict[str, Average]:
     """Return every number of the harness's table; a filter other than the usual one is named too."""
     figures = {}
     for task, row in sorted(results.items()):

@@ -20,6 +20,7 @@ from surgeon.cli.rehearsal import fold_recipe
 from surgeon.core.atomic import write_text
 from surgeon.core.document import parse_value
 from surgeon.core.learning_step import LearningStep
+from surgeon.core.looking import Looking
 from surgeon.core.matrix_selection import MatrixSelection
 from surgeon.core.objective import ObjectiveChoice
 from surgeon.core.operation import Operation, operations
@@ -71,7 +72,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], narrator: Narrator)
     root = save.absolute().parent if save is not None else Path.cwd()
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    if issubclass(kind, LearningStep):
+    if issubclass(kind, (LearningStep, Looking)):
         fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
     step = _step(kind, fields, _from(data, root), protect)
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))
