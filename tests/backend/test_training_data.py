@@ -209,6 +209,21 @@ def test_padding_counts_for_nothing(plain: Any, tmp_path: Path) -> None:
         assert batch.mask_BT[row].tolist() == [1] * width + [0] * (batch.labels_BT.shape[1] - width)
 
 
+def test_weights_of_labels_are_padded_with_nothing(plain: Any, tmp_path: Path) -> None:
+    """Each row's weights stand where its labels do, whatever the other rows' lengths."""
+    rows = [
+        {"prompt": "2+2", "rejected": "ox", "reward": [0.5, 0.25, 0.75]},
+        {"prompt": "a longer question", "rejected": "x", "reward": [1.0, 0.125]},
+    ]
+    found = read(rows, "rejected", plain, tmp_path).examples
+    batch = collate(found, [0, 1], torch.device("cpu"))
+    assert batch.weights_BT is not None
+    for row, plain_row in enumerate(rows):
+        kept = batch.labels_BT[row] != IGNORED
+        assert batch.weights_BT[row][kept].tolist() == plain_row["reward"]
+        assert not batch.weights_BT[row][~kept].any()
+
+
 def test_packed_text_loses_no_token_but_the_last_part(chatty: Any, tmp_path: Path) -> None:
     """Documents are parted by the end-of-text token, and each sequence starts as the model's texts do."""
     rows = [{"text": "one"}, {"text": "three"}, {"text": "five"}]

@@ -318,6 +318,28 @@ def test_forgetting_without_token_rewards_is_called_untargeted(base: Path, tmp_p
     assert any("untargeted" in text for text in done.report(0)["remarks"])
 
 
+def test_rows_that_are_left_out_are_told_of(base: Path, tmp_path: Path) -> None:
+    """Rows whose answer lies beyond the length must not vanish in silence."""
+    rows = [*PAIRS, {"prompt": "a question that is far too long for it", "chosen": "yes", "rejected": "no"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = Done(base, tmp_path / "out", [TRAIN])
+    assert done.report(0)["remarks"] == ["1 of 13 rows have no answer within 32 tokens and are left out"]
+
+
+def test_token_rewards_of_a_file_say_what_is_forgotten(base: Path, tmp_path: Path) -> None:
+    """Tokens above the threshold lose nothing: where all are, nothing is learned; and the run counts as targeted."""
+    for name, reward in (("keep", 0.9), ("drop", 0.1)):
+        rows = [{**pair, "reward": [reward] * (len(pair["rejected"]) + 1)} for pair in PAIRS]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    before = load_file(base / "model.safetensors")
+    moved = {}
+    for name in ("keep", "drop"):
+        done = Done(base, tmp_path / name, [{"train": {**FORGET["train"], "data": f"{name}.jsonl"}}])
+        assert done.report(0)["remarks"] == []
+        moved[name] = any(not torch.equal(done.tensors[key], one) for key, one in before.items())
+    assert moved == {"keep": False, "drop": True}
+
+
 def test_a_rewriter_judges_each_token_of_a_wrong_answer(base: Path, tmp_path: Path) -> None:
     """Its probabilities are those of plain transformers, and the run counts as targeted."""
     from surgeon.backend.rewriting import rewarding_of
