@@ -15,6 +15,7 @@ import msgspec
 from surgeon.architectures.reading import read_structure
 from surgeon.core.atomic import write_text
 from surgeon.core.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.data_paths import seen_from
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import apply_step, resolve_step
 from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
@@ -230,7 +231,9 @@ class Session:
         if recipe_digest(path) not in ("", self._digest):
             what = "was changed by someone else meanwhile" if path == self.recipe_path else "is there already"
             raise RecipeError(what, where=str(path), hint="save under another name")
-        write_text(path, dump_recipe(self.applied_recipe(), like=path))
+        place = path.absolute().parent
+        write_text(path, dump_recipe(seen_from(self.applied_recipe(), self.root, place), like=path))
+        self.recipe = seen_from(self.recipe, self.root, place)
         if path != self.recipe_path:
             self.recipe_path = path
             self.journal.close(keep=False)
@@ -266,10 +269,8 @@ class Session:
         done = recipe_from_builtins(result["recipe"]).steps
         applied = self.steps[: self.position]
         if [one.operation for one in done[: self.position]] != [one.operation for one in applied]:
-            raise RecipeError(
-                "the steps before it have changed meanwhile",
-                hint="its result is kept: undo, and the same step is there at once",
-            )
+            hint = "its result is kept: undo, and the same step is there at once"
+            raise RecipeError("the steps before it have changed meanwhile", hint=hint)
         if done[: self.position] != applied:
             steps = (*done[: self.position], *self.steps[self.position :])
             self.recipe = msgspec.structs.replace(self.recipe, steps=steps)

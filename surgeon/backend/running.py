@@ -14,9 +14,10 @@ import msgspec
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.data_paths import seen_from
 from surgeon.core.draft import Draft, draft_of
 from surgeon.core.evaluation import Evaluated, evaluated_to_builtins
-from surgeon.core.fold import Measured, apply_step, fold, resolve_step
+from surgeon.core.fold import Measured, apply_step, fold, resolve_step, unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learning_step import LEARNED, LearningStep, ResultStep
 from surgeon.core.locate import locate_model
@@ -125,7 +126,8 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     proof = None
     if out is not None:
         export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
-        proof = export(draft, plan, recipe, out, results, args, emit, cancelled)
+        told = seen_from(recipe, Path(args.get("root", ".")), out)
+        proof = export(draft, plan, told, out, results, args, emit, cancelled)
     return {
         "out": None if out is None else str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
         "recipe": recipe_to_builtins(recipe), "proof": proof, "evaluations": evaluated_to_builtins(results),
@@ -265,17 +267,20 @@ def verify_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> d
         return {"proof": _verify_adapter(directory, args)}
     open_checkpoint(directory)
     draft: Draft | None = None
+    missing = "not at hand"
     if (directory / RECIPE).is_file():
         recipe = _own_recipe(directory, args)
         try:
             draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
+            if compile_plan(unfrozen(draft)).pending:
+                draft, missing = None, "what its steps learned is no longer kept on this machine"
         except (CheckpointError, RecipeError) as error:
             emit("log", {"level": "warning", "text": f"not compared with the base: {error}"})
     else:
         emit("log", {"level": "warning", "text": f"not compared with the base: there is no {RECIPE}"})
     proof = _verify(directory, draft, args, emit, cancelled)
     if draft is None:
-        proof["base"] = {"passed": True, "detail": "not at hand: nothing was compared with it"}
+        proof["base"] = {"passed": True, "detail": f"{missing}: nothing was compared with it"}
     return {"proof": proof}
 
 

@@ -28,6 +28,14 @@ def change_text(number: int, write: Callable[[int], str]) -> str:
     return "0" if number == 0 else ("+" if number > 0 else "-") + write(abs(number))
 
 
+def duration_text(seconds: float) -> str:
+    """Write a duration: 11s, 3m20s, 2h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
 def value_text(value: Any) -> str:
     """Write a measured value with four significant digits."""
     if not isinstance(value, (int, float)):

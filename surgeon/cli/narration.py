@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.cli.figures import bytes_text, value_text
+from surgeon.cli.figures import bytes_text, count_text, duration_text, value_text
 from surgeon.core.jobs import Event
+from surgeon.core.watching import is_training, watched_text
 
 _BAR_CELLS = 24
+_ASIDES = ("held-out loss", "reference")
+"""What training does in between, which is no news where nothing can be redrawn."""
 
 
 def on_terminal(stream: Any) -> bool:
@@ -28,6 +32,7 @@ class Narrator:
     debug: bool = False
     _bar: str = ""
     _what: str = ""
+    _tenth: int = -1
 
     def say(self, text: str) -> None:
         """Say one or more lines."""
@@ -55,13 +60,23 @@ class Narrator:
     def _progress(self, body: dict[str, Any]) -> None:
         what = str(body.get("what", ""))
         if not on_terminal(sys.stderr):
-            if what != self._what:
+            if is_training(body):
+                self._training(body)
+            elif what != self._what and what not in _ASIDES:
                 self.say(what)
         elif not self.quiet:
             wipe = self._wipe()
             self._bar = _bar_text(body)
             self._write(wipe + self._bar)
         self._what = what
+
+    def _training(self, body: dict[str, Any]) -> None:
+        """Say how a training goes, a tenth of it at a time; and what the last step came to once it is measured."""
+        done, total = int(body["done"]), int(body["total"])
+        tenth = done * 10 // total
+        if tenth != self._tenth or done == total:
+            self.say(f"{body.get('what')}: step {done} of {total}, {', '.join(_training_text(body))}")
+        self._tenth = tenth
 
     def _wipe(self) -> str:
         return "\r\x1b[K" if self._bar else ""
@@ -80,7 +95,16 @@ def _bar_text(body: dict[str, Any]) -> str:
     if not total:
         return f"{what}  {count}"
     cells = round(min(done / total, 1) * _BAR_CELLS)
-    return f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
+    bar = f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
+    if is_training(body):
+        bar = "  ".join([bar, *_training_text(body)])
+    return bar[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be redrawn
+
+
+def _training_text(body: dict[str, Any]) -> list[str]:
+    """Write what is watched, how fast it goes, how long it will take."""
+    speed, left = count_text(round(body.get("tokens_per_second") or 0)), float(body.get("eta_seconds") or 0)
+    return [*watched_text(body), f"{speed} tokens/s", *([f"{duration_text(left)} left"] if left else [])]
 
 
 def _evaluated(body: dict[str, Any]) -> str:

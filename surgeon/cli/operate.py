@@ -107,8 +107,17 @@ def show_rehearsal(folded: Folded, as_json: bool) -> None:
         for one in report.measure:
             data = f" on {one['data']}" if one["data"] else ""
             click.echo(f"steps[{report.number}] has to be measured first: {one['score']}{data}")
+        if report.learn is not None:
+            click.echo(_learn_text(report.number, report.learn))
     click.echo(_config_text(rehearsal))
     click.echo(_result_text(rehearsal))
+
+
+def _learn_text(number: int, learn: Mapping[str, int]) -> str:
+    return (
+        f"steps[{number}] has to be learned, unless its result is kept already: it trains "
+        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory and more"
+    )
 
 
 def _steps_table(reports: tuple[StepReport, ...]) -> str:

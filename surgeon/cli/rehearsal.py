@@ -14,11 +14,13 @@ from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import Draft, base_tensors, draft_of
 from surgeon.core.fold import apply_step, changes_of
 from surgeon.core.kv_cache import kv_cache
+from surgeon.core.learning_step import LearningStep
 from surgeon.core.locate import locate_model
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.score import Provenance, Score
 from surgeon.core.selection import Ranked
+from surgeon.core.training_size import trained_parameters, training_bytes
 from surgeon.errors import ArchitectureError, RecipeError
 
 ABSENT = "(absent)"
@@ -28,6 +30,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one step changes.
 
     measure: the scores that must be measured before it is known which layers it means.
+    learn: what a learning step trains and the least memory it takes, unless its result is here; None for other steps.
     exact: False where the figures assume an outcome of such a measurement, this step's or an earlier one's.
     """
 
@@ -40,6 +43,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     changes: str
     measure: tuple[dict[str, str | None], ...]
     exact: bool
+    learn: dict[str, int] | None = None
 
 
 class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,7 +162,7 @@ def _report(
 ) -> StepReport:
     stack = step.operation.stack
     old, new = plans
-    said = [changes_of(before, after), _frozen_text(old, new), _adapters_text(old, new)]
+    said = [changes_of(before, after), _frozen_text(old, new), _adapters_text(old, new), _learned_text(step)]
     return StepReport(
         number=number,
         step=step_to_builtins(step),
@@ -169,7 +173,19 @@ def _report(
         changes=", ".join(filter(None, said)) or "changes nothing",
         measure=tuple({"score": one.by, "data": one.data} for one in ranked),
         exact=exact,
+        learn=_learn(step, before, old) if new.pending else None,
     )
+
+
+def _learn(step: Step, draft: Draft, plan: Plan) -> dict[str, int] | None:
+    if not isinstance(step.operation, LearningStep):
+        return None
+    trained = trained_parameters(step.operation, draft, plan)
+    return {"parameters": trained, "bytes": training_bytes(step.operation, draft, plan)}
+
+
+def _learned_text(step: Step) -> str:
+    return "learns" if isinstance(step.operation, LearningStep) else ""
 
 
 def _frozen_text(old: Plan, new: Plan) -> str:

@@ -17,7 +17,9 @@ def command_line(step: Step, model: str) -> str:
     plain = step_to_builtins(msgspec.structs.replace(step, resolved=None))[step.operation.name]
     words = ["surgeon", step.operation.name.replace("_", "-"), model]
     for name, value in plain.items():
-        words += [f"--{name.replace('_', '-')}", option_text(value)]
+        option = name.replace("_", "-")
+        switch = f"--{option}" if value else f"--no-{option}"
+        words += [switch] if isinstance(value, bool) else [f"--{option}", option_text(value)]
     ranked = next((one for one in step.operation.ranked() if one.data or one.protect), None)
     if ranked is not None and ranked.data:
         words += ["--data", ranked.data]
@@ -28,6 +30,8 @@ def command_line(step: Step, model: str) -> str:
 
 def option_text(value: Any) -> str:
     """Write a field's value as its command-line option takes it."""
+    if isinstance(value, Mapping) and isinstance(next(iter(value.values())), Mapping):
+        return msgspec.json.encode(value).decode()  # an objective with its settings: JSON is YAML
     if isinstance(value, Mapping):
         head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
         return f"{head} {option_text(count)}" + (f" by {request_text(value['by'])}" if "by" in value else "")

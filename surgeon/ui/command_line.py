@@ -136,6 +136,8 @@ def _options(word: str, words: Sequence[str], readers: Mapping[str, Reader]) -> 
         name, equals, value = words[at].removeprefix("--").partition("=")
         if not words[at].startswith("--"):
             raise UsageError(f"{words[at]!r} belongs to no option", where=word, allowed=_known(readers))
+        if name.startswith("no-") and readers.get(name[3:]) is _switch and not equals:
+            name, equals, value = name[3:], "=", "false"
         if name not in readers:
             near = get_close_matches(name, readers, n=1)
             raise UsageError(
