@@ -47,7 +47,7 @@ from surgeon.errors import ArchitectureError, Cancelled, DataError
 from surgeon.export.publish import published
 
 _WAIT_SECONDS = 0.2
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same inputs would give another result."""
 
 
