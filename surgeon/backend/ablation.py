@@ -118,6 +118,7 @@ class _Ablated:
     def __init__(self, ready: Bench, role: str, states: HiddenStates) -> None:
         self._ready, self._role = ready, role
         self._states = states
+        ready.runner.require_plain_end(ready.batches[0])
         self._calls = [ready.runner.record(tokens_BT) for tokens_BT in ready.batches]
         for batch, one in enumerate(self._calls):
             hidden_BTD = one.release()

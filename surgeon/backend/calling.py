@@ -21,6 +21,7 @@ _IGNORED = -100
 _LOGITS = {"cpu": 1 << 24}
 _MOST_LOGITS = 1 << 27
 """How many logits are in memory at once: 64 MB of them on a CPU, where not even the layers may fit."""
+_FEW, _ROUNDINGS = 8, 64
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -162,6 +163,29 @@ class LayerRunner:
         if not seen:
             raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
         return seen[0]
+
+    def require_plain_end(self, tokens_BT: torch.Tensor) -> None:
+        """Try on a few tokens that what follows the layers needs no more than the last one's output, token by token.
+
+        Raises:
+            ArchitectureError: it does, so that no loss can be told from a hidden state.
+        """
+        tokens_BT = tokens_BT[:1, :_FEW]
+        seen: list[Any] = []
+        handle = self.layers[-1].register_forward_hook(lambda _module, _args, output: seen.append(output))
+        try:
+            whole_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden_BTD = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
+        parts = zip(*(torch.split(whole, _FEW // 2 + 1, dim=1) for whole in (tokens_BT, hidden_BTD)), strict=True)
+        in_parts_BTV = torch.cat([self.logits(tokens, hidden) for tokens, hidden in parts], dim=1)
+        off = max(float((one - whole_BTV).abs().max()) for one in (self.logits(tokens_BT, hidden_BTD), in_parts_BTV))
+        if off > _ROUNDINGS * torch.finfo(whole_BTV.dtype).eps * float(whole_BTV.abs().max()):
+            raise ArchitectureError(
+                "what follows its layers uses more than the last hidden state", where=type(self.model).__name__,
+                hint="scores that run layers on their own cannot be measured on this model",
+            )  # fmt: skip
 
     def losses(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Return each sequence's loss, as `losses_of` does, if the last layer returns `hidden_BTD`.

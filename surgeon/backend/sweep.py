@@ -34,8 +34,13 @@ def sweep_losses(
     """Yield for each named layer sequence the loss of every calibration sequence, in nats per token.
 
     Of the hidden states, one for each live prefix, `room` bytes stay in memory and the rest goes to a file.
+
+    Raises:
+        ScoreError: a hidden state is not finite, or does not fit on the disk.
+        ArchitectureError: the model does not simply pass a hidden state through its layers and on to its head.
     """
     trie = Trie(sequences)
+    runner.require_plain_end(batches[0])
     with HiddenStates(room) as states:
         calls = [runner.record(tokens_BT) for tokens_BT in batches]
         for batch, one in enumerate(calls):

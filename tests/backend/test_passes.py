@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from surgeon.backend import calling
 from surgeon.backend.calling import LayerRunner
 from surgeon.backend.passes import LayerPass, push_layers
-from surgeon.errors import ScoreError
+from surgeon.errors import ArchitectureError, ScoreError
 from tests.backend.tiny import FAMILIES, LAYERS, WORDS, layers_of, make_tiny, some_tokens
 from tests.export.replay import never
 
@@ -58,6 +60,39 @@ def test_losses_are_those_of_a_whole_forward_however_few_logits_fit(
     surprise_BTV = -model(input_ids=tokens_BT, use_cache=False).logits.double().log_softmax(dim=-1)
     expected = surprise_BTV[:, 1:-1].gather(-1, tokens_BT[:, 2:, None]).squeeze(-1).mean(dim=1)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+class _Looking(nn.Module):
+    """A llama whose head also sees what entered the third layer, or the tokens before."""
+
+    def __init__(self, seen: str) -> None:
+        super().__init__()
+        self.inner: Any = make_tiny("llama")
+        self.seen = seen
+
+    def get_output_embeddings(self) -> nn.Module:
+        head: nn.Module = self.inner.lm_head
+        return head
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> Any:
+        entered: list[torch.Tensor] = []
+        third = self.inner.model.layers[2]
+        handle = third.register_forward_pre_hook(lambda _m, args: entered.append(args[0])) if self.seen else None
+        hidden = self.inner.model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        if handle is not None:
+            handle.remove()
+            hidden = hidden + (entered[0] if self.seen == "layers" else hidden.cumsum(1))
+        return SimpleNamespace(logits=self.inner.lm_head(hidden))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("seen", ["", "layers", "tokens"])
+def test_a_head_that_sees_more_than_the_last_hidden_state_is_refused(seen: str) -> None:
+    """Else every loss of a sweep would be wrong, and none would say so."""
+    model = _Looking(seen)
+    runner = LayerRunner(model, model.inner.model.layers, some_tokens())
+    with pytest.raises(ArchitectureError, match="uses more than the last hidden state") if seen else nullcontext():
+        runner.require_plain_end(some_tokens())
 
 
 def test_recording_how_layers_are_called_makes_no_logits() -> None:
