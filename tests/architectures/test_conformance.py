@@ -15,11 +15,12 @@ import pytest
 from tests.architectures.conformance import RESULTS, examine
 from tests.architectures.table import EXPAND, PRUNE, built, cases_of, counts, table, verdict
 
-# Each for something of its own: sandwich norms, transposed and fused matrices, experts one by one and stacked, periods,
-# index lists, patterns, state-space layers, shared blocks, encoder layers, layers bound to their number.
+# Each for something of its own: sandwich norms, slices outside the layers, transposed and fused matrices, experts one by
+# one and stacked, periods, index lists, patterns, state-space layers, ends, encoder layers, layers bound to their number.
 _SAMPLE = (
     "gpt2",
     "gemma3_text",
+    "gemma4_text",
     "mixtral",
     "qwen3_next",
     "deepseek_v3",
@@ -33,11 +34,8 @@ _SAMPLE = (
     "mamba2",
     "bert",
     "bart",
-    "olmo2",
     "minicpm3",
     "diffllama",
-    "qwen2_moe",
-    "gpt_neox",
 )
 
 
