@@ -223,6 +223,11 @@ def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | 
         SurgeonError: what the job raised; Cancelled on Ctrl+C.
     """
     if worker is None:
+        from surgeon.backend.processes import follow, join, process_index
+
+        if process_index() > 0:
+            follow()
+        join()
         return _run_here(job, args, on_event)
     return asyncio.run(_run_there(job, args, on_event, worker))
 

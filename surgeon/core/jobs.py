@@ -31,7 +31,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     `body` by kind:
         hello     {protocol, version, pid, device}
         ack       {}
-        progress  {done, total, unit, what}    unit is "layers", "bytes", "tokens", …
+        progress  {done, total, unit, what}    unit is "layers", "bytes", "tokens", …; of a training step also
+                  {loss, tokens_per_second, eta_seconds, held_out_…, further figures}, see `core.watching`
         scored    {score, layer, value, error, matrices}    one layer of one score; error is a standard error or None
         evaluated {step, name, metric, data, examples, figures}    see `surgeon.core.evaluation.Evaluated`
         result    the job's answer, job by job

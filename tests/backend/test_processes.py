@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,3 +109,19 @@ async def _a_moment() -> None:
     import asyncio
 
     await asyncio.sleep(0.05)
+
+
+def test_a_command_may_be_launched_as_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first does everything else and speaks; both end."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = pupil(tmp_path)
+    words = ["train", str(model), "--objective", "lm", "--data", "text.jsonl", "--steps", "2", "--max-length", "24",
+             "--device", "cpu", "--out", "out"]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", *LAUNCH, "-m", "surgeon", *words],
+        check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [str(tmp_path / "out")]
+    assert ended.stderr.count("training: step 1 of 2") == 1
