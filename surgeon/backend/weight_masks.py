@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.course import Course
+from surgeon.backend.course import Course, Report
 from surgeon.backend.learning import Order, Result, plain_report, remarks, teaching
 from surgeon.backend.learning_bench import opened
 from surgeon.backend.trainer import train
@@ -43,7 +43,7 @@ def mask_weights(order: Order, state: Path) -> Result:
     """
     step = order.step
     assert isinstance(step, MaskWeights)
-    moved, report = _trial(order, step, state)
+    moved, report = _without_trial(order) if step.order == "random" else _trial(order, step, state)
     chosen = {name: one for name, one in moved.items() if not _is_excluded(name, step)}
     if not chosen:
         raise LearningError("no weights are left to choose from", where=step.name, hint="exclude less, or freeze less")
@@ -88,6 +88,12 @@ def _trial(order: Order, step: MaskWeights, state: Path) -> tuple[dict[str, torc
         for name, parameter in bench.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
     return moved, report
+
+
+def _without_trial(order: Order) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return equal importances by name: nothing has to be trained where chance decides."""
+    with opened(replace(order, draft=replace(order.draft, mask=None))) as bench:
+        return {name: torch.ones_like(one) for name, one in bench.parameters.items()}, plain_report(Report())
 
 
 def _silent(kind: str, body: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ class MaskWeights(LearningStep, frozen=True, kw_only=True):
     ] = 0.1
     order: Annotated[
         Literal["highest", "lowest", "random"],
-        msgspec.Meta(description="which to keep; lowest and random are what highest is compared with"),
+        msgspec.Meta(description="which to keep; lowest and random, untrained, are what highest is compared with"),
     ] = "highest"
     exclude: Annotated[
         tuple[Literal["embedding", "head", "norm"], ...],
