@@ -6,6 +6,7 @@ Knows nothing of operations; what the parts mean is `recipe.py`'s business.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from surgeon.errors import RecipeError
@@ -76,8 +79,23 @@ def parse_value(text: str) -> Any:
         raise RecipeError(f"{text!r} is no YAML value") from error
 
 
+class _Exact(RoundTripRepresenter):
+    """Keeps the form of a number that stood in a file, such as 1e-3, but cuts no digit off it."""
+
+    def represent_scalar_float(self, data: Any) -> Any:
+        """Write a number as it stood, or in full where that would be another."""
+        node = super().represent_scalar_float(data)
+        if not math.isfinite(data) or float(node.value) == float(data):
+            return node
+        return self.represent_float(float(data))
+
+
+_Exact.add_representer(ScalarFloat, _Exact.represent_scalar_float)
+
+
 def _yaml() -> YAML:
     yaml = YAML()
+    yaml.Representer = _Exact
     yaml.width = 120
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)

@@ -118,6 +118,15 @@ def test_saving_over_another_recipe_leaves_nothing_of_it(old: Recipe, new: Recip
     assert load_recipe(path) == new
 
 
+@pytest.mark.parametrize("number", ["1e-3", "0.0010", "5.244144633136449e-103", "2.", "+4.5E+2"])
+def test_numbers_are_saved_as_they_stood_unless_a_digit_would_be_lost(number: str) -> None:
+    text = f"version: 1\nbase: {{model: x}}\nseed: 0\nsteps:\n  - masked_lora: {{layers: 0, gate: {number}}}\n"
+    path = written(text)
+    saved = dump_recipe(load_recipe(path), like=path)
+    assert f"gate: {number}}}" in saved
+    assert load_recipe(written(saved)) == load_recipe(path)
+
+
 @settings(deadline=None)
 @given(steps())
 def test_a_step_is_its_plain_data(step: Step) -> None:
