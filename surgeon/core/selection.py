@@ -30,7 +30,9 @@ _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 _END = re.compile(r"(first|last)(?:\s+([0-9]{1,9}))?")
 _RANKED = re.compile(r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)) by ([a-z].*)")
 _RANKED_HEADS = ("lowest", "highest", "block", "through")
-_MAPPING_KEYS = (*_RANKED_HEADS, "by", "data", "protect", "original", "except", "first", "last")
+HEADS = (*_RANKED_HEADS, "original", "except", "first", "last")
+"""What a selection written as a mapping begins with."""
+_MAPPING_KEYS = (*HEADS, "by", "data", "protect")
 
 
 @dataclass(frozen=True, slots=True)

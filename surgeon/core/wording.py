@@ -10,6 +10,7 @@ import msgspec
 
 from surgeon.core.recipe import Step, step_to_builtins
 from surgeon.core.score_requests import request_text
+from surgeon.core.selection import HEADS
 
 
 def command_line(step: Step, model: str) -> str:
@@ -30,8 +31,8 @@ def command_line(step: Step, model: str) -> str:
 
 def option_text(value: Any) -> str:
     """Write a field's value as its command-line option takes it."""
-    if isinstance(value, Mapping) and isinstance(next(iter(value.values())), Mapping):
-        return msgspec.json.encode(value).decode()  # an objective with its settings: JSON is YAML
+    if isinstance(value, Mapping) and not any(head in value for head in HEADS):
+        return msgspec.json.encode(value).decode()  # an objective with its settings, a bound: JSON is YAML
     if isinstance(value, Mapping):
         head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
         return f"{head} {option_text(count)}" + (f" by {request_text(value['by'])}" if "by" in value else "")

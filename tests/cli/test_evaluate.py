@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from surgeon.core.recipe import step_of, step_to_builtins
+from surgeon.core.wording import command_line
 from tests.backend.tiny import save_tiny, write_tokenizer
 from tests.cli.conftest import Jobs, Run, fresh
 
@@ -94,3 +97,12 @@ def test_a_bound_that_is_none_is_refused_when_the_recipe_is_read(
     assert found.exit_code != 0
     assert said in found.stderr
     assert not jobs.asked
+
+
+def test_a_gate_reads_back_from_the_command_that_does_the_same(place: Path, run: Run) -> None:
+    """Its bounds are written as JSON, which is YAML."""
+    step = step_of("require", {"perplexity": {"data": "docs", "at_most": "1.05x"}}, "test")
+    words = shlex.split(command_line(step, str(place / "base")))[1:]
+    found = run(*words, "--dry-run", "--json")
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["steps"][0]["step"] == step_to_builtins(step)

@@ -21,7 +21,7 @@ from surgeon.core.expressions import Copy, express
 from surgeon.core.fold import fold
 from surgeon.core.recipe import step_of
 from surgeon.errors import ArchitectureError, RecipeError
-from tests.backend.tiny import FAMILIES, LAYERS, save_tiny
+from tests.backend.tiny import FAMILIES, LAYERS, save_tiny, write_tokenizer
 from tests.export.replay import run
 
 _SUFFIX = "mlp.up_proj.weight"
@@ -149,3 +149,22 @@ def test_the_order_of_the_parts_matters_at_most_in_the_last_bit(layers: list[int
     left, right = _made(draft, Mean(chosen)), _made(draft, Mean(chosen[::-1]))
     assert torch.allclose(left.float(), right.float(), rtol=2**-7, atol=2**-20)
     assert count > 2 or torch.equal(left, right)
+
+
+def test_slayers_strategy_trains_the_inserted_layers_and_the_folded_one_alone(tmp_path: Path) -> None:
+    """Insert in the first half, fold the last two, train these: everything else stays the base's, byte for byte."""
+    base = save_tiny("llama", tmp_path / "base")
+    write_tokenizer(base)
+    (tmp_path / "t.jsonl").write_text('{"text": "It was a bright cold day in April."}\n' * 3)
+    train = {"objective": "lm", "data": "t.jsonl", "steps": 2, "batch_size": 1, "max_length": 32,
+             "learning_rate": 0.01, "scheduler": "constant"}  # fmt: skip
+    steps: list[Any] = [{"expand": {"after": "1"}}, {"prune": {"layers": "last 2", "fold": True}}]
+    run(base, tmp_path / "before", *steps, root=str(tmp_path))
+    steps += [{"freeze": {"except": "inserted, last"}}, {"train": train}]
+    run(base, tmp_path / "after", *steps, root=str(tmp_path), verify=True)
+
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert before.keys() == after.keys()
+    assert {name.split(".")[2] for name in moved} == {"2", str(LAYERS - 2)}
+    assert len([name for name in moved if name.startswith(f"model.layers.{LAYERS - 2}.")]) == 9
