@@ -15,8 +15,9 @@ import pytest
 from tests.architectures.conformance import RESULTS, examine
 from tests.architectures.table import EXPAND, PRUNE, built, cases_of, counts, table, verdict
 
-# Each for something of its own: sandwich norms, slices outside the layers, transposed and fused matrices, experts one by
-# one and stacked, periods, index lists, patterns, state-space layers, ends, encoder layers, layers bound to their number.
+# Each for something of its own: sandwich norms, slices outside the layers, transposed and fused matrices, experts one
+# by one and stacked, periods, index lists, patterns, state-space layers, what only the first layer holds, encoders,
+# layers bound to their number.
 _SAMPLE = (
     "gpt2",
     "gemma3_text",
