@@ -88,14 +88,27 @@ def _refuse_unfit(adapter: Adapter, modules: Mapping[str, nn.Module]) -> None:
             where=adapter.module,
             hint="leave this role out of masked_lora",
         )
-    kind = type(modules[adapter.module])
-    own = kind.forward is not nn.Linear.forward and kind.__module__.startswith("transformers.models.")
-    if issubclass(kind, nn.Linear) and own:
+    module = modules[adapter.module]
+    if isinstance(module, nn.Linear) and not _multiplies(module):
         raise ArchitectureError(
-            f"is a {kind.__name__}, which multiplies in a way of its own that PEFT does not follow",
+            f"is a {type(module).__name__}, which multiplies in a way of its own that PEFT does not follow",
             where=f"{adapter.module}, role {adapter.role}",
             hint="leave this role out: name the others in `roles`",
         )
+
+
+@torch.no_grad()
+def _multiplies(module: nn.Linear) -> bool:
+    """Whether a linear layer turns vectors of its inputs into vectors of its outputs; models have some of their own."""
+    own = type(module).forward is not nn.Linear.forward and type(module).__module__.startswith("transformers.models.")
+    if not own:
+        return True
+    weight = module.weight
+    try:
+        out = module(torch.zeros(1, 1, module.in_features, device=weight.device, dtype=weight.dtype))
+    except RuntimeError:
+        return False
+    return tuple(out.shape) == (1, 1, module.out_features)
 
 
 def _wrapped(model: nn.Module, config: LoraConfig, adapters: Sequence[Adapter]) -> PeftModel:

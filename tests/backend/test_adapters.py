@@ -283,3 +283,14 @@ def test_what_peft_would_misread_is_refused_by_its_role(kind: str, said: str, tm
     plan = plan_of(tmp_path, {"masked_lora": {"layers": "all", "roles": [fit]}})
     assert plan.adapters
     assert len(lora_shapes(attach(model, plan.adapters, 0))) == len(plan.adapters)
+
+
+def test_a_linear_layer_of_a_models_own_kind_can_be_adapted(tmp_path: Path) -> None:
+    """Falcon multiplies in a class of its own, but as a linear layer does."""
+    tiny_model(small_config("falcon")).save_pretrained(tmp_path)  # type: ignore[operator]
+    model, plan = attached(tmp_path, {"masked_lora": {"layers": "all"}})
+    kinds = {type(layer.base_layer).__name__ for layer in lora_layers(model, plan.adapters)}
+    assert kinds == {"FalconLinear"}
+    before = logits(model)
+    randomise(model, plan.adapters)
+    assert not torch.allclose(before, logits(model), atol=1e-3)
