@@ -122,8 +122,9 @@ class OptionsForm(Dialog[dict[str, object]]):
         )
 
     def on_mount(self) -> None:
-        """Judge the fields as they are."""
+        """Judge the fields as they are; the first one's label is in view too, though its entry has the focus."""
         self._judge()
+        self.call_after_refresh(self.query_one(VerticalScroll).scroll_home, animate=False)
 
     def _fields(self) -> dict[str, object]:
         readers = operation_readers(self._kind)

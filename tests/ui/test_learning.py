@@ -72,6 +72,7 @@ async def test_a_step_is_drafted_with_its_form_and_trained(app: SurgeonApp) -> N
         await operator.press("T")
         assert app.focused is not None
         assert app.focused.id == "field-objective"
+        await operator.until(lambda: "lm, sft, dpo" in operator.text)
         await operator.type("lm")
         app.screen.query_one("#field-steps").focus()
         await pilot.pause()
