@@ -178,14 +178,21 @@ class LayerRunner:
         finally:
             handle.remove()
         hidden_BTD = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
+        if hidden_BTD.shape[:2] == tokens_BT.shape:
+            whole = float(whole_BTV.abs().max())
+            if self._off(tokens_BT, hidden_BTD, whole_BTV) <= _ROUNDINGS * torch.finfo(whole_BTV.dtype).eps * whole:
+                return
+        raise ArchitectureError(
+            "what follows its layers uses more than the last hidden state", where=type(self.model).__name__,
+            hint="scores that run layers on their own cannot be measured on this model",
+        )  # fmt: skip
+
+    def _off(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor, whole_BTV: torch.Tensor) -> float:
+        """Return how far the logits of a hidden state, at once and in two parts, are from those of the whole model."""
         parts = zip(*(torch.split(whole, _FEW // 2 + 1, dim=1) for whole in (tokens_BT, hidden_BTD)), strict=True)
         in_parts_BTV = torch.cat([self.logits(tokens, hidden) for tokens, hidden in parts], dim=1)
-        off = max(float((one - whole_BTV).abs().max()) for one in (self.logits(tokens_BT, hidden_BTD), in_parts_BTV))
-        if off > _ROUNDINGS * torch.finfo(whole_BTV.dtype).eps * float(whole_BTV.abs().max()):
-            raise ArchitectureError(
-                "what follows its layers uses more than the last hidden state", where=type(self.model).__name__,
-                hint="scores that run layers on their own cannot be measured on this model",
-            )  # fmt: skip
+        found = (self.logits(tokens_BT, hidden_BTD), in_parts_BTV)
+        return max(float((one_BTV - whole_BTV).abs().max()) for one_BTV in found)
 
     def losses(self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor) -> torch.Tensor:
         """Return each sequence's loss, as `losses_of` does, if the last layer returns `hidden_BTD`.
