@@ -37,7 +37,7 @@ def test_all_runs_each_pass_once(base: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setitem(measuring._LIVE, name, noting)
     found = scores(base, "all")
     assert set(found) == {name for name, kind in score_kinds().items() if kind.needs != "learning"}
-    assert ran == [("activations", 4), ("inputs", 1), ("sweep", 4), ("gradients", 2)]
+    assert ran == [("activations", 4), ("inputs", 1), ("gradients", 2), ("sweep", 4)]
 
 
 @pytest.mark.parametrize(
