@@ -82,9 +82,11 @@ def published(out: Path) -> Iterator[Path]:
             refuse_existing(out)
             yield partial
             _sync_tree(partial)
-            (partial / _MARK).unlink()
             refuse_existing(out)
+            # The mark goes last: without it a run that was killed here would leave what nobody dares to empty.
             partial.rename(out)
+            (out / _MARK).unlink()
+            _sync(out)
             _sync(out.parent)
         except BaseException:
             if handle >= 0:
