@@ -66,9 +66,8 @@ def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
         edited.requires_grad_(requires_grad=False)
         if plan.adapters:
             with attached(edited, plan, order.seed) as (peft_model, parameters):
-                _set_checkpointing(
-                    edited, order.step
-                )  # before, PEFT would have the embedding's output ask for gradients
+                # Before this, PEFT would have the embedding's output ask for gradients.
+                _set_checkpointing(edited, order.step)
                 yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
             return
         _set_checkpointing(edited, order.step)
@@ -111,6 +110,11 @@ def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]
     for tensor in plan.tensors:
         if tensor.name in plan.frozen or DTYPES.get(tensor.dtype) is None or not DTYPES[tensor.dtype].is_floating_point:
             continue
+        if tensor.name in draft.structure.sliced:
+            raise ArchitectureError(
+                "holds one slice for each layer, and cannot be trained and cut", where=f"tensor {tensor.name!r}",
+                allowed="training that leaves it as it is", hint="freeze outside: [embedding, norm] before",
+            )  # fmt: skip
         (name,) = draft.structure.memory_names([tensor.name])
         parameter = live.get(name)
         if parameter is not None and tuple(parameter.shape) == tensor.shape:

@@ -131,10 +131,14 @@ class Draft:
     @property
     def moved(self) -> bool:
         """Whether the weights differ from the base's: a layer was removed, inserted, reordered, computed or trained."""
-        return bool(self.learned) or self.untied is not None or any(
-            [layer.source for layer in layers]
-            != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
-            for name, layers in self.stacks.items()
+        return (
+            bool(self.learned)
+            or self.untied is not None
+            or any(
+                [layer.source for layer in layers]
+                != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
+                for name, layers in self.stacks.items()
+            )
         )
 
     @property

@@ -51,7 +51,8 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True):
     """What a model gave, example by example.
 
     values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected].
-    sizes: text, responses: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.   nbytes: of all text.
+    sizes: text, responses: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.
+    nbytes: of all text.
     figures: what another program has averaged already.
     """
 
