@@ -96,8 +96,10 @@ _TENTH_9 = _set("truncate", deciles=[9])
 
 ILA = Experiment(
     "ila", "Do matrices that ILA ranks high adapt better than others?",
-    tuple(Arm(f"{order} 30 %", "ila.yaml", (_matrices(order),)) for order in ("highest", "random", "lowest"))
-    + (Arm("all matrices", "ila.yaml", (_matrices("all"),)),),
+    (
+        *(Arm(f"{order} 30 %", "ila.yaml", (_matrices(order),)) for order in ("highest", "random", "lowest")),
+        Arm("all matrices", "ila.yaml", (_matrices("all"),)),
+    ),
     (Figure("held-out NLL of answers", 0, "nll"),),
 )  # fmt: skip
 ALLO = Experiment(
