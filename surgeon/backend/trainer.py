@@ -62,7 +62,8 @@ class _Run:
         self.course, self.accelerator = course, accelerator
         self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.report = Report()
-        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate)
+        # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
+        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate, fused=True)
         warmup = math.ceil(course.step.warmup_ratio * course.steps)
         self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.

@@ -125,7 +125,8 @@ def test_weights_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(torch.equal(found[0][name], found[1][name]) for name in values)
 
 
-def test_a_masked_gradient_is_a_masked_update() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_masked_gradient_is_a_masked_update(fused: bool) -> None:
     """Bit for bit AdamW with moments from the whole gradient and an update times the mask, clipping included.
 
     The reference takes the unmasked step and gives the weights outside the mask their old values back.
@@ -137,7 +138,7 @@ def test_a_masked_gradient_is_a_masked_update() -> None:
     start = {name: one.detach().clone() for name, one in nets[0].named_parameters()}
     masks = {name: torch.rand(one.shape) < 0.3 for name, one in start.items()}
     inside = WeightMask({name: pack(one.flatten()) for name, one in masks.items()})
-    optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0) for net in nets]
+    optimizers = [torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.0, fused=fused) for net in nets]
     for _ in range(20):
         for at, net in enumerate(nets):
             optimizers[at].zero_grad()
