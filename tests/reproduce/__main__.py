@@ -6,6 +6,7 @@ Arms that are in the results already are left out, unless `--again`; what was tr
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.metadata
 import json
 import random
@@ -67,6 +68,12 @@ def _found(spot: tuple[str, ...]) -> Any:
 
 
 def _keep(spot: tuple[str, ...], value: Any) -> None:
+    with RESULTS.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that run different experiments neither forgets the other's
+        _add(spot, value)
+
+
+def _add(spot: tuple[str, ...], value: Any) -> None:
     results = read_results()
     results["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")}
     place = results
