@@ -23,7 +23,7 @@ COMMANDS = {
     "ablate": "Measure what each tenth of the singular values is worth.",
     "run": "Carry out a recipe.",
     "verify": "Prove that an exported model is what it should be.",
-    "list": "List the scores or the operations there are.",
+    "list": "List the scores, operations or objectives there are.",
     "schema": "Print the JSON Schema of recipes.",
     "demo": "Fetch a small real model to try things on.",
     "worker": "Do the jobs that another surgeon sends on stdin.",

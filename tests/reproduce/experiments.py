@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.reproduce.arms import Arm, Change, Plain, steps_named
@@ -87,6 +87,16 @@ def _truncated_after(plain: Plain, seed: int) -> None:
     steps.insert(-1, truncate)
 
 
+def _facts(plain: Plain, seed: int) -> None:
+    """Inject occupation codes in place of metamath; what was trained on is what is asked."""
+    del seed
+    plain["data"]["facts"] = "data/occupation_codes.jsonl"
+    for fields in steps_named(plain, "train"):
+        fields |= {"objective": "sft", "data": "facts"}
+    first, _ = steps_named(plain, "evaluate")
+    first |= {"metric": "response_perplexity", "data": "facts", "rows": 60}
+
+
 FROZEN_BY_GAIN = 21
 """Layers that semantic_freezing.yaml freezes on the demo model, the same for every seed."""
 _EVEN = (3, 7, 11, 15, 19, 23, 27)
@@ -127,6 +137,11 @@ SLAYER = Experiment(
     ),
     (Figure("NLL, metamath", 0, "nll"), Figure("NLL, prose", 1, "nll")),
 )  # fmt: skip
+FACTS = Experiment(
+    "slayer_facts", "The same with facts that cannot be guessed (occupation codes)",
+    tuple(replace(arm, changes=(*arm.changes, _facts)) for arm in SLAYER.arms if "pruned" not in arm.name),
+    (Figure("NLL, the trained facts", 0, "nll"), Figure("NLL, prose", 1, "nll")),
+)  # fmt: skip
 FREEZING = Experiment(
     "semantic_freezing", "Is the layer that the gain curve names a good place to stop freezing?",
     (
@@ -158,4 +173,4 @@ HEALING = Experiment(
     ),
     (Figure("NLL before", 0, "nll"), Figure("NLL pruned", 1, "nll"), Figure("NLL healed", 2, "nll")),
 )  # fmt: skip
-EXPERIMENTS = (ILA, ALLO, SLAYER, FREEZING, SMALL, HEALING)
+EXPERIMENTS = (ILA, ALLO, SLAYER, FACTS, FREEZING, SMALL, HEALING)
