@@ -29,6 +29,7 @@ from surgeon.backend.learning_bench import opened
 from surgeon.backend.loading import load_model, load_tokenizer
 from surgeon.backend.processes import together
 from surgeon.backend.rewriting import rewarding_of, rewriter_digest
+from surgeon.backend.rounding import rounding_of
 from surgeon.backend.running import open_base
 from surgeon.backend.running_out import memory_explained
 from surgeon.backend.score_cache import content_digest
@@ -242,7 +243,12 @@ def train_step(order: Order, state: Path) -> Result:
         )  # fmt: skip
         report = train(course)
         stable = is_stable(report.losses, course.epsilon)
-        return Result(bench.tensors(), {**plain_report(report), "remarks": notes, "stable": stable})
+        rounding = rounding_of(order.draft, {} if bench.adapted else bench.parameters)
+        if rounding.remark:
+            notes.append(rounding.remark)
+            order.emit("log", {"level": "warning", "text": f"{order.step.name}: {rounding.remark}"})
+        found = {"remarks": notes, "stable": stable, "rounding": {"moved": rounding.moved, "kept": rounding.kept}}
+        return Result(bench.tensors(), {**plain_report(report), **found})
 
 
 def remarks(order: Order, objective: Objective, data: Examples) -> list[str]:
