@@ -177,6 +177,8 @@ class LayerRunner:
             whole_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits
         finally:
             handle.remove()
+        if not whole_BTV.isfinite().all():
+            return  # nothing can be compared, and the pass itself names the layer that is to blame
         hidden_BTD = seen[-1][0] if isinstance(seen[-1], tuple) else seen[-1]
         if hidden_BTD.shape[:2] == tokens_BT.shape:
             whole = float(whole_BTV.abs().max())

@@ -184,7 +184,7 @@ class JobStrip(TextStrip):
             text.append(
                 bar_text(running.done / running.total, _BAR_CELLS), looks.accent + Style(bgcolor=looks.palette.track)
             )
-            left = running.seconds_left
+            left = None if running.cancelling else running.seconds_left
             text.append(f" {seconds_text(left)} left" if left is not None else "", looks.dim)
         else:
             text.append(f" {running.what or 'starting the worker'} {seconds_text(running.elapsed)}", looks.dim)
