@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +10,17 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.text_sources import (
+    PYTHON_DOCS,
+    decoded,
+    digest_of_bytes,
+    json_lines,
+    python_docs,
+    python_docs_digest,
+    read_bytes,
+    start_of,
+)
 from surgeon.errors import DataError
-
-PYTHON_DOCS = "python_docs"
-"""The built-in text: Python's own language reference, which every interpreter carries."""
-
 
 # Position 0 is left out of averages, so one token tells nothing; and a BOS token may take one place.
 _SHORTEST = 3
@@ -64,7 +68,7 @@ def read_calibration(
     name = data or PYTHON_DOCS
     documents, digest = _python_docs() if name == PYTHON_DOCS else _read(root / Path(name).expanduser(), tokenizer)
     random.Random(seed).shuffle(documents)
-    start = _start(tokenizer)
+    start = start_of(tokenizer)
     room = length - len(start)
     wanted = sequences * room
     ids: list[int] = []
@@ -100,43 +104,21 @@ def _tokenize(document: _Document, tokenizer: Any) -> tuple[list[int], list[int]
     return prompt + answer, [-1] * (len(prompt) - 1) + answer[:1] + [-1] * len(answer)
 
 
-def _start(tokenizer: Any) -> list[int]:
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
 def _python_docs() -> tuple[list[_Document], str]:
-    from pydoc_data.topics import topics
-
-    texts = [topics[name] for name in sorted(topics)]
-    return [_Document(text) for text in texts], hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    return list(map(_Document, python_docs())), python_docs_digest()
 
 
 def _read(path: Path, tokenizer: Any) -> tuple[list[_Document], str]:
-    try:
-        raw = path.read_bytes()
-        text = raw.decode()
-    except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror}", where=str(path), allowed=f"a .jsonl or .txt file, or {PYTHON_DOCS}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=str(path)) from error
+    raw = read_bytes(path, f"a .jsonl or .txt file, or {PYTHON_DOCS}")
+    text = decoded(raw, path)
     is_json = path.suffix in (".jsonl", ".json")
     rows = _rows(text, path, tokenizer) if is_json else map(_Document, text.split("\n\n\n"))
-    return [row for row in rows if row.text.strip()], hashlib.sha256(raw).hexdigest()[:16]
+    return [row for row in rows if row.text.strip()], digest_of_bytes(raw)
 
 
 def _rows(text: str, path: Path, tokenizer: Any) -> Iterator[_Document]:
-    # Not splitlines: JSON strings may hold the other line ends of Unicode.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"is not valid JSON: {error.msg}", where=f"{path}, line {number}") from error
-        yield _row_text(row, f"{path}, line {number}", tokenizer)
+    for row, where in json_lines(text, path):
+        yield _row_text(row, where, tokenizer)
 
 
 def _row_text(row: Any, where: str, tokenizer: Any) -> _Document:

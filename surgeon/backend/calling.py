@@ -17,7 +17,8 @@ from torch import nn
 
 from surgeon.errors import ArchitectureError, ScoreError
 
-_IGNORED = -100
+IGNORED = -1
+"""The label of a position that does not count."""
 _LOGITS = {"cpu": 1 << 24}
 _MOST_LOGITS = 1 << 27
 """How many logits are in memory at once: 64 MB of them on a CPU, where not even the layers may fit."""
@@ -211,7 +212,7 @@ class LayerRunner:
         self, tokens_BT: torch.Tensor, hidden_BTD: torch.Tensor, targets_BT: torch.Tensor, *, most: int
     ) -> torch.Tensor:
         spans = zip(*(torch.split(whole, most, dim=1) for whole in (tokens_BT, hidden_BTD, targets_BT)), strict=True)
-        losses_BT = [_token_losses(self.logits(tokens, hidden), targets) for tokens, hidden, targets in spans]
+        losses_BT = [token_losses(self.logits(tokens, hidden), targets) for tokens, hidden, targets in spans]
         return torch.cat(losses_BT, dim=1).sum(dim=1) / (tokens_BT.shape[1] - 2)
 
     def _tokens_at_once(self, device: torch.device) -> int:
@@ -248,19 +249,20 @@ def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor
 
     The prediction made at position 0, which has no context, is left out.
     """
-    return _token_losses(logits_BTV, _targets(tokens_BT)).sum(dim=1) / (tokens_BT.shape[1] - 2)
+    return token_losses(logits_BTV, _targets(tokens_BT)).sum(dim=1) / (tokens_BT.shape[1] - 2)
 
 
 def _targets(tokens_BT: torch.Tensor) -> torch.Tensor:
     # Every position, most of them wanted: cutting the first and last off would copy all logits.
-    targets_BT = torch.full_like(tokens_BT, _IGNORED)
+    targets_BT = torch.full_like(tokens_BT, IGNORED)
     targets_BT[:, 1:-1] = tokens_BT[:, 2:]
     return targets_BT
 
 
-def _token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+def token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each label in nats, float32, (batch, tokens); 0 where none counts."""
     losses_N = nn.functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED, reduction="none"
+        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return losses_N.view_as(targets_BT)
 

@@ -11,7 +11,8 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from surgeon.backend.training_data import IGNORED, Batch, Examples
+from surgeon.backend.calling import token_losses
+from surgeon.backend.training_data import Batch, Examples
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.objective import Objective
@@ -118,6 +119,4 @@ def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 def label_log_probs(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     """Return the log-probability of each label, float32; 0 where none counts."""
-    flat = logits_BTV.float().flatten(0, 1)
-    losses = nn.functional.cross_entropy(flat, labels_BT.flatten(), ignore_index=IGNORED, reduction="none")
-    return -losses.view_as(labels_BT)
+    return -token_losses(logits_BTV, labels_BT)

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-from surgeon.backend.training_data import IGNORED, Tokens, labelled, last_alone, start_of
+from surgeon.backend.calling import IGNORED
+from surgeon.backend.text_sources import start_of
+from surgeon.backend.training_data import Tokens, labelled, last_alone
 from surgeon.backend.training_rows import Row, read_rows, rendered
 from surgeon.core.evaluation import Measure
 from surgeon.errors import DataError

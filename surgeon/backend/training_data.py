@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.calling import IGNORED
+from surgeon.backend.text_sources import start_of
 from surgeon.backend.training_rows import Row, Turn, read_rows
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.objective import Rows
 from surgeon.errors import DataError
-
-IGNORED = -1
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,6 @@ def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str) -> lis
 
 def _ids(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
-
-
-def start_of(tokenizer: Any) -> list[int]:
-    """Return what the model's tokenizer starts a text with: its BOS token if it adds one."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 @dataclass(frozen=True)

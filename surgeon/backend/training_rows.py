@@ -9,16 +9,23 @@ chat template; without one, turns are parted by line ends.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.calibration import PYTHON_DOCS
 from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
+from surgeon.backend.text_sources import (
+    PYTHON_DOCS,
+    decoded,
+    digest_of_bytes,
+    json_lines,
+    parsed_json,
+    python_docs,
+    python_docs_digest,
+    read_bytes,
+)
 from surgeon.errors import DataError
 
 Turn = tuple[str, bool]
@@ -62,22 +69,18 @@ def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], 
         DataError: it cannot be read, or a row is of no known form.
     """
     if data in (None, PYTHON_DOCS):
-        texts = _python_docs()
-        return [Row(PYTHON_DOCS, ((text, False),)) for text in texts], source_digest(None, root)
+        return [Row(PYTHON_DOCS, ((text, False),)) for text in python_docs()], python_docs_digest()
     if is_hub_data(str(data), root):
         found = hub_rows(str(data))
         rows = [_row(plain, f"{data}, row {number}", tokenizer) for number, plain in enumerate(found)]
         return rows, hub_digest(str(data))
     path, raw = _bytes(str(data), root)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise DataError("is not UTF-8 text", where=str(path)) from error
+    text = decoded(raw, path)
     if path.suffix in (".jsonl", ".json"):
         rows = list(_json_rows(text, path, tokenizer))
     else:
         rows = [Row(str(path), ((part, False),)) for part in text.split("\n\n\n") if part.strip()]
-    return rows, _digest(raw)
+    return rows, digest_of_bytes(raw)
 
 
 def source_digest(data: str | None, root: Path) -> str:
@@ -87,51 +90,24 @@ def source_digest(data: str | None, root: Path) -> str:
         DataError: it cannot be read.
     """
     if data in (None, PYTHON_DOCS):
-        return _digest("\0".join(_python_docs()).encode())
+        return python_docs_digest()
     if is_hub_data(str(data), root):
         return hub_digest(str(data))
-    return _digest(_bytes(str(data), root)[1])
+    return digest_of_bytes(_bytes(str(data), root)[1])
 
 
 def _bytes(data: str, root: Path) -> tuple[Path, bytes]:
     path = root / Path(data).expanduser()
-    try:
-        return path, path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror}", where=str(path),
-            allowed=f"a .jsonl or .txt file, a data set's hub id OWNER/NAME, or {PYTHON_DOCS}",
-        ) from error  # fmt: skip
-
-
-def _python_docs() -> list[str]:
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def _digest(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()[:16]
+    return path, read_bytes(path, f"a .jsonl or .txt file, a data set's hub id OWNER/NAME, or {PYTHON_DOCS}")
 
 
 def _json_rows(text: str, path: Path, tokenizer: Any) -> Iterator[Row]:
     if text.lstrip().startswith("["):
-        for number, plain in enumerate(_parsed(text, str(path))):
+        for number, plain in enumerate(parsed_json(text, str(path))):
             yield _row(plain, f"{path}, row {number}", tokenizer)
         return
-    # Not splitlines: JSON strings may hold the other line ends of Unicode.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        yield _row(_parsed(line, where), where, tokenizer)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"is not valid JSON: {error.msg}", where=where) from error
+    for plain, where in json_lines(text, path):
+        yield _row(plain, where, tokenizer)
 
 
 def _row(plain: Any, where: str, tokenizer: Any) -> Row:

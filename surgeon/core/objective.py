@@ -59,6 +59,11 @@ class Seen(Protocol):
         ...
 
 
+def mean_nll(seen: Seen) -> Tensor:
+    """Return the mean negative log-likelihood of all labels of a batch, in nats, with gradient."""
+    return -seen.log_probs_BT.sum() / (seen.labels_BT >= 0).sum()
+
+
 class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What every objective declares. Subclasses live one per file in `surgeon/learning/`.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.objective import Objective, Seen
+from surgeon.core.objective import Objective, Seen, mean_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,4 +37,4 @@ class Distillation(Objective, frozen=True, kw_only=True):
 
     def figures(self, seen: Seen) -> dict[str, float]:
         """Return the mean negative log-likelihood of the text itself, in nats."""
-        return {"nll": float(-seen.log_probs_BT.detach().sum() / (seen.labels_BT >= 0).sum())}
+        return {"nll": float(mean_nll(seen).detach())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.objective import Objective, Seen
+from surgeon.core.objective import Objective, Seen, mean_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,4 +19,4 @@ class SupervisedFineTuning(Objective, frozen=True, kw_only=True):
 
     def loss(self, seen: Seen) -> Tensor:
         """Return the mean over all labels."""
-        return -seen.log_probs_BT.sum() / (seen.labels_BT >= 0).sum()
+        return mean_nll(seen)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.backend.calibration import PYTHON_DOCS, Calibration, read_calibration
+from surgeon.backend.calibration import Calibration, read_calibration
 from surgeon.backend.loading import load_tokenizer
+from surgeon.backend.text_sources import PYTHON_DOCS
 from surgeon.errors import DataError
 from tests.backend.tiny import write_tokenizer
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from surgeon.backend.calling import IGNORED
 from surgeon.backend.hub_data import hub_rows
-from surgeon.backend.training_data import IGNORED, Examples, Tokens, collate, examples_of_step, read_examples
+from surgeon.backend.training_data import Examples, Tokens, collate, examples_of_step, read_examples
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.objective import Rows
 from surgeon.errors import DataError
