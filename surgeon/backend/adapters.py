@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from surgeon.backend.tensors import tensor_reader
-from surgeon.core.learned import adapter_tensors, is_learned, result_tensors
+from surgeon.core.learned import adapter_tensors, result_tensors
 from surgeon.core.plan import Adapter, Plan
 from surgeon.errors import ArchitectureError
 
@@ -184,7 +184,7 @@ def _restore_learned(peft_model: PeftModel, adapters: Sequence[Adapter]) -> None
     with tensor_reader() as reader, torch.no_grad():
         for name, parameter in adapter_parameters(peft_model, adapters).items():
             address = learned.get(name.rpartition("/")[0])
-            stored = result_tensors(address).get(name) if address and is_learned(address) else None
+            stored = result_tensors(address).get(name) if address else None
             if stored is not None:
                 parameter.copy_(reader.read(stored))
 

@@ -8,7 +8,6 @@ right when layers in front of it come and go.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from surgeon.core.header import Tensor, read_header
 from surgeon.core.locate import cache_directory
+from surgeon.errors import LearningError
 
 TENSORS = "learned.safetensors"
 REPORT = "result.json"
@@ -37,10 +37,16 @@ def result_tensors(address: str) -> Mapping[str, Tensor]:
     """Return the tensors of a result by name.
 
     Raises:
-        CheckpointError: its file is damaged.
+        LearningError: it is not there.   CheckpointError: its file is damaged.
     """
     path = result_directory(address) / TENSORS
-    return _read(path, os.stat(path).st_mtime_ns)  # noqa: PTH116 - one call, and a Path has no cheaper one
+    try:
+        written_ns = path.stat().st_mtime_ns
+    except FileNotFoundError as error:
+        raise LearningError(
+            "was learned once and is not there any more", where=str(path), hint="run the recipe again"
+        ) from error
+    return _read(path, written_ns)
 
 
 @cache
