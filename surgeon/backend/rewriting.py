@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.calling import IGNORED
 from surgeon.backend.course import label_log_probs, logits_of
 from surgeon.backend.loading import forget_model, load_model, load_tokenizer
 from surgeon.backend.score_cache import content_digest
-from surgeon.backend.training_data import Rewarding, Tokens, collate, labelled
+from surgeon.backend.training_data import Rewarding, Tokens, collate, labelled, last_alone
 from surgeon.backend.training_rows import Row, rendered
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.jobs import Emit, IsCancelled
@@ -81,18 +82,20 @@ def _sequence(row: Row, own: Any, tokenizer: Any) -> Tokens:
     asked = "\n\n".join(str(message["content"]) for message in row.asked)
     told = {"role": "user", "content": TASK.format(asked=asked, right=row.right, wrong=row.wrong)}
     turns = rendered([told, {"role": "assistant", "content": row.wrong}], row.where, own)
-    if (
-        own(turns[-1][0], add_special_tokens=False)["input_ids"]
-        != (tokenizer(row.rejected[0], add_special_tokens=False)["input_ids"])
-    ):
+    found = labelled(turns, [False] * (len(turns) - 1) + [True], own, sys.maxsize)
+    if found is None:
+        raise DataError("has an empty wrong answer", where=row.where, hint="leave the row out")
+    wanted = labelled((*row.turns[:-1], row.rejected), last_alone(row), tokenizer, sys.maxsize)
+    if wanted is None or _answer_of(found[0]) != _answer_of(wanted[0]):
         raise DataError(
             "is cut into other tokens by the rewriter, so its rewards fit none of the model's", where=row.where,
             allowed="a rewriter with the same tokenizer and chat template",
         )  # fmt: skip
-    found = labelled(turns, [False] * (len(turns) - 1) + [True], own, sys.maxsize)
-    if found is None:
-        raise DataError("has an empty wrong answer", where=row.where, hint="leave the row out")
     return found[0]
+
+
+def _answer_of(one: Tokens) -> list[int]:
+    return [label for label in one.labels if label != IGNORED]
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ def labelled(
     turns: Sequence[Turn], counted: Sequence[bool], tokenizer: Any, length: int, rewarded: Row | None = None
 ) -> Example | None:
     """Return a dialogue with labels on the turns that count, cut at `length`; None where none is left within it."""
-    pieces = [_ids(text, tokenizer) for text, _ in turns]
+    pieces = list(_pieces([text for text, _ in turns], tokenizer))
     start = start_of(tokenizer)
     if pieces[0][: len(start)] == start:  # many chat templates write it themselves
         start = []
@@ -166,6 +166,17 @@ def labelled(
     if all(label == IGNORED for label in labels):
         return None
     return (Tokens(tokens[:length], labels, weights),)
+
+
+def _pieces(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Yield the tokens of each text as it follows the one before it.
+
+    On its own a text may begin otherwise: tokenizers made with SentencePiece write a space in front of it. Where a
+    token would reach over the border, both are cut on their own, as a prompt is when the model is to answer it.
+    """
+    for before, text in zip(("", *texts), texts, strict=False):
+        asked, both = _ids(before, tokenizer), _ids(before + text, tokenizer)
+        yield both[len(asked) :] if both[: len(asked)] == asked else _ids(text, tokenizer)
 
 
 def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str) -> list[float]:

@@ -83,6 +83,40 @@ def test_a_template_that_writes_the_first_token_gets_no_second_one(chatty: Any, 
     assert one.tokens == chatty.apply_chat_template(TALK, tokenize=True, return_dict=False)
 
 
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_an_answer_has_the_tokens_it_has_within_the_dialogue(scheme: str, tmp_path: Path) -> None:
+    """Not those of a text of its own, in front of which tokenizers like Llama's write a space."""
+    spaced = space_first(scheme)
+    for template in (TEMPLATE, None):
+        spaced.chat_template = template
+        ((one,),) = read([{"messages": TALK}], "answers", spaced, tmp_path).examples
+        text = spaced.apply_chat_template(TALK, tokenize=False) if template else "hi\nyes</s>and\nno</s>"
+        assert one.tokens == spaced(text, add_special_tokens=False)["input_ids"]
+        answers = spaced.convert_ids_to_tokens([label for label in one.labels if label != IGNORED])
+        assert answers == [*"yes", "</s>", *"no", "</s>"]
+    ((chosen, rejected),) = read([PAIR], "pairs", spaced, tmp_path).examples
+    assert chosen.tokens == spaced("2+2\n4</s>", add_special_tokens=False)["input_ids"]
+    assert rejected.tokens == spaced("2+2\nfish</s>", add_special_tokens=False)["input_ids"]
+
+
+def space_first(scheme: str) -> Any:
+    """Return a tokenizer of one token per character that writes a space in front of texts."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", "\n", "▁", *map(chr, range(33, 127))]
+    tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False),
+            pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"),
+        ]
+    )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
 def test_of_a_pair_the_last_answers_alone_count(chatty: Any, tmp_path: Path) -> None:
     """Both share all that goes before."""
     ((chosen, rejected),) = read([{"messages": TALK, "rejected": "fish"}], "pairs", chatty, tmp_path).examples
