@@ -4,7 +4,7 @@ perplexity, nll (nats per token), bits_per_byte   all tokens of running text; bi
 response_perplexity, nll                          the tokens of responses alone, given what was asked
 multiple_choice, multiple_choice_normalised       the likeliest choice by its whole log-likelihood, and by that per byte
 exact_match                                       greedy answers that equal the response, white space around both apart
-preference, preference_margin                     log-likelihood of the chosen against the rejected answer
+preference, preference_margin                     log-likelihood of the chosen against the rejected answer; ties: half
 reward_accuracy, reward_margin                    the same less the base model's, times beta: DPO's implicit rewards
 """
 
@@ -127,7 +127,11 @@ def _choices(raw: Raw) -> dict[str, Average]:
 
 
 def _hits(values: Sequence[Sequence[float]], answers: Sequence[int]) -> list[float]:
-    return [float(row.index(max(row)) == answer) for row, answer in zip(map(list, values), answers, strict=True)]
+    """Return whether each question's likeliest choice is the right one; of equal ones the first counts."""
+    return [
+        math.nan if any(map(math.isnan, row)) else float(row.index(max(row)) == answer)
+        for row, answer in zip(map(list, values), answers, strict=True)
+    ]
 
 
 def _pairs(raw: Raw, base: Raw, beta: float) -> dict[str, Average]:
@@ -137,11 +141,16 @@ def _pairs(raw: Raw, base: Raw, beta: float) -> dict[str, Average]:
         for margin, (chosen, rejected) in zip(margins, base.values, strict=True)
     ]  # fmt: skip
     return {
-        "preference": average([float(margin > 0) for margin in margins]),
+        "preference": average(list(map(_won, margins))),
         "preference_margin": average(margins),
-        "reward_accuracy": average([float(reward > 0) for reward in rewards]),
+        "reward_accuracy": average(list(map(_won, rewards))),
         "reward_margin": average(rewards),
     }
+
+
+def _won(margin: float) -> float:
+    """Return 1 where the chosen answer is ahead, 0 where it is behind; a tie is a half, as while training with DPO."""
+    return math.nan if math.isnan(margin) else (margin > 0) + 0.5 * (margin == 0)
 
 
 def _times(error: float | None, factor: float) -> float | None:

@@ -105,7 +105,11 @@ class Average(msgspec.Struct, frozen=True):
 def average(values: Sequence[float]) -> Average:
     """Return the mean over sequences with its standard error."""
     mean = statistics.fmean(values)
-    return Average(mean, statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+    if len(values) < 2:
+        return Average(mean)
+    # stdev fails on what is not finite.
+    spread = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    return Average(mean, spread / len(values) ** 0.5)
 
 
 def paired_average(values: Sequence[float], base: Sequence[float]) -> Average:
