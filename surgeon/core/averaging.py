@@ -1,12 +1,12 @@
-"""Means of layers: which layers have one."""
+"""Arithmetic on layers' weights: which layers have a mean, and what must not be calculated with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from surgeon.core.draft import Layer, Mean, base_tensors
 from surgeon.core.structure import Stack, Structure
-from surgeon.errors import ArchitectureError
+from surgeon.errors import ArchitectureError, RecipeError
 
 
 def mean_of_layers(stack: Stack, layers: Sequence[Layer], instead: str) -> Mean:
@@ -43,3 +43,23 @@ def refuse_quantised(structure: Structure, what: str, allowed: str) -> None:
             allowed=allowed,
             hint="dequantise the checkpoint first",
         )
+
+
+def refuse_adapted(layers: Iterable[Layer], what: str, roles: Set[str] | None = None) -> None:
+    """Refuse to take the weights below trained adapters for the whole of them; `roles` None means any.
+
+    Raises:
+        RecipeError: one of the layers carries such an adapter.
+    """
+    for layer in layers:
+        trained = [
+            role
+            for role, lora in sorted(layer.lora.items())
+            if lora.address is not None and (roles is None or role in roles)
+        ]
+        if trained:
+            raise RecipeError(
+                f"layer {layer.key} has a trained adapter on {trained[0]}, which {what} would leave out",
+                allowed="merge_adapters before this step, or drop_adapters",
+                hint="merge the adapters first: they are then part of the weights",
+            )

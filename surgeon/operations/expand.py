@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from surgeon.core.averaging import mean_of_layers, refuse_quantised
+from surgeon.core.averaging import mean_of_layers, refuse_adapted, refuse_quantised
 from surgeon.core.draft import Draft, Identity, Layer, Source, base_tensors
 from surgeon.core.operation import Chosen, LayerChoice, Operation
 from surgeon.core.structure import Stack, Structure
@@ -44,6 +44,7 @@ class Expand(Operation, frozen=True, kw_only=True):
             layers.append(layer)
             if position in after:
                 right = before[position + 1] if position + 1 < len(before) else layer
+                refuse_adapted((layer, right) if self.init == "mean" else (layer,), "the new layer")
                 source = self._source(draft.structure, stack, layer, right)
                 layers.append(Layer(draft.new_key(layer, self.stack), source, None, layer.settings))
         return draft.with_layers(tuple(layers), self.stack)

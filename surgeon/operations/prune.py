@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.averaging import mean_of_layers, refuse_quantised
+from surgeon.core.averaging import mean_of_layers, refuse_adapted, refuse_quantised
 from surgeon.core.draft import Draft, Layer
 from surgeon.core.operation import Chosen, LayerChoice, Operation
 from surgeon.core.structure import Stack
@@ -57,4 +57,7 @@ def _folded(layers: Sequence[Layer], gone: set[int], stack: Stack) -> Iterator[L
             continue
         end = next((other for other in range(at + 1, len(layers)) if other not in gone), len(layers))
         run = layers[at:end]
-        yield layer if len(run) == 1 else replace(layer, source=mean_of_layers(stack, run, "prune without fold"))
+        if len(run) > 1:
+            refuse_adapted(run, "the mean")
+            layer = replace(layer, source=mean_of_layers(stack, run, "prune without fold"))  # noqa: PLW2901
+        yield layer

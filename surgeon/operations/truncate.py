@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from surgeon.core.averaging import refuse_adapted
 from surgeon.core.draft import Draft, Truncated, Truncation
 from surgeon.core.operation import Chosen, LayerChoice, Operation
 from surgeon.core.structure import OTHER
@@ -43,10 +44,13 @@ class Truncate(Operation, frozen=True, kw_only=True):
         if not wanted:
             raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
         how = Truncation(tuple(sorted(set(self.deciles))), self.rank)
-        roles = self._roles(draft)
+        roles, before = self._roles(draft), draft.layers(self.stack)
+        fused = draft.structure.family.fused
+        meant = {role for role in draft.structure.roles if {role, *fused.get(role, ())} & roles}
+        refuse_adapted((before[at] for at in sorted(wanted)), "the truncation", meant)
         layers = [
             replace(layer, source=Truncated(layer.source, roles, how)) if position in wanted else layer
-            for position, layer in enumerate(draft.layers(self.stack))
+            for position, layer in enumerate(before)
         ]
         return draft.with_layers(tuple(layers), self.stack)
 
