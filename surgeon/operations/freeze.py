@@ -11,8 +11,9 @@ import msgspec
 from surgeon.core.draft import OUTSIDE, Draft
 from surgeon.core.matrix_selection import roles_by_position
 from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.plan import layer_roles
+from surgeon.core.plan import layer_roles, outside_kind
 from surgeon.core.selection import Selection
+from surgeon.core.untying import outside_tensors
 from surgeon.errors import RecipeError
 
 
@@ -47,6 +48,7 @@ class Freeze(Operation, frozen=True, kw_only=True):
                 "needs one of `layers`, `except` and `matrices`",
                 allowed="layers: 0-3, except: inserted, or matrices: lowest 25% by taylor",
             )
+        self._refuse_tied_head(draft)
         if self.matrices is not None:
             return self._freeze_matrices(draft, roles_by_position(chosen["matrices"]))
         roles = matching_roles(draft, self.roles, self.stack)
@@ -61,6 +63,16 @@ class Freeze(Operation, frozen=True, kw_only=True):
         ]
         outside = OUTSIDE if self.except_ is not None and self.roles == ("all",) else self.outside
         return replace(draft.with_layers(tuple(frozen), self.stack), frozen=draft.frozen | set(outside))
+
+    def _refuse_tied_head(self, draft: Draft) -> None:
+        """Refuse to freeze a head that has no weights of its own while the embedding, which it is, stays free."""
+        if "head" not in self.outside or "embedding" in {*self.outside, *draft.frozen}:
+            return
+        if "head" not in map(outside_kind, outside_tensors(draft)):
+            raise RecipeError(
+                "the head has no weights of its own: they are the embedding's, which stays free", where="outside",
+                allowed="[embedding], which is both, or untie before", hint="add embedding, or an untie step",
+            )  # fmt: skip
 
     def _freeze_matrices(self, draft: Draft, wanted: Mapping[int, frozenset[str]]) -> Draft:
         layers = [

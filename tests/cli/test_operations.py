@@ -62,7 +62,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Jobs:
         (["expand", "--after", "0,3", "--init", "copy"], {"expand": {"after": "0,3", "init": "copy"}}),
         (["freeze", "--except", "last", "--roles", "attention,mlp.down"],
          {"freeze": {"except": "last", "roles": ["attention", "mlp.down"]}}),
-        (["freeze", "--layers", "0", "--outside", "head"], {"freeze": {"layers": "0", "outside": ["head"]}}),
+        (["freeze", "--layers", "0", "--outside", "norm"], {"freeze": {"layers": "0", "outside": ["norm"]}}),
         (["masked-lora", "--layers", "all", "--rank", "4", "--alpha", "2.5"],
          {"masked_lora": {"layers": "all", "rank": 4, "alpha": 2.5}}),
     ],
