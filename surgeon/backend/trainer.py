@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
+from surgeon.backend.accelerated import accelerated
 from surgeon.backend.course import Course, Report, View, is_stable, label_log_probs, logits_of
 from surgeon.backend.processes import agreed, gathered
 from surgeon.backend.saved_state import load_state, save_state
@@ -31,28 +31,8 @@ def train(course: Course) -> Report:
     Raises:
         LearningError: the loss is not finite. Cancelled: between two steps; the state is saved.
     """
-    with _accelerated(course) as accelerator, _deterministic(course):
+    with accelerated(course.step, course.device) as accelerator:
         return _Run(course, accelerator).run()
-
-
-@contextmanager
-def _accelerated(course: Course) -> Iterator[Accelerator]:
-    native = course.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    chosen = course.step.mixed_precision or ("bf16" if native else "no")
-    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
-    # Experts that no token of a share was sent to have no gradient; the others must not wait for it.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    yield Accelerator(mixed_precision=chosen, cpu=course.device.type == "cpu", kwargs_handlers=handlers)
-
-
-@contextmanager
-def _deterministic(course: Course) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(course.step.deterministic, warn_only=course.device.type != "cpu")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 class _Run:
@@ -64,7 +44,8 @@ class _Run:
         self.report = Report()
         # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
         optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate, fused=True)
-        warmup = math.ceil(course.step.warmup_ratio * course.steps)
+        # The first step of a warm-up has a learning rate of 0: the last step has none to wait for.
+        warmup = min(math.ceil(course.step.warmup_ratio * course.steps), course.steps - 1)
         self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
         self.model, self.optimizer = accelerator.prepare(course.model, optimizer)
@@ -85,15 +66,21 @@ class _Run:
         course, watched = self.course, self.course.held_out is not None
         while not self._is_over():
             self._stop_if_asked()
+            self._look_if_due()
             self._step()
             last = self._is_over()
-            if watched and not last and course.step.eval_steps and self.done % course.step.eval_steps == 0:
-                self.report.held_out.append((self.done, self._evaluate()))
             if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
                 self._save()
         if watched:
             self.report.after = self._evaluate()
             self._tell({"loss": self.report.losses[-1]}, self.report.tokens / max(self.report.seconds, 1e-9))
+
+    def _look_if_due(self) -> None:
+        """Look at the held-out loss before the next step, so that a run stopped meanwhile looks when it goes on."""
+        every, seen = self.course.step.eval_steps, self.report.held_out
+        due = self.course.held_out is not None and self.done and every and self.done % every == 0
+        if due and self.done not in dict(seen):
+            seen.append((self.done, self._evaluate()))
 
     def _is_over(self) -> bool:
         return self.done >= self.course.steps or is_stable(self.report.losses, self.course.epsilon)
@@ -120,8 +107,8 @@ class _Run:
                 value = course.objective.loss(view)
                 self.accelerator.backward(value * (share * self.count))
             _add(totals, {"loss": value.item(), **course.objective.figures(view)}, share)
-            _add(totals, {_TOKENS: view.labels_BT.numel()}, bool(mine))
-        totals = _summed(gathered(totals))
+        read = sum(len(one.tokens) for number in mine for one in course.data.examples[number])
+        totals = _summed(gathered({**totals, _TOKENS: read}))
         self._update(totals["loss"])
         self.done += 1
         seconds, tokens = time.perf_counter() - start, int(totals.pop(_TOKENS))
@@ -230,7 +217,8 @@ class _Run:
 
     def _resume(self) -> int:
         course, state = self.course, load_state(self.course.state, self.course.device)
-        if state is None:
+        # On several machines the state may lie with the first process alone: then all begin anew.
+        if len(set(gathered(state["done"] if state else 0))) > 1 or state is None:
             return 0
         with torch.no_grad():
             for name, parameter in course.parameters.items():

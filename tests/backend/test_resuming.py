@@ -90,6 +90,32 @@ def test_a_cancelled_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_look_at_the_held_out_loss_that_was_cancelled_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curve has a point wherever one was asked for, as if nothing had been broken."""
+    args = learn_args(pupil(tmp_path), training(**FIELDS), device="cpu")
+    curves = []
+    for cache, stops in (("whole", False), ("parts", True)):
+        monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / cache))
+        told: list[tuple[str, int]] = []
+
+        def note(kind: str, body: dict[str, Any], told: list[tuple[str, int]] = told) -> None:
+            if kind == "progress":
+                told.append((body["what"], body["done"]))
+
+        def stop(told: list[tuple[str, int]] = told) -> bool:
+            return ("training", 3) in told and told[-1][0] == "held-out loss"
+
+        if stops:
+            with pytest.raises(Cancelled):
+                perform("learn", args, note, stop)
+        (report,) = perform("learn", args, keep_silent, never)["reports"].values()
+        curves.append(report["held_out"]["steps"])
+    assert [number for number, _ in curves[1]] == [3, 6]
+    assert curves[0] == curves[1]
+
+
 def _noting(seen: list[int]) -> Any:
     def note(kind: str, body: dict[str, Any]) -> None:
         if kind == "progress" and body["what"] == "training":

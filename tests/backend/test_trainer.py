@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -90,6 +92,41 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path) -> None:
     assert often["losses"] == pytest.approx(once["losses"], abs=1e-5)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_a_launchers_accumulation_is_none_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate config` says of it divides no gradient, which would slip under the norm it is cut to."""
+    path = pupil(tmp_path)
+    expected, _ = learned(path, max_grad_norm=1.0)
+    os.environ["SURGEON_CACHE"] += "-other"
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1000")
+    found, _ = learned(path, max_grad_norm=1.0)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_spread_over_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what came out of it would be the weights as they were."""
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(LearningError, match="FSDP") as caught:
+        learned(pupil(tmp_path))
+    assert "data parallel" in caught.value.allowed
+
+
+def test_a_course_of_one_step_learns_something(tmp_path: Path) -> None:
+    """Though a warm-up begins with a learning rate of zero: there is no later step for it to rise to."""
+    path = pupil(tmp_path)
+    tensors, _ = learned(path, steps=1)
+    base = dict(load_plainly(path).named_parameters())
+    assert all((tensors[name] != base[name]).any() for name in tensors if "embed" not in name)
+
+
+def test_tokens_are_told_without_their_padding(tmp_path: Path) -> None:
+    """What the model reads, as `tokens` of a step counts them."""
+    path = pupil(tmp_path)
+    rows = [{"prompt": "?", "response": "a" * length} for length in (2, 5, 9, 14)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, report = learned(path, objective="sft", data="answers.jsonl", steps=3)
+    assert report["tokens"] == 3 * sum(len(row["prompt"]) + 1 + len(row["response"]) + 1 for row in rows)
 
 
 def test_activations_computed_twice_change_nothing(tmp_path: Path) -> None:

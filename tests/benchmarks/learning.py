@@ -21,10 +21,11 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax, logsigmoid
 
+from surgeon.backend.accelerated import accelerated
 from surgeon.backend.course import Course
 from surgeon.backend.device import choose_device
 from surgeon.backend.loading import load_model, load_tokenizer
-from surgeon.backend.trainer import _accelerated, _deterministic, _Run
+from surgeon.backend.trainer import _Run
 from surgeon.backend.training_data import Examples, collate, examples_of_step, read_examples
 from surgeon.backend.weight_bits import WeightMask, pack
 from surgeon.core.locate import locate_model
@@ -96,8 +97,7 @@ def trainer_step(
         steps=turns, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"), emit=keep_silent,
         cancelled=never, mask=WeightMask(bits) if allo else None,
     )  # fmt: skip
-    accelerator = stack.enter_context(_accelerated(course))
-    stack.enter_context(_deterministic(course))
+    accelerator = stack.enter_context(accelerated(course.step, course.device))
     return _Run(course, accelerator)._step
 
 
