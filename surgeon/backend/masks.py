@@ -38,8 +38,13 @@ def learn_masks(order: Order, state: Path) -> Result:
             device=order.device, state=state, emit=order.emit, cancelled=order.cancelled, teacher=teacher,
         )  # fmt: skip
         report = train(course)
-        found = {**plain_report(report), "remarks": notes, "masks": _masks(bench, before)}
-        return Result(bench.tensors(), found)
+        masks = _masks(bench, before)
+        untrained = sum(not mask["trained"] for mask in masks.values())
+        if untrained:
+            why = "the B of their adapters is zero, or they start where the sigmoid is flat"
+            notes.append(f"{untrained} of {len(masks)} gates did not move: {why}")
+            order.emit("log", {"level": "warning", "text": f"{order.step.name}: {notes[-1]}"})
+        return Result(bench.tensors(), {**plain_report(report), "remarks": notes, "masks": masks})
 
 
 def _steps(step: LearnMasks, data: Examples) -> int:

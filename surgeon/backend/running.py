@@ -20,7 +20,7 @@ from surgeon.core.evaluation import Evaluated, evaluated_to_builtins
 from surgeon.core.fold import Measured, apply_step, fold, resolve_step, unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learning_step import LEARNED, LearningStep, ResultStep
-from surgeon.core.locate import locate_model
+from surgeon.core.locate import known_elsewhere, locate_model
 from surgeon.core.looking import Looking, place_of
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import Recipe, Step, load_recipe, recipe_from_builtins, recipe_to_builtins
@@ -125,7 +125,7 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     plan = compile_plan(draft)
     proof = None
     if out is not None:
-        export = _export_adapter if plan.adapters and not plan.moved else _export_checkpoint
+        export = _export_adapter if plan.adapter_alone else _export_checkpoint
         told = seen_from(recipe, Path(args.get("root", ".")), out)
         proof = export(draft, plan, told, out, results, args, emit, cancelled)
     return {
@@ -221,7 +221,7 @@ def _export_adapter(
     with published(out) as directory:
         proceed(0, "writing")
         model = load_model(path, None, device).model
-        write_adapter(model, plan, recipe.base.model, recipe.seed, directory)
+        write_adapter(model, plan, known_elsewhere(recipe.base.model), recipe.seed, directory)
         write_records(plan, recipe, directory, results)
         if not args.get("verify", True):
             return None

@@ -63,6 +63,11 @@ def locate_model(name: str) -> Path:
     )
 
 
+def known_elsewhere(name: str) -> str:
+    """Return what other programs may call a model that a person named: `demo` is a word of ours."""
+    return str(demo_directory()) if name == DEMO and not Path(name).is_dir() else name
+
+
 def _demo() -> Path:
     if not (demo_directory() / "config.json").is_file():
         raise CheckpointError("the demo model is not here yet", where=DEMO, hint="run `surgeon demo` once")

@@ -91,6 +91,11 @@ class Plan:
         )
 
     @property
+    def adapter_alone(self) -> bool:
+        """Whether the base's weights are as they were, so that what is exported is an adapter and nothing else."""
+        return bool(self.adapters) and not self.moved
+
+    @property
     def pending(self) -> bool:
         """Whether a learned step has not been carried out yet: shapes are right, values are not there."""
         adapters = {one.lora.address for one in self.adapters if one.lora.address is not None}
@@ -223,7 +228,7 @@ def _adapters(draft: Draft) -> Iterator[Adapter]:
         for position, layer in enumerate(layers):
             for suffix, (tensor, _) in tensors_at(stack, layers, position).items():
                 role = draft.structure.role(suffix)
-                if role in layer.lora and suffix.endswith(".weight") and len(tensor.shape) == 2:
+                if role in layer.lora and _is_matrix(suffix, tensor):
                     (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
                     own = layer_tensor(name, layer.key, suffix.removesuffix(".weight"))
                     yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
@@ -263,3 +268,13 @@ def outside_kind(name: str) -> str:
 def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's tensors."""
     return frozenset(map(draft.structure.role, base_tensors(layer.source, draft.structure.stack(stack))))
+
+
+def adaptable_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
+    """Return the roles of a layer's matrices, which adapters fit: not of norms, biases and convolutions."""
+    tensors = base_tensors(layer.source, draft.structure.stack(stack))
+    return frozenset(draft.structure.role(suffix) for suffix, one in tensors.items() if _is_matrix(suffix, one))
+
+
+def _is_matrix(suffix: str, tensor: Tensor) -> bool:
+    return suffix.endswith(".weight") and len(tensor.shape) == 2

@@ -26,7 +26,7 @@ def model_card(plan: Plan, recipe: Recipe, results: Sequence[Evaluated] = ()) ->
         "---",
         *_licence(before.path),
         *_base_line(base),
-        "library_name: transformers",
+        f"library_name: {'peft' if plan.adapter_alone else 'transformers'}",
         "tags: [model-surgeon]",
         "---",
         "",
@@ -78,7 +78,9 @@ def _base_line(base: str) -> list[str]:
 
 def _how_to_load(plan: Plan) -> list[str]:
     code = ["from transformers import AutoModelForCausalLM", 'model = AutoModelForCausalLM.from_pretrained("DIR")']
-    if plan.adapters:
+    if plan.adapter_alone:
+        code.insert(0, "# With peft installed this loads the base and puts the adapter on it.")
+    elif plan.adapters:
         code[0:0] = ["from peft import PeftModel"]
         code.append('model = PeftModel.from_pretrained(model, "DIR/adapter")')
     return ["```python", *code, "```", ""]

@@ -10,7 +10,7 @@ import msgspec
 from surgeon.core.draft import Draft, Lora
 from surgeon.core.matrix_selection import roles_by_position
 from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.plan import layer_roles
+from surgeon.core.plan import adaptable_roles
 from surgeon.core.selection import Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
@@ -42,7 +42,7 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
         lora = Lora(self.rank, self.alpha, self.gate)
         layers = []
         for position, layer in enumerate(draft.layers(self.stack)):
-            here = wanted.get(position, frozenset()) & layer_roles(draft, layer, self.stack)
+            here = wanted.get(position, frozenset()) & adaptable_roles(draft, layer, self.stack)
             if here & layer.lora.keys():
                 raise RecipeError(
                     f"layer {position} already has an adapter on {', '.join(sorted(here & layer.lora.keys()))}",
@@ -51,7 +51,19 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
                     hint="choose other layers or roles",
                 )
             layers.append(replace(layer, lora={**layer.lora, **dict.fromkeys(sorted(here), lora)}) if here else layer)
+        if all(new is old for new, old in zip(layers, draft.layers(self.stack), strict=True)):
+            # With no adapter attached, a train step would train the weights themselves.
+            raise RecipeError(
+                "no matrix that an adapter fits is among what is chosen",
+                where="layers" if self.layers is not None else "matrices",
+                allowed=", ".join(sorted(self._adaptable(draft))),
+                hint="choose other layers or roles",
+            )
         return draft.with_layers(tuple(layers), self.stack)
+
+    def _adaptable(self, draft: Draft) -> frozenset[str]:
+        """Return the roles that an adapter fits in some layer."""
+        return frozenset().union(*(adaptable_roles(draft, one, self.stack) for one in draft.layers(self.stack)))
 
     def _wanted(self, draft: Draft, chosen: Chosen) -> dict[int, frozenset[str]]:
         """Return the roles to adapt, by position."""
@@ -74,6 +86,12 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
                 allowed="attention, mlp and the other roles",
                 hint="leave experts out",
             )
+        for role in self.roles:
+            if not matching_roles(draft, (role,), self.stack) & self._adaptable(draft):
+                raise RecipeError(
+                    f"{role} is no matrix: an adapter does not fit it", where="roles",
+                    allowed=", ".join(sorted(self._adaptable(draft))), hint="leave it out",
+                )  # fmt: skip
         return wanted
 
     def _roles(self, draft: Draft) -> frozenset[str]:

@@ -20,6 +20,7 @@ from surgeon.backend.running import verify_job
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.draft import draft_of
 from surgeon.core.fold import fold
+from surgeon.core.locate import demo_directory
 from surgeon.core.plan import Adapter, Plan, compile_plan
 from surgeon.core.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
@@ -213,6 +214,25 @@ def test_an_adapter_on_the_base_alone_is_a_peft_directory(bases: Any, tmp_path: 
     adapted = PeftModel.from_pretrained(load_plainly(base), str(out)).eval()
     assert torch.equal(logits(adapted), logits(load_plainly(base)))
     assert verify_job({"directory": str(out)}, keep_silent, never)["proof"]["adapter"]["passed"]
+
+
+def test_plain_transformers_loads_the_adapter_of_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`demo` is a word that only surgeon knows; the card's two lines are carried out as they stand there."""
+    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    save_tiny("llama", demo_directory())
+    run(Path("demo"), out, {"masked_lora": {"layers": [1, 3], "rank": 4, "gate": 0.5}})
+    card = (out / "README.md").read_text()
+    assert "library_name: peft" in card
+    told = card.rpartition("```python\n")[2].partition("```")[0].replace("DIR", str(out))
+    names: dict[str, Any] = {}
+    exec(told, names)
+    loaded = {name for name, module in names["model"].named_modules() if hasattr(module, "lora_A")}
+    assert len(loaded) == 14
+    assert {name.split(".")[2] for name in loaded} == {"1", "3"}
+    assert torch.equal(logits(names["model"]), logits(load_plainly(demo_directory())))
 
 
 def test_an_adapter_on_an_edited_model_lies_beside_its_weights(bases: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from surgeon.backend.training_data import collate, examples_of_step, read_exampl
 from surgeon.core.learned import TENSORS, result_directory, result_report
 from surgeon.core.plan import compile_plan
 from surgeon.errors import RecipeError
+from tests.architectures.building import small_config, tiny_model
 from tests.backend.tiny import load_plainly, some_tokens
 from tests.export.replay import keep_silent, never, run
 from tests.scores.patients import open_draft, patient
@@ -241,6 +242,8 @@ def test_matrices_with_nothing_to_mask_are_said_to_be_untrained(tmp_path: Path) 
         (["lora", "freeze", "train"], "every adapter is on a frozen matrix"),
         (["lora", "train", "lora"], "already has an adapter"),
         (["drop"], "none of the chosen matrices has an adapter"),
+        (["norm", "train"], "norm is no matrix: an adapter does not fit it"),
+        (["norm and mlp", "train"], "norm is no matrix: an adapter does not fit it"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_is_trained(steps: list[str], said: str, tmp_path: Path) -> None:
@@ -248,10 +251,36 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(steps: list[str], 
     base, data = patient("llama", tmp_path / "base"), sums(tmp_path)
     known = {
         "lora": LORA, "train": train(data), "masks": masks(data), "freeze": {"freeze": {"layers": "all"}},
-        "drop": {"drop_adapters": {"layers": [1]}},
+        "drop": {"drop_adapters": {"layers": [1]}}, "norm": {"masked_lora": {"layers": "all", "roles": ["norm"]}},
+        "norm and mlp": {"masked_lora": {"layers": "all", "roles": ["norm", "mlp"]}},
     }  # fmt: skip
     with pytest.raises(RecipeError, match=said):
         open_draft(base, *[known[step] for step in steps])
+
+
+def test_adapters_that_would_stand_on_nothing_are_refused(tmp_path: Path) -> None:
+    """Of Jamba only layer 4 has attention: the training after it would be of all weights, with nobody told."""
+    tiny_model(small_config("jamba")).save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(RecipeError, match="no matrix that an adapter fits") as refused:
+        open_draft(tmp_path, {"masked_lora": {"layers": [0, 2], "roles": ["attention"]}}, train("text.jsonl"))
+    assert refused.value.where == "steps[0].masked_lora.layers"
+    assert "mixer.inner" in refused.value.allowed
+    plan = compile_plan(open_draft(tmp_path, {"masked_lora": {"layers": [0, 4], "roles": ["attention"]}}))
+    assert {one.layer for one in plan.adapters} == {4}
+
+
+def test_gates_that_cannot_move_are_told_of(tmp_path: Path) -> None:
+    """At 100 the sigmoid is flat in float32: nothing is learned, and the report must not rank by it."""
+    base, data = patient("llama", tmp_path / "base"), sums(tmp_path)
+    open_wide = {"masked_lora": {"layers": [1], "rank": 2, "roles": ["mlp"], "gate": 100.0}}
+    for more, stuck in (({}, 3), ({"init": 4.0}, 0)):
+        done = run(base, tmp_path / str(stuck), open_wide, train(data), masks(data, **more))
+        report = result_report(addresses(done)[1])
+        assert sum(not mask["trained"] for mask in report["masks"].values()) == stuck
+        assert report["remarks"] == ([f"{stuck} of 3 gates did not move: {_WHY}"] if stuck else [])
+
+
+_WHY = "the B of their adapters is zero, or they start where the sigmoid is flat"
 
 
 def test_dropped_adapters_are_left_out_of_the_export(tmp_path: Path) -> None:
