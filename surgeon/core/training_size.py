@@ -22,6 +22,12 @@ def trained_parameters(step: LearningStep, draft: Draft, plan: Plan) -> int:
 
 
 def training_bytes(step: LearningStep, draft: Draft, plan: Plan) -> int:
-    """Return the least memory a step takes: weights, gradients and moments; activations come on top."""
+    """Return the least memory a step takes: weights, a teacher's too, gradients and moments; activations come on top.
+
+    Of a reference log-probabilities are kept, and no weights.
+    """
     adapters = sum(sum(adapter.shape) * adapter.lora.rank for adapter in plan.adapters)
-    return _WEIGHT * (plan.parameters + adapters) + _TRAINED * trained_parameters(step, draft, plan)
+    choice = getattr(step, "minimised", None) or getattr(step, "objective", None)
+    taught = choice is not None and choice.objective.teacher
+    teacher = draft.structure.checkpoint.parameters if taught else 0
+    return _WEIGHT * (plan.parameters + adapters + teacher) + _TRAINED * trained_parameters(step, draft, plan)

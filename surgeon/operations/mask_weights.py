@@ -10,7 +10,8 @@ import msgspec
 from surgeon.core.draft import OUTSIDE, Draft
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.objective import ObjectiveChoice, parse_objective
-from surgeon.core.plan import layer_roles
+from surgeon.core.plan import layer_roles, outside_kind
+from surgeon.core.untying import outside_tensors
 from surgeon.errors import RecipeError
 
 
@@ -39,7 +40,9 @@ class MaskWeights(LearningStep, frozen=True, kw_only=True):
     ] = "highest"
     exclude: Annotated[
         tuple[Literal["embedding", "head", "norm"], ...],
-        msgspec.Meta(description="never keep weights of these: embedding, head, norm (outside the layers)"),
+        msgspec.Meta(
+            description="never keep weights of these: embedding (and a head tied to it), head, norm (the last)"
+        ),
     ] = ()
 
     @property
@@ -54,6 +57,7 @@ class MaskWeights(LearningStep, frozen=True, kw_only=True):
                 "adapters are attached, and a weight mask says nothing of them", allowed="a mask, or masked_lora",
                 hint="leave out one of the two",
             )  # fmt: skip
+        self._refuse_tied_head(draft)
         inside = any(
             layer_roles(draft, layer, stack) - layer.frozen
             for stack, layers in draft.stacks.items()
@@ -66,3 +70,11 @@ class MaskWeights(LearningStep, frozen=True, kw_only=True):
                 hint="freeze less before",
             )
         return replace(draft, mask=address)
+
+    def _refuse_tied_head(self, draft: Draft) -> None:
+        asked = "head" in self.exclude and "embedding" not in self.exclude
+        if asked and "head" not in map(outside_kind, outside_tensors(draft)):
+            raise RecipeError(
+                "there is no output head of its own to exclude: it is tied to the embedding", where="exclude",
+                allowed="embedding, which is both", hint="exclude the embedding, or untie the head before",
+            )  # fmt: skip

@@ -290,6 +290,7 @@ def test_a_mask_follows_its_layers(base: Path, tmp_path: Path) -> None:
         ([mask(), {"masked_lora": {"layers": "all"}}, TRAIN], "mask"),
         ([{"masked_lora": {"layers": "all"}}, mask()], "adapters"),
         ([{"freeze": {"layers": "all"}}, mask(exclude=["embedding", "head", "norm"])], "excluded"),
+        ([mask(exclude=["head"])], "tied to the embedding"),
         ([mask(keep=0)], "keep"),
         ([mask(order="middle")], "order"),
     ],
@@ -297,7 +298,7 @@ def test_a_mask_follows_its_layers(base: Path, tmp_path: Path) -> None:
 def test_what_does_not_go_with_a_mask_is_refused_by_name(
     steps: list[Step], what: str, base: Path, tmp_path: Path
 ) -> None:
-    """Weight decay would move weights by itself; adapters are no weights of the model."""
+    """Weight decay would move weights by itself; adapters are no weights of the model; a tied head is none either."""
     with pytest.raises(RecipeError, match=what):
         Done(base, tmp_path / "out", steps)
 

@@ -57,18 +57,21 @@ def test_a_rehearsal_says_what_would_be_trained_without_torch(place: Path) -> No
 
 
 def test_a_frozen_part_and_adapters_need_less(place: Path, run: Run) -> None:
-    """What a freeze or adapters leave to train, and the memory that goes with it."""
+    """What a freeze or adapters leave to train, and the memory that goes with it; a teacher's weights come on top."""
     model, told = place / "model", {}
-    train = "  - train: {objective: lm, data: text.jsonl}\n"
-    for name, before in (("all", ""), ("frozen", "  - freeze: {layers: all, outside: [norm]}\n"),
-                         ("adapted", "  - masked_lora: {layers: all, roles: [mlp.up], rank: 2}\n")):  # fmt: skip
+    for name, before, objective in (
+        ("all", "", "lm"), ("taught", "", "distill"), ("frozen", "  - freeze: {layers: all, outside: [norm]}\n", "lm"),
+        ("adapted", "  - masked_lora: {layers: all, roles: [mlp.up], rank: 2}\n", "lm"),
+    ):  # fmt: skip
         recipe = place / f"{name}.yaml"
+        train = f"  - train: {{objective: {objective}, data: text.jsonl}}\n"
         recipe.write_text(f"version: 1\nbase: {{model: {model}}}\nsteps:\n{before}{train}")
         told[name] = json.loads(run("run", recipe, "--dry-run", "--json").stdout)["steps"][-1]["learn"]
     every = json.loads(run("run", place / "all.yaml", "--dry-run", "--json").stdout)["parameters"]
     words = 96 * 32 * 2  # the embedding and the head
     adapters = 2 * 2 * (48 + 32)
     assert told["all"] == {"parameters": every, "bytes": 16 * every}
+    assert told["taught"] == {"parameters": every, "bytes": 20 * every}
     assert told["frozen"] == {"parameters": words, "bytes": 4 * every + 12 * words}
     assert told["adapted"] == {"parameters": adapters, "bytes": 4 * (every + adapters) + 12 * adapters}
 
