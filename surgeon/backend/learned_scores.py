@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -36,6 +36,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
     interrupted training goes on.
     """
     _refuse_many_processes(draft, kind)
+    draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
     recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
     args = {"root": str(settings.root), "device": settings.device}
     after, reports = draft, []
@@ -81,14 +82,11 @@ def _score(draft: Draft, kind: LearningScore, learnt: Learnt, settings: Settings
         if of_stack == stack:
             matrices[key][f"{suffix}.weight"] = value
     return Score(
-        name=kind.name, values={key: _mean(row) for key, row in matrices.items()},
+        # A layer without such a matrix has no score: any number would rank it.
+        name=kind.name, values={key: math.fsum(row.values()) / len(row) for key, row in matrices.items() if row},
         matrices={key: row for key, row in matrices.items() if row}, details=dict(learnt.details),
         notes=(*learnt.notes, *_left_out(draft)), provenance=learned_origin(draft, settings),
     )  # fmt: skip
-
-
-def _mean(row: Mapping[str, float]) -> float:
-    return math.fsum(row.values()) / len(row) if row else 0.0
 
 
 def _left_out(draft: Draft) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def command(files: tuple[Path, ...], top: str, as_json: bool) -> None:
         print_json(rows)
     else:
         click.echo(_table(rows, shares))
+        for doubt in dict.fromkeys(doubt for row in rows for doubt in _doubts(row)):
+            click.echo(doubt)
 
 
 def _shares(text: str) -> list[float]:
@@ -86,9 +88,10 @@ def _row(left: Score, right: Score, shares: Sequence[float]) -> dict[str, Any]:
     found = [overlap(one, other, share) for share in shares]
     return {
         "score": name, "of": "matrices" if fine else "layers", "count": len(one), "spearman": spearman(one, other),
+        "not_trained": [len(left.untrained), len(right.untrained)],
         "overlaps": [
             {"share": each.share, "chosen": each.chosen, "jaccard": each.jaccard, "chance": each.chance,
-             "approximate_chance": each.approximation} for each in found
+             "approximate_chance": each.approximation, "undecided": each.undecided} for each in found
         ],
     }  # fmt: skip
 
@@ -97,6 +100,17 @@ def _ranking(score: Score, *, fine: bool) -> Ranking:
     if not fine:
         return score.values
     return {f"{key}.{name}": value for key, row in score.matrices.items() for name, value in row.items()}
+
+
+def _doubts(row: Mapping[str, Any]) -> Iterator[str]:
+    """Say where a place in a ranking was not earned."""
+    for at, side in enumerate(("left", "right")):
+        if untrained := row["not_trained"][at]:
+            yield f"{row[side]}: {untrained} matrices were not trained; they rank lowest, by lot"
+        for each in row["overlaps"]:
+            if tied := each["undecided"][at]:
+                what = f"top {each['share'] * 100:g}% of {row['score']} cuts through {tied} equal {row['of']}"
+                yield f"{row[side]}: the {what}, which their order decides"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> str:

@@ -18,18 +18,21 @@ def heat_map(score: Score, keys: Sequence[str], role_of: Callable[[str], str] | 
     `role_of` names a matrix's column; without it the matrices' own names do. Where a layer has several matrices of one
     role, as experts are, their mean is shown. Matrices that no training reached are marked.
     """
-    cells = {
-        key: _by_column(score.matrices.get(key, {}), role_of or _own_name) for key in keys if score.matrices.get(key)
-    }
-    columns = sorted({column for row in cells.values() for column in row})
+    column_of, untrained = role_of or _own_name, score.untrained
+    cells, marked = {}, {}
+    for key in filter(score.matrices.get, keys):
+        known = {name: one for name, one in score.matrices[key].items() if (key, name) not in untrained}
+        cells[key] = _by_column(known, column_of)
+        # No number: where they rank was drawn by lot.
+        marked[key] = {column_of(name): _UNTRAINED for name in score.matrices[key].keys() - known.keys()}
+    columns = sorted({column for key in cells for column in (*cells[key], *marked[key])})
     order = sorted(value for row in cells.values() for value in row.values())
-    untrained = _untrained(score, role_of or _own_name)
     rows = []
     for key, row in cells.items():
-        marked = {column: (_UNTRAINED if (key, column) in untrained else _shade(row[column], order)) for column in row}
-        rows.append([key, *(f"{marked[one]} {value_text(row[one])}" if one in row else "" for one in columns)])
+        shown = {column: f"{_shade(value, order)} {value_text(value)}" for column, value in row.items()}
+        rows.append([key, *((marked[key] | shown).get(column, "") for column in columns)])
     title = f"{score.name} of each matrix; darker is more important"
-    legend = f", {_UNTRAINED} was not trained" if untrained else ""
+    legend = f", {_UNTRAINED} was not trained" if any(marked.values()) else ""
     return f"{title}{legend}\n" + table(["layer", *columns], rows)
 
 
@@ -50,9 +53,3 @@ def _own_name(name: str) -> str:
 def _shade(value: float, order: Sequence[float]) -> str:
     """Return a shade by the value's rank among all."""
     return _SHADES[min(order.index(value) * len(_SHADES) // len(order), len(_SHADES) - 1)]
-
-
-def _untrained(score: Score, role_of: Callable[[str], str]) -> set[tuple[str, str]]:
-    """Return layer and column of every matrix that was not trained; a score names them as adapters are named."""
-    names = (str(name).split("/", 2) for name in score.details.get("not_trained", ()))
-    return {(parts[1], role_of(f"{parts[2]}.weight")) for parts in names if len(parts) == 3}

@@ -45,15 +45,29 @@ def top(values: Mapping[Key, float], share: float) -> list[Key]:
     return sorted(values, key=lambda key: values[key], reverse=True)[: round(share * len(values))]
 
 
+def undecided(values: Mapping[Key, float], share: float) -> int:
+    """Return how many keys of one value the cut below the highest share goes through; 0 where it parts two values."""
+    ordered = sorted(values.values(), reverse=True)
+    cut = round(share * len(ordered))
+    if not 0 < cut < len(ordered) or ordered[cut - 1] != ordered[cut]:
+        return 0
+    return ordered.count(ordered[cut])
+
+
 @dataclass(frozen=True)
 class Overlap:
-    """How far two rankings agree on their highest share, and how far two random ones would."""
+    """How far two rankings agree on their highest share, and how far two random ones would.
+
+    undecided: by how many equal keys each of the two is cut through; the order they came in, the same in both, chose
+        among these, so the overlap is above chance for no reason.
+    """
 
     share: float
     chosen: int
     count: int
     jaccard: float
     chance: float
+    undecided: tuple[int, int] = (0, 0)
 
     @property
     def approximation(self) -> float:
@@ -69,7 +83,8 @@ def overlap(left: Mapping[Key, float], right: Mapping[Key, float], share: float)
     """
     _refuse_unlike(left, right)
     first, second = top(left, share), top(right, share)
-    return Overlap(share, len(first), len(left), jaccard(first, second), chance_jaccard(len(first), len(left)))
+    chance, cuts = chance_jaccard(len(first), len(left)), (undecided(left, share), undecided(right, share))
+    return Overlap(share, len(first), len(left), jaccard(first, second), chance, cuts)
 
 
 def spearman(left: Mapping[Key, float], right: Mapping[Key, float]) -> float:

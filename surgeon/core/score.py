@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 END_OF_FREEZING = "end_of_freezing"
+NOT_TRAINED = "not_trained"
 Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
 
 
@@ -274,7 +275,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     matrices: by layer key, then by matrix name within the layer, where the score is made of matrices.
     blocks: by length of a run of adjacent layers, the scores of the runs by first position.
     details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
-    END_OF_FREEZING has its position.   notes: what a person should know before trusting it.
+    END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached.
+    notes: what a person should know before trusting it.
     """
 
     name: str
@@ -285,6 +287,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     provenance: Provenance
+
+    @property
+    def untrained(self) -> frozenset[tuple[str, str]]:
+        """Layer key and name of the matrices that a learned score did not get to know: they rank lowest, by lot."""
+        names = (str(name).split("/", 2) for name in self.details.get(NOT_TRAINED, ()))
+        return frozenset((parts[1], f"{parts[2]}.weight") for parts in names if len(parts) == 3)
 
     def ranking(self, keys: Sequence[str]) -> list[str]:
         """Return the keys from least to most important; ties keep the order they came in."""

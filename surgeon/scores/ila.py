@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from surgeon.core.score import LearningScore, Learnt
+from surgeon.core.score import NOT_TRAINED, LearningScore, Learnt
 from surgeon.errors import ScoreError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -30,7 +30,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
     order of the `s` means something: after so short a run all gates are still nearly open.
 
     A matrix whose B is zero after stage 1 loses nothing when it is masked: it ranks below all others, in an order
-    drawn from the seed, and is named under `not_trained`. `roles`, joined by +, leaves out all others. Rank, alpha,
+    drawn by lot, and is named under `not_trained`. `roles`, joined by +, leaves out all others. Rank, alpha,
     learning rates and epsilon are not told in what could be read of the paper; these are ours.
     """
 
@@ -97,7 +97,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
             notes.append(
                 f"stage 1 ended after {len(trained['losses'])} steps and was not stable to {self.epsilon} nats"
             )
-        details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, "not_trained": untrained}
+        details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
         losses = {"lora_losses": trained["losses"], "mask_losses": masked["losses"]}
         return Learnt(settled(gates, seed), {**details, **losses}, tuple(notes))
 
@@ -105,8 +105,8 @@ class Ila(LearningScore, frozen=True, kw_only=True):
 def settled(gates: Mapping[str, tuple[float, bool]], seed: int) -> dict[str, float]:
     """Return what each matrix ranks by: its `s`, or below all of those where it was not trained.
 
-    `gates` says of each its `s` and whether it was trained. Those that were not are in an order drawn from the seed and
-    the names, which favours no depth.
+    `gates` says of each its `s` and whether it was trained. Those that were not are in an order drawn from the names,
+    the seed and what was learned: it favours no depth, and two data sets with one seed do not agree because of it.
 
     Raises:
         ScoreError: none was.
@@ -116,11 +116,12 @@ def settled(gates: Mapping[str, tuple[float, bool]], seed: int) -> dict[str, flo
         raise ScoreError(
             "no matrix was trained: every B is zero", where="ila", hint="give more steps, or a larger learning_rate"
         )
-    drawn = sorted((name for name, (_, trained) in gates.items() if not trained), key=lambda name: _lot(seed, name))
+    lot = f"{seed}:{sorted(known)}"
+    drawn = sorted((name for name, (_, trained) in gates.items() if not trained), key=lambda name: _drawn(lot, name))
     floor = math.fsum((min(known), -_STEP * (len(drawn) + 1)))
     places = {name: floor + _STEP * place for place, name in enumerate(drawn, start=1)}
     return {name: places.get(name, s) for name, (s, _) in gates.items()}
 
 
-def _lot(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+def _drawn(lot: str, name: str) -> str:
+    return hashlib.sha256(f"{lot}:{name}".encode()).hexdigest()

@@ -25,6 +25,7 @@ class Column:
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     matrices: dict[str, dict[str, float]] = field(default_factory=dict)
+    untrained: frozenset[tuple[str, str]] = frozenset()
     failed: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     data: str = ""
@@ -117,7 +118,8 @@ class Board:
     def take(self, score: Score) -> None:
         """Put a finished score, which is more exact than what its events said."""
         before = self.columns.get(score.name)
-        column = Column(score.name, score.provenance.draft, complete=True, data=before.data if before else "")
+        data = before.data if before else ""
+        column = Column(score.name, score.provenance.draft, complete=True, data=data, untrained=score.untrained)
         for key, value in score.values.items():
             column.put(key, {"value": value, "error": score.errors.get(key), "matrices": score.matrices.get(key)})
         column.failed |= before.failed - column.values.keys() if before else set()

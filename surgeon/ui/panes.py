@@ -18,6 +18,7 @@ from surgeon.ui.rows import draft_parameters, source_text
 
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
 _BAR_CELLS = 12
+_UNTRAINED = "·"
 
 
 class RecipePane(Lines):
@@ -147,14 +148,17 @@ class DetailPane(Lines):
             times = f"{len(tensors)}× " if len(tensors) > 1 else ""
             line.append(f"{times + '×'.join(map(str, tensor.shape)):<10}", looks.accent)
             for column in shown:
-                value = column.matrices[key].get(suffix)
-                line.append(f"{value:>9.4g}" if value is not None else " " * 9, looks.ink)
+                value, untrained = column.matrices[key].get(suffix), (key, suffix) in column.untrained
+                cell = _UNTRAINED if untrained else f"{value:.4g}" if value is not None else ""
+                line.append(f"{cell:>9}", looks.ink)
             line.append(f"{bytes_text(sum(each.nbytes for each in tensors)):>9}", looks.dim)
             role = structure.role(suffix)
             style = looks.ice if role in layer.frozen else looks.gold if role in layer.lora else looks.faint
             line.append(f"  {tensor.dtype.lower():<5}", looks.dim)
             line.append(f" {'' if role == OTHER else role}", style)
             yield line
+        if any(layer_key == key for column in shown for layer_key, _ in column.untrained):
+            yield Text(f" {_UNTRAINED} was not trained", looks.dim, no_wrap=True)
 
     def _suffix(self, tensor: Tensor, name: str) -> str:
         if "*" not in name:

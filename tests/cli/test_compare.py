@@ -48,6 +48,23 @@ def test_rankings_of_matrices_are_compared_beside_chance(run: Run, tmp_path: Pat
     assert text[1].split()[2:6] == ["ila", "10", "matrices", "+1.000"]
 
 
+def test_places_that_were_not_earned_are_told_of(run: Run, tmp_path: Path) -> None:
+    """Matrices that no training reached; and equal ones that a top share is cut through, where order decides."""
+    lots = score([1, 2, 3, 4, 5]) | {"details": {"not_trained": ["layers/0/a", "layers/3/b"]}}
+    left, right = write(tmp_path / "a.json", lots), write(tmp_path / "b.json", score([0, 0, 0, 0, 5]))
+    (found,) = json.loads(run("compare", left, right, "--json").stdout)
+    assert found["not_trained"] == [2, 0]
+    # Of b: 5, then eight times 0, then -5.
+    assert [each["undecided"] for each in found["overlaps"]] == [[0, 8], [0, 8]]
+    said = run("compare", left, right).stdout.splitlines()[2:]
+    assert said == [
+        f"{left}: 2 matrices were not trained; they rank lowest, by lot",
+        f"{right}: the top 30% of ila cuts through 8 equal matrices, which their order decides",
+        f"{right}: the top 75% of ila cuts through 8 equal matrices, which their order decides",
+    ]
+    assert len(run("compare", write(tmp_path / "c.json", score([1, 2])), tmp_path / "c.json").stdout.splitlines()) == 2
+
+
 def test_layers_are_compared_where_there_are_no_matrices_and_every_pair_has_a_row(run: Run, tmp_path: Path) -> None:
     files = [
         write(tmp_path / f"{at}.json", score([1, 2, 3, at], "removal", matrices=False), score([1, at, 1, 1], "other"))

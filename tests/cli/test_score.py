@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from surgeon.cli.heat_map import heat_map
 from surgeon.cli.score import ranks
 from surgeon.core.jobs import Event
 from surgeon.core.score import Provenance, Score
@@ -192,9 +193,20 @@ def test_matrices_are_shown_by_layer_and_role_and_shaded_by_rank(run: Run, model
     shown = run("score", model, "--by", "ila").stdout.split("\n\n")[1].splitlines()
     assert shown[0] == "ila of each matrix; darker is more important, · was not trained"
     assert shown[1].split() == ["layer", "attention.query", "mlp.up"]
-    assert shown[2].split() == ["0", "▓", "4.000", "▒", "3.000"]
-    assert shown[3].split() == ["1", "·", "1.000", "░", "2.000"]
+    assert shown[2].split() == ["0", "▓", "4.000", "░", "3.000"]
+    assert shown[3].split() == ["1", "·", "2.000"]
     assert "of each matrix" not in run("score", model, "--by", "ila", "--no-matrices").stdout
+
+
+def test_what_was_not_trained_has_no_part_in_a_mean() -> None:
+    """Of two matrices in a cell the trained one is shown; only a cell without any is marked."""
+    matrices = {"q_a.weight": 4.0, "q_b.weight": 2.0, "up.weight": 1.0}
+    score = Score(
+        name="ila", values={"0": 2.3}, matrices={"0": matrices}, provenance=Provenance(fingerprint="ff"),
+        details={"not_trained": ["layers/0/q_b", "layers/0/up"]},
+    )  # fmt: skip
+    lines = heat_map(score, ["0"], lambda name: "query" if name.startswith("q") else "up").splitlines()
+    assert [line.split() for line in lines[1:]] == [["layer", "query", "up"], ["0", "4.000", "·"]]
 
 
 def test_maps_of_several_scores_are_shown_when_asked_for(run: Run, model: str, jobs: Jobs) -> None:

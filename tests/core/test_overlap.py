@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.core.overlap import approximate_chance, chance_jaccard, jaccard, overlap, spearman, top
+from surgeon.core.overlap import approximate_chance, chance_jaccard, jaccard, overlap, spearman, top, undecided
 from surgeon.errors import UsageError
 
 
@@ -68,6 +68,18 @@ def test_a_ranking_agrees_with_itself_wholly(values: list[int], share: float) ->
     assert found.jaccard == 1
     assert spearman(ranking, ranking) == pytest.approx(1) or len(set(values)) == 1
     assert len(top(ranking, share)) == found.chosen
+
+
+@given(RANKINGS, st.floats(0.05, 1.0))
+def test_a_cut_is_undecided_where_another_order_of_equals_would_choose_others(values: list[int], share: float) -> None:
+    """Told by reversing the order in which they come."""
+    ranking = {at: float(value) for at, value in enumerate(values)}
+    chosen, others = set(top(ranking, share)), set(top(dict(reversed(ranking.items())), share))
+    tied = undecided(ranking, share)
+    assert (tied > 0) == (chosen != others)
+    if tied:
+        (edge,) = {ranking[at] for at in chosen ^ others}
+        assert tied == values.count(int(edge))
 
 
 @given(RANKINGS, st.data())

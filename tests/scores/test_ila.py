@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgeon.backend.learned_scores import _score
+from surgeon.backend.measuring import measure
 from surgeon.core.locate import cache_directory
-from surgeon.core.score import score_kinds
+from surgeon.core.overlap import chance_jaccard, jaccard, top
+from surgeon.core.ranking import extreme_layers
+from surgeon.core.score import Learnt, score_kinds
 from surgeon.core.score_requests import requested_scores
-from surgeon.errors import Cancelled, DataError, ScoreError
-from surgeon.scores.ila import settled
+from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
+from surgeon.scores.ila import Ila, settled
 from tests.backend.tiny import LAYERS
-from tests.export.replay import run
-from tests.scores.patients import patient, scores
+from tests.export.replay import keep_silent, never, run
+from tests.scores.patients import few, open_draft, patient, scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -177,6 +182,36 @@ def test_the_lot_favours_no_depth() -> None:
     # The mean of 99 of 199 places has a standard deviation of about 4.1.
     assert abs(first - last) < 35
     assert order != sorted(gates, key=settled(gates, 1).__getitem__)
+
+
+def test_the_lot_does_not_make_two_data_sets_agree() -> None:
+    """With the same seed, but other gates learned, those that were not trained come out in another order."""
+    names = [f"model.layers/{at}/mlp.up_proj" for at in range(2000)]
+    tops = []
+    for s in (4.0, 4.01):
+        found = settled({name: (s, at == 0) for at, name in enumerate(names)}, seed=0)
+        tops.append(top(found, 0.3))
+    # Two random sets of 600 of 2000: the standard deviation of their overlap is about 0.01.
+    assert jaccard(*tops) == pytest.approx(chance_jaccard(600, 2000), abs=0.06)
+
+
+def test_a_layer_without_a_ranked_matrix_has_no_score(tmp_path: Path) -> None:
+    """Any number would put it first or last: what is not there cannot be the least important."""
+    draft = open_draft(patient("llama", tmp_path / "base"))
+    learnt = Learnt({f"layers/{at}/mlp.up_proj": 4.0 + at for at in range(LAYERS) if at != 2})
+    score = _score(draft, Ila(), learnt, few(tmp_path))
+    assert list(score.values) == list(score.matrices) == [str(at) for at in range(LAYERS) if at != 2]
+    with pytest.raises(SelectionError, match="ila has no value for layer 2"):
+        extreme_layers("lowest", "1", score, draft.layers(), set())
+
+
+def test_a_weight_mask_is_no_hindrance(tmp_path: Path, data: str) -> None:
+    """It says what later training may change, as a freeze does; the numbers are those without it."""
+    base = patient("llama", tmp_path / "base")
+    draft = replace(open_draft(base), mask="0123456789abcdef")
+    (found,) = measure(draft, [QUICK], few(base, data=data), keep_silent, never)
+    shutil.rmtree(cache_directory())
+    assert found == scores(base, QUICK, data=data)["ila"]
 
 
 def test_settings_reach_both_trainings(tmp_path: Path, data: str) -> None:

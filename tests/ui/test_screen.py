@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.core.recipe import load_recipe
+from surgeon.core.score import Provenance, Score
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from surgeon.ui.dialogs import ErrorDialog
@@ -43,6 +44,27 @@ async def test_scores_arrive_as_numbers_bars_and_dots(drive: Drive, tmp_path: Pa
         assert "measured" in operator.text
 
     await drive(scenario, worker=fake_worker("--pause-after", "4", "--gate", str(gate)))
+
+
+async def test_a_matrix_that_was_not_trained_has_a_mark_and_no_number(drive: Drive) -> None:
+    """Its place in the ranking was drawn by lot."""
+    names = ("mlp.up_proj", "mlp.down_proj")
+    score = Score(
+        name="ila", values={"1": 4.5}, matrices={"1": {"mlp.up_proj.weight": 4.375, "mlp.down_proj.weight": 3.25}},
+        details={"not_trained": ["model.layers/1/mlp.down_proj"]}, provenance=Provenance(fingerprint="ff"),
+    )  # fmt: skip
+
+    async def scenario(operator: Operator) -> None:
+        operator.room.board.take(score)
+        await operator.press("j")
+        assert "4.375" in operator.line(names[0])
+        assert "·" in operator.line(names[1])
+        assert "3.25" not in operator.text
+        assert "· was not trained" in operator.text
+        await operator.press("j")
+        assert "was not trained" not in operator.text
+
+    await drive(scenario, size=(140, 50))
 
 
 async def test_a_layer_that_cannot_be_measured_is_marked_and_the_others_stand(drive: Drive) -> None:
