@@ -32,6 +32,7 @@ class LearningBench:
     """A model ready to be trained, float32, and its trainable parameters by their name in the result.
 
     dtypes: what the result is rounded to.   kept: what is not trained, but belongs to the result.
+    copies: names of tensors that the checkpoint stores though they are tied, and those of the parameters that they are.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class LearningBench:
     dtypes: Mapping[str, torch.dtype]
     adapted: bool
     kept: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     def learning_rate(self, step: LearningStep) -> float:
         """Return the step's learning rate, or what is usual for what is trained."""
@@ -47,7 +49,12 @@ class LearningBench:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what the parameters have become, rounded once to the checkpoint's dtype."""
         trained = {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
-        return {**{name: parameter.detach() for name, parameter in self.kept.items()}, **trained}
+        copies = {
+            name: self.parameters[of].detach().to(self.dtypes[name], copy=True)
+            for name, of in self.copies.items()
+            if of in self.parameters
+        }
+        return {**{name: parameter.detach() for name, parameter in self.kept.items()}, **trained, **copies}
 
 
 @contextmanager
@@ -72,11 +79,13 @@ def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
             return
         _set_checkpointing(edited, order.step)
         parameters = _free(edited, draft, plan)
+        copies = _copies(edited, draft, plan, parameters)
         dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
         own = dict(result_names(draft))
         yield LearningBench(
             edited, {own[name]: one for name, one in parameters.items()},
-            {own[name]: dtypes[name] for name in parameters}, adapted=False,
+            {own[name]: dtypes[name] for name in (*parameters, *copies)}, adapted=False,
+            copies={own[name]: own[of] for name, of in copies.items()},
         )  # fmt: skip
 
 
@@ -125,6 +134,19 @@ def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]
                 "has another form once it is loaded, so it cannot be trained and stored back", where=tensor.name,
                 allowed="freeze it, or attach masked_lora to other matrices and train that", hint="add a freeze step",
             )  # fmt: skip
+    return found
+
+
+def _copies(model: nn.Module, draft: Draft, plan: Plan, trained: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Return, by name, the stored tensors that are tied to a trained parameter, and its name; frozen or not."""
+    live = {name: id(one) for name, one in model.named_parameters(remove_duplicate=False)}
+    names = {id(one): name for name, one in trained.items()}
+    found = {}
+    for tensor in plan.tensors:
+        (name,) = draft.structure.memory_names([tensor.name])
+        of = names.get(live.get(name, 0))
+        if of is not None and of != tensor.name:
+            found[tensor.name] = of
     return found
 
 

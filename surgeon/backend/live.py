@@ -143,7 +143,9 @@ def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
 def _swap_outside(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
     """Untie the head and give tensors outside the layers what was learned; return (holder, attribute, what it had)."""
     swapped: list[tuple[Any, str, Any]] = [] if draft.untied is None else [_untie(model, draft)]
-    live: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())} if draft.learned else {}
+    live: dict[str, Any] = (
+        {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())} if draft.learned else {}
+    )
     with tensor_reader() as reader:
         for name in outside_tensors(draft):
             for address, then in results_of(draft, name):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from surgeon.backend import weight_masks
@@ -267,6 +267,19 @@ def test_what_is_excluded_or_frozen_has_no_bits_and_does_not_move(base: Path, tm
     assert set(done.result(0)) == {result_name(name) for name in left}
     assert done.report(0)["mask"]["weights"] == sum(one.numel() for one in left.values())
     assert all(torch.equal(done.tensors[name], one) for name, one in before.items() if name not in left)
+
+
+def test_a_head_that_is_stored_beside_the_embedding_it_is_tied_to_goes_with_it(base: Path, tmp_path: Path) -> None:
+    """Both copies hold what was trained, outside the mask what was there, and the export is that of the live model."""
+    stored = load_file(base / "model.safetensors")
+    before = stored["model.embed_tokens.weight"]
+    save_file({**stored, "lm_head.weight": before.clone()}, base / "model.safetensors", metadata={"format": "pt"})
+    done = Done(base, tmp_path / "out", [mask(keep=0.3), TRAIN], verify=True)
+    after = done.tensors["model.embed_tokens.weight"]
+    inside = bits_of(done.result(0)["outside/model.embed_tokens.weight"], before.shape)
+    assert torch.equal(done.tensors["lm_head.weight"], after)
+    assert torch.equal(after[~inside], before[~inside])
+    assert not torch.equal(after, before)
 
 
 def test_a_mask_follows_its_layers(base: Path, tmp_path: Path) -> None:
