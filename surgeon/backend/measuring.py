@@ -49,6 +49,7 @@ def measure(
     missing = [kind for kind in asked if kind.name not in found]
     for score in measuring.fresh(missing):
         found[score.name] = score
+    for score in found.values():  # of the cache too: a doubt does not grow old
         for note in score.notes:
             emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
     if missing:

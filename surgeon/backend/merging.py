@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 from safetensors.torch import save_file
 
+from surgeon.backend.rounding import Rounding
 from surgeon.backend.score_cache import content_digest
 from surgeon.backend.tensors import TensorReader, tensor_reader
 from surgeon.backend.training_data import digest_of
 from surgeon.core.draft import Draft
 from surgeon.core.jobs import Emit
-from surgeon.core.learned import REPORT, TENSORS, adapter_tensors, is_learned, result_directory, result_tensors
+from surgeon.core.learned import (
+    REPORT,
+    TENSORS,
+    adapter_tensors,
+    is_learned,
+    result_directory,
+    result_report,
+    result_tensors,
+)
 from surgeon.core.learning_step import LEARNED, draft_state, result_names
 from surgeon.core.plan import Adapter, compile_plan
 from surgeon.core.recipe import Step
@@ -32,15 +43,30 @@ def merge(draft: Draft, step: Step, emit: Emit) -> Step:
     address = digest_of((_VERSION, step.operation.name, content_digest(draft.structure.checkpoint), state))
     if not is_learned(address):
         with published(result_directory(address)) as directory:
-            tensors = dict(_merged(draft))
-            save_file(tensors, directory / TENSORS)
-            (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, "merged": len(tensors)}))
-        emit("log", {"level": "info", "text": f"{step.operation.name}: {len(tensors)} matrices"})
+            report = _merge(draft, directory)
+            (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, **report}))
+        emit("log", {"level": "info", "text": f"{step.operation.name}: {report['merged']} matrices"})
+    for remark in result_report(address).get("remarks", ()):
+        emit("log", {"level": "warning", "text": f"{step.operation.name}: {remark}"})
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
 
 
-def _merged(draft: Draft) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the matrices with trained adapters by their name in the result, rounded once to their own dtype."""
+def _merge(draft: Draft, directory: Path) -> dict[str, Any]:
+    """Write the merged matrices, each rounded once to its own dtype; return what there is to tell."""
+    tensors: dict[str, torch.Tensor] = {}
+    moved = kept = 0
+    for name, weight, update in _updates(draft):
+        tensors[name] = (weight.float() + update).to(weight.dtype).contiguous()
+        moved += int(update.count_nonzero())
+        kept += int((tensors[name] != weight).sum())
+    save_file(tensors, directory / TENSORS)
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in tensors.values()})
+    remark = Rounding(moved, kept, ", ".join(dtypes)).remark
+    return {"merged": len(tensors), "remarks": [remark] if remark else []}
+
+
+def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield the matrices with trained adapters: name in the result, weight, and what is added to it in float32."""
     plan = compile_plan(draft)
     own = dict(result_names(draft))
     planned = {own[tensor.name]: tensor for tensor in plan.tensors if tensor.name in own}
@@ -53,7 +79,7 @@ def _merged(draft: Draft) -> Iterator[tuple[str, torch.Tensor]]:
             if update is not None:
                 weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
                 update = update.T if adapter.role in transposed else update
-                yield name, (weight.float() + update).to(weight.dtype).contiguous()
+                yield name, weight, update
 
 
 def _update(reader: TensorReader, adapter: Adapter) -> torch.Tensor | None:

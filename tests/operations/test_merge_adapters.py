@@ -75,6 +75,31 @@ def test_the_sum_is_rounded_once(tmp_path: Path) -> None:
     assert merged == 14
 
 
+@pytest.mark.parametrize(("learning_rate", "said"), [(1e-4, True), (0.05, False)])
+def test_it_is_told_where_most_of_an_update_is_lost_to_rounding(
+    learning_rate: float, said: bool, tmp_path: Path
+) -> None:
+    """A few small steps are below half a unit of bfloat16; the share that is told is the share in the files."""
+    base = _base("llama", tmp_path, torch.bfloat16)
+    train = {"train": {**_TRAIN["train"], "learning_rate": learning_rate}}
+    warned = []
+    for name in ("first", "again"):
+        heard: list[str] = []
+        run(
+            base, tmp_path / name, _LORA, train, _MERGE, root=str(tmp_path),
+            emit=lambda _kind, body, told=heard: told.append(str(body.get("text", ""))),  # type: ignore[misc]
+        )  # fmt: skip
+        warned.append([text for text in heard if text.startswith("merge_adapters: ") and "fell back" in text])
+    before, after = (load_file(place / "model.safetensors") for place in (base, tmp_path / "first"))
+    touched = [name for name in before if "layers.1." in name or "layers.2." in name if "proj" in name]
+    count = sum(before[name].numel() for name in touched)
+    lost = 1 - sum(int((after[name] != before[name]).sum()) for name in touched) / count
+    assert (lost > 0.5) == said
+    assert warned == ([[f"merge_adapters: {lost:.0%} of the {count:,} weights that moved fell back when they were "
+                        "rounded to bfloat16: take a larger learning_rate, more steps, or a base in float32"]] * 2
+                      if said else [[], []])  # fmt: skip
+
+
 def test_a_replay_merges_nothing_again_and_writes_the_same_bytes(tmp_path: Path) -> None:
     """The result is kept by what made it."""
     base = _base("llama", tmp_path, torch.bfloat16)

@@ -90,6 +90,15 @@ def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest
     assert scores(base, QUICK, data=data, seed=1)["ila"].matrices != first.matrices
 
 
+def test_what_to_know_before_trusting_it_is_told_each_time(tmp_path: Path, data: str) -> None:
+    """Also where the score comes from the cache."""
+    base = patient("llama", tmp_path / "base")
+    for _ in range(2):
+        heard: list[str] = []
+        scores(base, QUICK, data=data, emit=lambda kind, body, told=heard: told.append(str(body.get("text"))))  # type: ignore[misc]
+        assert "ila: stage 1 ended after 3 steps and was not stable to 0.01 nats" in heard
+
+
 @pytest.mark.parametrize("stage", ["train", "learn_masks"])
 def test_a_score_that_was_stopped_goes_on_and_ends_with_the_same_numbers(stage: str, tmp_path: Path, data: str) -> None:
     """After the second step of either stage; what was done is not done again."""
