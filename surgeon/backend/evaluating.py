@@ -17,7 +17,7 @@ from surgeon.backend.evaluation_data import Items, read_items
 from surgeon.backend.evaluation_passes import greedy_answers, log_likelihoods
 from surgeon.backend.live import operated
 from surgeon.backend.loading import load_tokenizer, resident_model
-from surgeon.backend.score_cache import ScoreCache
+from surgeon.backend.score_cache import ScoreCache, side_digest
 from surgeon.core.draft import Draft
 from surgeon.core.evaluation import Evaluated, Measure, Raw, figures_of
 from surgeon.core.fold import unfrozen
@@ -86,7 +86,8 @@ class Evaluator:
         if items.left_out:
             text = f"{measure.data}: {items.left_out} rows are longer than {measure.max_length} tokens and left out"
             self._emit("log", {"level": "warning", "text": text})
-        asked = (measure.kind, items.digest, measure.max_new_tokens if measure.kind == "answers" else None)
+        answering = (measure.max_new_tokens, self._answering()) if measure.kind == "answers" else None
+        asked = (measure.kind, items.digest, answering)
         return self._cached(draft, asked, lambda model: self._measured(model, items, measure))
 
     def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> Raw:
@@ -124,10 +125,18 @@ class Evaluator:
     def _by_harness(self, draft: Draft, measure: Measure) -> Raw:
         from surgeon.backend.harness import harness_figures, harness_version
 
-        asked = ("lm_eval", harness_version(), measure.tasks, measure.rows, measure.max_length)
-        return self._cached(
-            draft, asked, lambda model: harness_figures(model, self._own_tokenizer(), measure, self._recipe.seed)
-        )
+        def measured(model: nn.Module) -> Raw:
+            return harness_figures(model, self._own_tokenizer(), measure, self._recipe.seed)
+
+        if any(Path(task).exists() for task in measure.tasks):  # nobody knows which other files it names
+            with self._live(draft) as model:
+                return measured(model)
+        asked = ("lm_eval", harness_version(), measure.tasks, measure.rows, measure.max_length, self._answering())
+        return self._cached(draft, asked, measured)
+
+    def _answering(self) -> str:
+        """Return what tells apart tokenizers and ends of answers, where more than given tokens are measured."""
+        return side_digest(self._base.structure.checkpoint, answering=True)
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:

@@ -23,33 +23,30 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from surgeon.backend.address import address_of
 from surgeon.backend.course import Course, Report, is_stable
 from surgeon.backend.device import choose_device
 from surgeon.backend.learning_bench import opened
 from surgeon.backend.loading import load_model, load_tokenizer
 from surgeon.backend.processes import together
-from surgeon.backend.rewriting import rewarding_of, rewriter_digest
+from surgeon.backend.rewriting import rewarding_of
 from surgeon.backend.rounding import rounding_of
 from surgeon.backend.running import open_base
 from surgeon.backend.running_out import memory_explained
-from surgeon.backend.score_cache import content_digest
 from surgeon.backend.trainer import train
-from surgeon.backend.training_data import Examples, digest_of, read_examples, steps_wanted
-from surgeon.backend.training_rows import source_digest
+from surgeon.backend.training_data import Examples, read_examples, steps_wanted
 from surgeon.backend.weight_bits import masked
 from surgeon.core.draft import Draft
 from surgeon.core.fold import fold
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.learned import REPORT, TENSORS, is_learned, result_directory
-from surgeon.core.learning_step import LEARNED, LearningStep, draft_state
+from surgeon.core.learning_step import LEARNED, LearningStep
 from surgeon.core.objective import Objective
 from surgeon.core.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import ArchitectureError, Cancelled, DataError
 from surgeon.export.publish import published
 
 _WAIT_SECONDS = 0.2
-_VERSION = 2
-"""Raised whenever the same inputs would give another result."""
 
 
 @dataclass(frozen=True)
@@ -141,27 +138,6 @@ def train_along(call: Mapping[str, Any]) -> None:
         recipe.seed, choose_device(args.get("device")), lambda kind, body: None, lambda: False,
     )  # fmt: skip
     carry_out(order, Path(call["state"]))
-
-
-def address_of(order: Order) -> str:
-    """Return the digest of everything that makes a step's result."""
-    settings = msgspec.to_builtins(order.step, enc_hook=lambda value: value.plain)
-    for name in ("save_steps", "eval_steps", "gradient_checkpointing"):
-        settings.pop(name, None)  # they change no weight
-    sources = {name: settings.pop(name) for name in ("data", "held_out") if name in settings}
-    digests = {name: _source_digest(order, value) for name, value in {"data": None, **sources}.items()}
-    choice = getattr(order.step, "minimised", None) or getattr(order.step, "objective", None)
-    if choice is not None and choice.objective.token_rewards is not None:
-        digests["rewriter"] = rewriter_digest(choice.objective, order.root)
-    made_of = (_VERSION, content_digest(order.draft.structure.checkpoint), draft_state(order.draft),
-               order.step.name, settings, digests, order.seed)  # fmt: skip
-    return digest_of(made_of)
-
-
-def _source_digest(order: Order, data: str | None) -> str:
-    if data is not None and data.endswith("%"):
-        return data
-    return source_digest(order.source(data), order.root)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from surgeon.backend.calling import IGNORED
 from surgeon.backend.course import label_log_probs, logits_of
 from surgeon.backend.loading import forget_model, load_model, load_tokenizer
-from surgeon.backend.score_cache import content_digest
+from surgeon.backend.score_cache import content_digest, side_digest
 from surgeon.backend.training_data import Rewarding, Tokens, collate, labelled, last_alone
 from surgeon.backend.training_rows import Row, rendered
 from surgeon.core.checkpoint import open_checkpoint
@@ -37,8 +37,9 @@ def _rewriter_path(objective: Objective, root: Path) -> Path:
 
 
 def rewriter_digest(objective: Objective, root: Path) -> str:
-    """Return the digest of the rewriter's own bytes."""
-    return content_digest(open_checkpoint(_rewriter_path(objective, root)))
+    """Return the digest of the rewriter's own bytes, its tokenizer's too."""
+    checkpoint = open_checkpoint(_rewriter_path(objective, root))
+    return content_digest(checkpoint) + side_digest(checkpoint)
 
 
 def rewarding_of(

@@ -82,6 +82,23 @@ def content_digest(checkpoint: Checkpoint) -> str:
     return whole.hexdigest()
 
 
+def side_digest(checkpoint: Checkpoint, *, answering: bool = False) -> str:
+    """Return a digest of the files beside the weights that may change how text becomes tokens.
+
+    With `answering` also of what may change when an answer ends. All that is not known to be about something else.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(checkpoint.side_files):
+        read_by_people = name.endswith(_PROSE) or name.upper().startswith(_PAPERS)
+        if not read_by_people and (answering or name != "generation_config.json"):
+            whole.update(f"{name}\0{hashlib.sha256((checkpoint.path / name).read_bytes()).hexdigest()}\0".encode())
+    return whole.hexdigest()
+
+
+_PROSE = (".md", ".pdf", ".png", ".jpg", ".svg", ".gitattributes", ".gitignore")
+_PAPERS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "README", "USE_POLICY")
+
+
 def _write(path: Path, data: bytes) -> None:
     """Write beside it and rename: of two writers one wins, and a reader never sees half."""
     path.parent.mkdir(parents=True, exist_ok=True)

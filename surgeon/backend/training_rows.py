@@ -76,7 +76,7 @@ def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], 
         return rows, hub_digest(str(data))
     path, raw = _bytes(str(data), root)
     text = decoded(raw, path)
-    if path.suffix in (".jsonl", ".json"):
+    if _is_json(path):
         rows = list(_json_rows(text, path, tokenizer))
     else:
         rows = [Row(str(path), ((part, False),)) for part in text.split("\n\n\n") if part.strip()]
@@ -84,7 +84,7 @@ def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], 
 
 
 def source_digest(data: str | None, root: Path) -> str:
-    """Return the digest of a source's bytes.
+    """Return the digest of a source's bytes, and of whether they are read as JSON.
 
     Raises:
         DataError: it cannot be read.
@@ -93,7 +93,12 @@ def source_digest(data: str | None, root: Path) -> str:
         return python_docs_digest()
     if is_hub_data(str(data), root):
         return hub_digest(str(data))
-    return digest_of_bytes(_bytes(str(data), root)[1])
+    path, raw = _bytes(str(data), root)
+    return digest_of_bytes(raw) + ("" if _is_json(path) else "-text")
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix in (".jsonl", ".json")
 
 
 def _bytes(data: str, root: Path) -> tuple[Path, bytes]:

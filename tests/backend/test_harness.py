@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from surgeon.backend import harness
-from surgeon.core.evaluation import Raw
+from surgeon.core.evaluation import Measure, Raw
+from surgeon.core.score import Average
 from surgeon.errors import DataError, RecipeError, UsageError
 from tests.backend.tiny import save_tiny, write_tokenizer
 from tests.export.replay import run
@@ -73,6 +74,24 @@ def test_figures_are_named_by_task_metric_and_filter() -> None:
     }  # fmt: skip
 
 
+def test_a_task_file_of_ones_own_is_run_again_each_time(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It and whatever it names may have changed; a task that the harness knows by name is measured once."""
+    asked: list[tuple[str, ...]] = []
+
+    def figures(model: Any, tokenizer: Any, measure: Measure, seed: int) -> Raw:
+        asked.append(measure.tasks)
+        return Raw(figures={"acc": Average(0.5)})
+
+    monkeypatch.setattr(harness, "version", lambda name: "0")
+    monkeypatch.setattr(harness, "harness_figures", figures)
+    own = str(tmp_path / "mini.yaml")
+    for number, task in enumerate((own, own, "piqa", "piqa")):
+        run(base, tmp_path / f"out{number}", {"evaluate": {"metric": "lm_eval", "tasks": [task]}})
+    assert asked == [(own,), (own,), ("piqa",)]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_measures_the_edited_model_as_it_measures_its_export(base: Path, tmp_path: Path) -> None:
     """On the live model after a prune, without exporting; against the harness on what was exported."""
@@ -80,7 +99,6 @@ def test_the_harness_measures_the_edited_model_as_it_measures_its_export(base: P
     from transformers import AutoModelForCausalLM
 
     from surgeon.backend.loading import load_tokenizer
-    from surgeon.core.evaluation import Measure
 
     task = str(tmp_path / "mini.yaml")
     step = {"evaluate": {"metric": "lm_eval", "tasks": [task], "max_length": 128}}
