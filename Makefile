@@ -31,7 +31,7 @@ architectures: .venv/dev.installed
 	$(BIN)/python -m tests.architectures.conformance --processes $(WORKERS)
 
 reproduce: .venv/dev.installed
-	$(BIN)/python -m tests.reproduce
+	$(BIN)/python -m tests.reproduce --again
 	$(BIN)/cog -r recipes/README.md
 
 format: .venv/dev.installed

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tests.reproduce import rankings
 from tests.reproduce.arms import Arm, Change, Plain, steps_named
 
 LAYERS = 30
@@ -24,13 +25,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms that differ in one thing, run with the same seeds."""
+    """Arms that differ in one thing, run with the same seeds; `note` says what else differs, where something does."""
 
     name: str
     asks: str
     arms: tuple[Arm, ...]
     figures: tuple[Figure, ...]
     seconds: bool = False
+    note: str = ""
 
 
 def _set(operation: str, **values: Any) -> Change:
@@ -74,9 +76,10 @@ def _matrices(order: str, share: int = 30) -> Change:
 
 
 def _random_layers(plain: Plain, seed: int) -> None:
-    """Freeze as many layers as the gain curve does on this data, but any."""
+    """Freeze as many layers as the gain curve does with this seed, but any."""
     (fields,) = steps_named(plain, "freeze")
-    fields["layers"] = ",".join(map(str, sorted(random.Random(seed).sample(range(LAYERS), FROZEN_BY_GAIN))))
+    count = rankings.frozen_by_gain(fields["layers"], plain["data"], seed)
+    fields["layers"] = ",".join(map(str, sorted(random.Random(seed).sample(range(LAYERS), count))))
 
 
 def _truncated_after(plain: Plain, seed: int) -> None:
@@ -88,7 +91,7 @@ def _truncated_after(plain: Plain, seed: int) -> None:
 
 
 def _facts(plain: Plain, seed: int) -> None:
-    """Inject occupation codes in place of metamath; what was trained on is what is asked."""
+    """Inject occupation codes in place of metamath; what is asked comes from the same file, trained on or not."""
     del seed
     plain["data"]["facts"] = "data/occupation_codes.jsonl"
     for fields in steps_named(plain, "train"):
@@ -97,8 +100,16 @@ def _facts(plain: Plain, seed: int) -> None:
     first |= {"metric": "response_perplexity", "data": "facts", "rows": 60}
 
 
-FROZEN_BY_GAIN = 21
-"""Layers that semantic_freezing.yaml freezes on the demo model, the same for every seed."""
+def _head_and_last_three(plain: Plain, seed: int) -> None:
+    """Heal as in arXiv:2411.15558: the head, which is untied for it, the final norm and the last three layers."""
+    del seed
+    steps: list[Plain] = [step for step in plain["steps"] if not {"masked_lora", "merge_adapters"} & set(step)]
+    (at,) = (at for at, step in enumerate(steps) if "train" in step)
+    steps[at]["train"]["learning_rate"] = 1e-4
+    free = {"freeze": {"layers": "except last 3", "outside": ["embedding"]}}
+    plain["steps"] = [*steps[:at], {"untie": {}}, free, *steps[at:]]
+
+
 _EVEN = (3, 7, 11, 15, 19, 23, 27)
 
 _ONLY_INSERTED = _set("freeze", **{"except": "inserted"})
@@ -111,6 +122,8 @@ ILA = Experiment(
         Arm("all matrices", "ila.yaml", (_matrices("all"),)),
     ),
     (Figure("held-out NLL of answers", 0, "nll"),),
+    note="The three shares are of 210 matrices, not of weights: where MLP matrices rank high, which are larger, the "
+    "highest have more weights to train than the lowest.",
 )  # fmt: skip
 ALLO = Experiment(
     "allo", "Do the most-changed weights learn preferences better than others?",
@@ -122,6 +135,10 @@ ALLO = Experiment(
     ),
     (Figure("reward accuracy (higher is better)", 0, "reward_accuracy"), Figure("reward margin", 0, "reward_margin")),
 )  # fmt: skip
+_SIZES = (
+    "S placement trains eight layers, 28.3 million weights: seven new ones, and the one that the last two are folded "
+    "into. The next two arms train seven, 24.8 million, and LoRA of rank 81 on every matrix has 24.7 million."
+)
 SLAYER = Experiment(
     "slayer", "Where do new layers take up a domain best, and what is forgotten?",
     (
@@ -136,11 +153,13 @@ SLAYER = Experiment(
         Arm("untouched", "slayer.yaml", (_without("prune", "expand", "freeze", "train"),)),
     ),
     (Figure("NLL, metamath", 0, "nll"), Figure("NLL, prose", 1, "nll")),
+    note=_SIZES,
 )  # fmt: skip
 FACTS = Experiment(
     "slayer_facts", "The same with facts that cannot be guessed (occupation codes)",
     tuple(replace(arm, changes=(*arm.changes, _facts)) for arm in SLAYER.arms if "pruned" not in arm.name),
-    (Figure("NLL, the trained facts", 0, "nll"), Figure("NLL, prose", 1, "nll")),
+    (Figure("NLL, occupation codes", 0, "nll"), Figure("NLL, prose", 1, "nll")),
+    note="Training sees 120 of the 400 rows, and the figure is over the first 60: some 18 of these were trained on.",
 )  # fmt: skip
 FREEZING = Experiment(
     "semantic_freezing", "Is the layer that the gain curve names a good place to stop freezing?",
@@ -160,7 +179,7 @@ SMALL = Experiment(
         Arm("truncated after, tenth 9", "small_singular_values.yaml", (_TENTH_9, _truncated_after)),
         Arm("not truncated", "small_singular_values.yaml", (_without("truncate"),)),
     ),
-    (Figure("NLL of answers in the middle", 0, "nll"), Figure("NLL of answers at the end", 1, "nll")),
+    (Figure("NLL of answers before fine-tuning", 0, "nll"), Figure("NLL of answers at the end", 1, "nll")),
 )  # fmt: skip
 HEALING = Experiment(
     "prune_and_heal", "Which quarter of the layers can go, before and after healing?",
@@ -170,6 +189,9 @@ HEALING = Experiment(
             _set("prune", layers={"lowest": 8, "by": "removal", "data": "prose", "protect": ["first", "last"]}),)),
         Arm("tail, the last kept", "prune_and_heal.yaml", (_set("prune", layers="21-28"),)),
         Arm("tail", "prune_and_heal.yaml", (_set("prune", layers="last 8"),)),
+        Arm("lowest by block_influence; head and last three healed", "prune_and_heal.yaml", (_head_and_last_three,)),
+        Arm("lowest by block_influence; healed by distillation", "prune_and_heal.yaml", (
+            _set("train", objective="distill"),)),
     ),
     (Figure("NLL before", 0, "nll"), Figure("NLL pruned", 1, "nll"), Figure("NLL healed", 2, "nll")),
 )  # fmt: skip

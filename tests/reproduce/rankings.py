@@ -1,18 +1,21 @@
-"""How far ILA's rankings agree across data sets and across seeds, beside chance."""
+"""Scores of the demo model: how far ILA's rankings agree, beside chance, and where freezing ends."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
 from surgeon.backend.bench import Settings
-from surgeon.backend.measuring import measure
+from surgeon.backend.measuring import measure, settings_of
 from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
+from surgeon.core.draft import Draft, draft_of
 from surgeon.core.locate import locate_model
 from surgeon.core.overlap import jaccard, top
+from surgeon.core.score import END_OF_FREEZING
 from surgeon.core.score_requests import request_text
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
@@ -24,7 +27,7 @@ def ila_rankings(seeds: int) -> dict[str, Any]:
     plain = plain_recipe(Arm("ranking", "ila.yaml"), seed=0)
     (fields,) = steps_named(plain, "masked_lora")
     asked = request_text(fields["matrices"]["by"])
-    draft = draft_of(read_structure(open_checkpoint(locate_model("demo"))))
+    draft = _demo()
     found: dict[str, Any] = {}
     for source in SOURCES:
         for seed in range(min(seeds, 2)):
@@ -33,6 +36,17 @@ def ila_rankings(seeds: int) -> dict[str, Any]:
             found[f"{source}/{seed}"] = {f"{layer}.{name}": value for layer, matrices in score.matrices.items()
                                          for name, value in matrices.items()}  # fmt: skip
     return found
+
+
+def frozen_by_gain(selection: Mapping[str, Any], data: Mapping[str, str], seed: int) -> int:
+    """Return how many layers `through highest by semantic_gain` is, measured as a run of the recipe measures it."""
+    settings = replace(settings_of({"root": str(RECIPES)}), data=data[selection["data"]], seed=seed)
+    (score,) = measure(_demo(), [request_text(selection["by"])], settings, lambda _kind, _body: None, lambda: False)
+    return int(score.details[END_OF_FREEZING]) + 1
+
+
+def _demo() -> Draft:
+    return draft_of(read_structure(open_checkpoint(locate_model("demo"))))
 
 
 def overlaps(rankings: dict[str, dict[str, float]], share: float) -> list[tuple[str, float]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from surgeon.core.overlap import chance_jaccard
@@ -13,8 +15,20 @@ from tests.reproduce.curves import ROLES
 from tests.reproduce.experiments import EXPERIMENTS, Experiment, Figure
 from tests.reproduce.rankings import overlaps
 
+Run = Mapping[str, Any]
+"""What `arms.run_arm` found."""
+
 # Two-sided 95 % quantiles of Student's t by degrees of freedom: a few seeds say little, and this says how little.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+_HEAD = """On SmolLM2-135M-Instruct, CPU ({versions}). Mean over seeds ± half a 95 % interval (Student's t); without ±,
+all seeds gave the same, or there was one. *Difference* is to the first arm, seed by seed, with an interval of its own:
+arms see the same examples in the same order where they have the same seed and data, and are asked the same held-out
+rows. Intervals are over seeds: they say nothing of other rows, data or models, and are not widened for the number of
+comparisons. Learning rates differ by what is trained, and were not searched for arm by arm."""
+_CURVES_NOTE = """Before and after one fine-tuning on instructions; the loss is that of held-out prose, and the standard
+error is over its sequences."""
 
 
 def tables(results: Mapping[str, Any]) -> str:
@@ -22,7 +36,7 @@ def tables(results: Mapping[str, Any]) -> str:
     if not results:
         return "Nothing has been run yet."
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    parts = [f"On SmolLM2-135M-Instruct, CPU ({versions}). Mean over seeds ± half a 95 % interval (Student's t)."]
+    parts = [_HEAD.format(versions=versions)]
     for experiment in EXPERIMENTS:
         found = results.get("experiments", {}).get(experiment.name)
         if found:
@@ -35,36 +49,60 @@ def tables(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _experiment(experiment: Experiment, found: Mapping[str, Mapping[str, Any]]) -> str:
-    titles = [figure.title for figure in experiment.figures] + (["seconds per step"] if experiment.seconds else [])
-    lines = [f"### `{experiment.name}`: {experiment.asks}", "", f"| arm | seeds | {' | '.join(titles)} |",
-             f"|---|---:|{'---:|' * len(titles)}"]  # fmt: skip
+@dataclass(frozen=True)
+class _Column:
+    """One figure of every run."""
+
+    title: str
+    read: Callable[[Run], float]
+    digits: int = 3
+
+
+def _columns(experiment: Experiment) -> Iterator[_Column]:
+    for figure in experiment.figures:
+        yield _Column(figure.title, partial(_value, figure))
+    if experiment.seconds:
+        yield _Column("seconds per step", lambda run: run["seconds"] / len(run["losses"]), digits=2)
+
+
+def _value(figure: Figure, run: Run) -> float:
+    value: float = run["evaluations"][figure.index]["figures"][figure.name]["value"]
+    return value
+
+
+def _experiment(experiment: Experiment, found: Mapping[str, Mapping[str, Run]]) -> str:
+    columns = list(_columns(experiment))
+    titles = " | ".join(f"{column.title} | difference" for column in columns)
+    lines = [f"### `{experiment.name}`: {experiment.asks}", "", f"| arm | seeds | {titles} |",
+             f"|---|---:|{'---:|---:|' * len(columns)}"]  # fmt: skip
+    first = experiment.arms[0].name
     for arm in experiment.arms:
         runs = found.get(arm.name, {})
         if not runs:
             continue
-        cells = [_interval(list(_values(runs.values(), figure))) for figure in experiment.figures]
-        if experiment.seconds:
-            cells.append(_interval([run["seconds"] / len(run["losses"]) for run in runs.values()], digits=2))
+        cells = []
+        for column in columns:
+            cells.append(_interval(list(map(column.read, runs.values())), column.digits))
+            pairs = [] if arm.name == first else paired(runs, found.get(first, {}))
+            cells.append(_interval([column.read(one) - column.read(other) for one, other in pairs], column.digits, "+"))
         lines.append(f"| {arm.name} | {len(runs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", experiment.note] if experiment.note else [])])
 
 
-def _values(runs: Any, figure: Figure) -> Iterator[float]:
-    for run in runs:
-        evaluations = run["evaluations"]
-        index = figure.index if figure.index < len(evaluations) else len(evaluations) - 1
-        yield evaluations[index]["figures"][figure.name]["value"]
+def paired(runs: Mapping[str, Run], others: Mapping[str, Run]) -> list[tuple[Run, Run]]:
+    """Return the runs of two arms, seed by seed, of the seeds that both have."""
+    return [(runs[seed], others[seed]) for seed in sorted(runs.keys() & others.keys())]
 
 
-def _interval(values: list[float], digits: int = 3) -> str:
+def _interval(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """Return the mean, and half the interval where the values differ at all."""
     if not values:
         return "–"
     mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
+    if len(set(values)) == 1:
+        return f"{mean:{sign}.{digits}f}"
     half = _T[min(len(values) - 1, 9)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
 
 
 def _rankings(rankings: dict[str, dict[str, float]]) -> str:
@@ -84,12 +122,14 @@ def _rankings(rankings: dict[str, dict[str, float]]) -> str:
 
 def _curves(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
     lines = ["### `small_singular_values`: rise of the loss in nats without each tenth, largest values first", "",
-             "| role | when | " + " | ".join(map(str, range(1, 11))) + " |", "|---|---|" + "---:|" * 10]  # fmt: skip
+             "| role | when | " + " | ".join(map(str, range(1, 11))) + " | largest standard error |",
+             "|---|---|" + "---:|" * 11]  # fmt: skip
     for role in ROLES:
         for state in ("before", "after"):
             rises = [f"{rise:.3f}" for rise, _, _ in curves[state][role]]
-            lines.append(f"| `{role}` | {state} | {' | '.join(rises)} |")
-    return "\n".join(lines)
+            largest = max(error for _, error, _ in curves[state][role])
+            lines.append(f"| `{role}` | {state} | {' | '.join(rises)} | {largest:.3f} |")
+    return "\n".join([*lines, "", _CURVES_NOTE])
 
 
 if __name__ == "__main__":
