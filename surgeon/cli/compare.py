@@ -12,6 +12,7 @@ import msgspec
 
 from surgeon.cli.command import SurgeonCommand, as_json
 from surgeon.cli.figures import print_json, table
+from surgeon.cli.narration import Narrator
 from surgeon.core.overlap import overlap, spearman
 from surgeon.core.score import Score
 from surgeon.errors import DataError, UsageError
@@ -25,7 +26,8 @@ Ranking = Mapping[str, float]
     "--top", metavar="A,B", default="30,75", show_default=True, help="Shares of the most important ones, in percent."
 )
 @as_json
-def command(files: tuple[Path, ...], top: str, as_json: bool) -> None:
+@click.pass_obj
+def command(narrator: Narrator, /, files: tuple[Path, ...], top: str, as_json: bool) -> None:
     """Compare rankings in FILES that `surgeon score --json` wrote, each with each.
 
     Of every score that two files share: the rank correlation, and the Jaccard overlap of the most important matrices
@@ -45,8 +47,8 @@ def command(files: tuple[Path, ...], top: str, as_json: bool) -> None:
         print_json(rows)
     else:
         click.echo(_table(rows, shares))
-        for doubt in dict.fromkeys(doubt for row in rows for doubt in _doubts(row)):
-            click.echo(doubt)
+    for doubt in dict.fromkeys(doubt for row in rows for doubt in _doubts(row)):
+        narrator.say(doubt)
 
 
 def _shares(text: str) -> list[float]:

@@ -95,7 +95,7 @@ def test_what_to_know_before_trusting_it_is_told_each_time(tmp_path: Path, data:
     base = patient("llama", tmp_path / "base")
     for _ in range(2):
         heard: list[str] = []
-        scores(base, QUICK, data=data, emit=lambda kind, body, told=heard: told.append(str(body.get("text"))))  # type: ignore[misc]
+        scores(base, QUICK, data=data, emit=lambda kind, body, told=heard: told.append(str(body.get("text"))))
         assert "ila: stage 1 ended after 3 steps and was not stable to 0.01 nats" in heard
 
 
