@@ -65,7 +65,7 @@ def locate_model(name: str) -> Path:
 
 def known_elsewhere(name: str) -> str:
     """Return what other programs may call a model that a person named: `demo` is a word of ours, and ~ a shell's."""
-    return str(demo_directory()) if name == DEMO and not Path(name).is_dir() else os.path.expanduser(name)
+    return str(demo_directory()) if name == DEMO and not Path(name).is_dir() else str(Path(name).expanduser())
 
 
 def _demo() -> Path:
