@@ -11,6 +11,8 @@ import msgspec
 from surgeon.backend.bench import Settings, provenance_of
 from surgeon.backend.learning import learn
 from surgeon.backend.processes import process_count
+from surgeon.backend.score_cache import side_digest
+from surgeon.backend.training_data import digest_of
 from surgeon.backend.training_rows import source_digest
 from surgeon.core.draft import Draft
 from surgeon.core.fold import apply_step
@@ -23,9 +25,9 @@ from surgeon.errors import ScoreError
 
 
 def learned_origin(draft: Draft, settings: Settings) -> Provenance:
-    """Return what a learned score is made from; `data` names the bytes of its file. Trained in float32."""
+    """Return what a learned score is made from; `data` names its file's bytes and the tokenizer. In float32."""
     origin = provenance_of(draft, settings)
-    data = source_digest(settings.data, settings.root)
+    data = digest_of((source_digest(settings.data, settings.root), side_digest(draft.structure.checkpoint)))
     return msgspec.structs.replace(origin, data=data, seed=settings.seed, dtype="float32")
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,7 @@ from surgeon.backend.rewriting import rewarding_of
 from surgeon.backend.rounding import rounding_of
 from surgeon.backend.running import open_base
 from surgeon.backend.running_out import memory_explained
+from surgeon.backend.saved_state import remove_abandoned
 from surgeon.backend.trainer import train
 from surgeon.backend.training_data import Examples, read_examples, steps_wanted
 from surgeon.backend.weight_bits import masked
@@ -149,9 +150,14 @@ def _alone(address: str, order: Order) -> Iterator[Path]:
     place = result_directory(address).with_suffix(".state")
     handle = _locked(place, order)
     try:
+        for old, nbytes in remove_abandoned(place.parent):
+            text = f"{old.name} is of a run that was broken off and forgotten: removed, {nbytes / 1e6:.1f} MB"
+            order.emit("log", {"level": "info", "text": text})
         yield place / "state.pt"
         shutil.rmtree(place, ignore_errors=True)
     finally:
+        with suppress(OSError):  # empty where it failed before anything was saved
+            place.rmdir()
         os.close(handle)
 
 
@@ -160,7 +166,10 @@ def _locked(place: Path, order: Order) -> int:
     told = False
     while True:
         place.mkdir(parents=True, exist_ok=True)
-        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # removed in between
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(handle), place.stat()):

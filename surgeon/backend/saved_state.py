@@ -1,14 +1,48 @@
-"""The state that a broken run goes on from: one file, replaced whole."""
+"""The state that a broken run goes on from: one file, replaced whole. What no run goes on from is removed in time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+DAYS = 30
+"""How long what a broken run left is kept. A state takes three times what is trained, and serves that run alone."""
+
+
+def remove_abandoned(results: Path) -> Iterator[tuple[Path, int]]:
+    """Remove what broken runs left beside results and none has gone on from for DAYS; yield each, and its bytes.
+
+    What a run is using is locked, and stays; so does a state that is younger, unless its result is there.
+    """
+    for place in sorted([*results.glob("*.state"), *results.glob("*.partial")]):
+        with suppress(OSError), _locked(place) as held:
+            files = [file.stat() for file in place.iterdir()]
+            newest = max(one.st_mtime for one in (place.stat(), *files))
+            if held and (newest < time.time() - DAYS * 24 * 3600 or place.with_suffix("").exists()):
+                shutil.rmtree(place)
+                yield place, sum(one.st_size for one in files)
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[bool]:
+    """Lock a directory if no other run has; yield whether it is locked."""
+    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield os.path.samestat(os.fstat(handle), place.stat())
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

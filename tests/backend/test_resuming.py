@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from operator import contains
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from surgeon.backend.jobs import perform
-from surgeon.errors import Cancelled
+from surgeon.errors import Cancelled, DataError
 from tests.backend.teaching import learn_args, pupil, training
 from tests.export.replay import keep_silent, never
 
@@ -134,6 +136,39 @@ def test_a_state_that_cannot_be_read_is_no_state(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:200])
     perform("learn", args, _noting(seen), never)
     assert seen == [1, 2, 1, 2, 3]
+
+
+@pytest.mark.parametrize("left", ["old", "young", "beside its result", "in use", "result, half written"])
+def test_what_broken_runs_left_is_removed_in_time(tmp_path: Path, left: str) -> None:
+    """When another training begins, with a line that says so; what is young or locked stays."""
+    args = learn_args(pupil(tmp_path), training(steps=2), device="cpu")
+    results = Path(os.environ["SURGEON_CACHE"]) / "learned"
+    place = results / ("0123.partial" if left.startswith("result") else "0123.state")
+    place.mkdir(parents=True)
+    (place / "state.pt").write_bytes(bytes(3_000_000))
+    if left == "beside its result":
+        (results / "0123").mkdir()
+    elif left != "young":
+        long_ago = time.time() - 31 * 24 * 3600
+        for path in (place / "state.pt", place):
+            os.utime(path, (long_ago, long_ago))
+    told: list[str] = []
+    handle = os.open(place, os.O_RDONLY)
+    if left == "in use":
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    perform("learn", args, lambda kind, body: told.append(str(body.get("text"))), never)
+    os.close(handle)
+    stays = left in ("young", "in use")
+    assert place.exists() == stays
+    assert any(place.name in text and "3.0 MB" in text for text in told) != stays
+
+
+def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path: Path) -> None:
+    """No empty directory for a state that never was."""
+    args = learn_args(pupil(tmp_path), training(objective="sft"), device="cpu")
+    with pytest.raises(DataError):
+        perform("learn", args, keep_silent, never)
+    assert not list((Path(os.environ["SURGEON_CACHE"]) / "learned").iterdir())
 
 
 def test_a_state_is_for_any_steps_that_follow(tmp_path: Path) -> None:
