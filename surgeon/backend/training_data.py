@@ -122,7 +122,13 @@ def _answer(row: Row, tokenizer: Any, length: int) -> Example | None:
     if row.right is None:
         what = "has a wrong answer alone" if row.wrong is not None else "has no answer"
         raise DataError(what, where=row.where, allowed='{"messages"} with an answer at the end, {"prompt", "response"}')
-    return labelled(row.turns, [is_answer for _, is_answer in row.turns], tokenizer, length)
+    counted = [is_answer for _, is_answer in row.turns]
+    if sum(counted) <= sum(message["role"] == "assistant" for message in row.asked):
+        raise DataError(
+            "has several answers, and the model's chat template rewrites all but the last", where=row.where,
+            hint="give each answer a row of its own, with the messages before it",
+        )  # fmt: skip
+    return labelled(row.turns, counted, tokenizer, length)
 
 
 def _pair(row: Row, tokenizer: Any, length: int) -> Example | None:

@@ -3,8 +3,8 @@
 `{"text"}` · `{"messages"}` · `{"prompt", "response"}` · `{"prompt", "chosen", "rejected"}` · `{"question" or "prompt",
 "choices": [texts], "answer": the number of the right one}` · for forgetting
 `{"prompt", "rejected", "reward": [per token]}`, or `{"input", "output", "reward"}` as in ALLO's files. Prompts and
-answers are texts or lists of messages. Plain text is cut at empty lines. Dialogues take the form of the model's own
-chat template; without one, turns are parted by line ends.
+answers are texts or lists of messages. Plain text is cut where two lines in a row are empty. Dialogues take the form of
+the model's own chat template; without one, turns are parted by line ends.
 """
 
 from __future__ import annotations
@@ -185,6 +185,8 @@ def _rewards(found: Any, where: str) -> tuple[float, ...] | None:
 def rendered(messages: Sequence[Any], where: str, tokenizer: Any) -> tuple[Turn, ...]:
     """Return a dialogue as the model reads it, piece by piece: what it is told, and what it answers.
 
+    Answers that a template writes otherwise once another follows, as Qwen3's does, are part of what it is told.
+
     Raises:
         DataError: a message has no role or content, or the chat template refuses it.
     """
@@ -203,12 +205,20 @@ def rendered(messages: Sequence[Any], where: str, tokenizer: Any) -> tuple[Turn,
             continue
         asked = _template(tokenizer, messages[:at], where, prompt=True)
         answered = _template(tokenizer, messages[: at + 1], where, prompt=False)
-        if not answered.startswith(asked) or not asked.startswith(read):
-            raise DataError("does not fit the model's chat template: it rewrites earlier turns", where=where)
+        if not answered.startswith(asked):
+            raise DataError(
+                "does not fit the model's chat template: it asks for an answer with more than it writes before one",
+                where=where, hint="give the model's directory a chat template that keeps what it asks with",
+            )  # fmt: skip
+        if not asked.startswith(read):
+            turns, read = [], ""
         turns += [(asked.removeprefix(read), False), (answered.removeprefix(asked), True)]
         read = answered
     if roles[-1][0] != "assistant":
-        turns.append((_template(tokenizer, messages, where, prompt=False).removeprefix(read), False))
+        whole = _template(tokenizer, messages, where, prompt=False)
+        if not whole.startswith(read):
+            turns, read = [], ""
+        turns.append((whole.removeprefix(read), False))
     return tuple(turns)
 
 

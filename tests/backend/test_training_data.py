@@ -25,6 +25,11 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}[a]{% endif %}"
 )
+THINKING = (
+    "{% for m in messages %}[{{ m['role'][0] }}]{{ 'hm: ' if loop.last and m['role'] == 'assistant' }}"
+    "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+"""As Qwen3's: the last answer alone has its thoughts before it."""
 PAIR = {"prompt": "2+2", "chosen": "4", "rejected": "fish"}
 TALK = [
     {"role": "user", "content": "hi"},
@@ -124,6 +129,31 @@ def test_of_a_pair_the_last_answers_alone_count(chatty: Any, tmp_path: Path) -> 
     assert labelled(rejected, chatty) == "fish</s>"
     shared = chosen.labels.index(next(label for label in chosen.labels if label != IGNORED)) + 1
     assert chosen.tokens[:shared] == rejected.tokens[:shared]
+
+
+def test_answers_that_a_template_rewrites_are_context_and_are_not_learned(tmp_path: Path) -> None:
+    """Of pairs the last answers count anyhow; a course on every answer cannot be had, and is refused."""
+    write_tokenizer(tmp_path / "thinking", template=THINKING)
+    thinking = AutoTokenizer.from_pretrained(tmp_path / "thinking")
+    ((chosen, rejected),) = read([{"messages": TALK, "rejected": "fish"}], "pairs", thinking, tmp_path).examples
+    assert chosen.tokens == thinking.apply_chat_template(TALK, tokenize=True, return_dict=False)
+    assert [labelled(one, thinking) for one in (chosen, rejected)] == ["hm:no</s>", "hm:fish</s>"]
+    ((one,),) = read([{"messages": TALK[:2]}], "answers", thinking, tmp_path).examples
+    assert labelled(one, thinking) == "hm:yes</s>"
+    with pytest.raises(DataError, match="rewrites all but the last") as caught:
+        read([{"messages": TALK}], "answers", thinking, tmp_path)
+    assert caught.value.where.endswith("line 1")
+    ((one,),) = read([{"messages": TALK[:3]}], "text", thinking, tmp_path, length=23).examples
+    assert text_of(one, thinking) == "[u]hi</s>[a]yes</s>[u]and</s></s>"
+
+
+def test_a_template_that_asks_with_more_than_it_keeps_is_refused(tmp_path: Path) -> None:
+    """What the model is asked with could not be told from its answer."""
+    write_tokenizer(tmp_path / "asking", template=TEMPLATE.replace("%}[a]{%", "%}[a]hm{%"))
+    asking = AutoTokenizer.from_pretrained(tmp_path / "asking")
+    with pytest.raises(DataError, match="more than it writes") as caught:
+        read([PAIR], "pairs", asking, tmp_path)
+    assert caught.value.where.endswith("line 1")
 
 
 def test_pairs_of_message_lists_are_read_as_pairs_of_texts(chatty: Any, tmp_path: Path) -> None:
