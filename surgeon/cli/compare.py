@@ -87,9 +87,12 @@ def _row(left: Score, right: Score, shares: Sequence[float]) -> dict[str, Any]:
     name = left.name if left.name == right.name else f"{left.name}, {right.name}"
     fine = bool(left.matrices and right.matrices)
     one, other = _ranking(left, fine=fine), _ranking(right, fine=fine)
-    found = [overlap(one, other, share) for share in shares]
+    found, things = [overlap(one, other, share) for share in shares], "matrices" if fine else "layers"
+    if none := next((each for each in found if not each.chosen), None):
+        what = f"the top {none.share * 100:g}% of {none.count} {things} is none of them"
+        raise UsageError(what, where="--top", allowed=f"at least {100 / none.count:.3g}")
     return {
-        "score": name, "of": "matrices" if fine else "layers", "count": len(one), "spearman": spearman(one, other),
+        "score": name, "of": things, "count": len(one), "spearman": spearman(one, other),
         "not_trained": [len(left.untrained), len(right.untrained)],
         "overlaps": [
             {"share": each.share, "chosen": each.chosen, "jaccard": each.jaccard, "chance": each.chance,

@@ -179,6 +179,33 @@ def test_masks_are_what_adam_on_a_plain_peft_model_finds(tmp_path: Path) -> None
         assert masked[f"{name}/gate"].item() == pytest.approx(one.item(), abs=2e-4)
 
 
+def test_adapters_with_open_gates_are_trained_as_plain_peft_trains_them(tmp_path: Path) -> None:
+    """Stage 1 of ILA: ordinary PEFT from the same A, torch's own AdamW, the same batches."""
+    base, data = patient("llama", tmp_path / "base"), sums(tmp_path)
+    lora = {"masked_lora": {**LORA["masked_lora"], "gate": 100.0}}
+    run(base, tmp_path / "start", lora)
+    done = run(base, tmp_path / "out", lora, train(data, scheduler="constant", warmup_ratio=0.0))
+    plain = PeftModel.from_pretrained(load_plainly(base), str(tmp_path / "start"), is_trainable=True).train()
+    wanted = [one for one in plain.parameters() if one.requires_grad]
+    adam = torch.optim.AdamW(wanted, lr=1e-2, weight_decay=0.0)
+    examples = read_examples(data, tmp_path, load_tokenizer(base), "answers", 48).examples
+    for step in range(4):
+        numbers = examples_of_step(step, 3, len(examples), 0)
+        batch = collate([examples[at] for at in numbers], range(3), torch.device("cpu"))
+        out = plain(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
+        chosen = batch.labels_BT >= 0
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(out[chosen], batch.labels_BT[chosen]).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
+        adam.step()
+    trained = tensors(addresses(done)[0])
+    for one in compile_plan(open_draft(base, lora)).adapters:
+        layer = module(plain, one.module)
+        for part, values in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            assert torch.allclose(trained[f"{one.name}/{part}"], values[NAME].weight, atol=2e-4)
+        assert trained[f"{one.name}/lora_B"].abs().max() > 5e-3
+
+
 def test_the_gradient_of_a_gate_is_its_finite_difference(tmp_path: Path) -> None:
     """In float64, by central differences of the loss. GPT-2: its norms do not fall back to float32."""
     base = patient("gpt2", tmp_path / "base")

@@ -92,6 +92,7 @@ def test_single_scores_are_compared_whatever_they_are_called(run: Run, tmp_path:
         (None, [], 1, "cannot be read"),
         ("same", ["--top", "x"], 2, "no list of percentages"),
         ("same", ["--top", "120"], 2, "out of range"),
+        ("same", ["--top", "50,10"], 2, "the top 10% of 4 matrices is none of them"),
         ("longer", [], 2, "they do not rank the same things: only one has 2.a"),
         ("others", [], 2, "have no score in common"),
     ],
