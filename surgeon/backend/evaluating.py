@@ -17,6 +17,7 @@ from surgeon.backend.evaluation_data import Items, read_items
 from surgeon.backend.evaluation_passes import greedy_answers, log_likelihoods
 from surgeon.backend.live import operated
 from surgeon.backend.loading import load_tokenizer, resident_model
+from surgeon.backend.positions import refuse_too_long
 from surgeon.backend.score_cache import ScoreCache, side_digest
 from surgeon.core.draft import Draft
 from surgeon.core.evaluation import Evaluated, Measure, Raw, figures_of
@@ -102,6 +103,10 @@ class Evaluator:
 
     def _measured(self, model: nn.Module, items: Items, measure: Measure) -> Raw:
         sequences = [one for example in items.examples for one in example]
+        written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
+        longest = max(len(one.tokens) for one in sequences) + written
+        settings = "max_length, or max_new_tokens" if written else "max_length"
+        refuse_too_long(model, longest, measure.data or "data", settings)
 
         def tell(done: int) -> None:
             if self._cancelled():

@@ -19,6 +19,7 @@ from transformers import get_scheduler
 
 from surgeon.backend.accelerated import accelerated
 from surgeon.backend.course import Course, Report, View, is_stable, label_log_probs, logits_of
+from surgeon.backend.positions import refuse_too_long
 from surgeon.backend.processes import agreed, gathered
 from surgeon.backend.saved_state import load_state, save_state
 from surgeon.backend.training_data import Examples, collate, examples_of_step
@@ -29,8 +30,11 @@ def train(course: Course) -> Report:
     """Train, and return what came of it. The parameters hold the result.
 
     Raises:
-        LearningError: the loss is not finite. Cancelled: between two steps; the state is saved.
+        LearningError: the loss is not finite.   DataError: an example is longer than the model can read.
+        Cancelled: between two steps; the state is saved.
     """
+    for data in filter(None, (course.data, course.held_out)):
+        refuse_too_long(course.model, data.longest, course.step.name, "max_length")
     with accelerated(course.step, course.device) as accelerator:
         return _Run(course, accelerator).run()
 

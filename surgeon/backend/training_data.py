@@ -51,6 +51,11 @@ class Examples:
         """Whether labels have weights."""
         return self.examples[0][0].weights is not None
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(one.tokens) for example in self.examples for one in example)
+
     def split(self, share: float) -> tuple[Examples, Examples]:
         """Return the examples to train on and those held out: every n-th, so that both are alike.
 
