@@ -248,10 +248,10 @@ class Session:
         self.journal.close(keep=keep_journal)
 
     def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> dict[str, Any]:
-        """Return the arguments of a `score` job for the current draft."""
+        """Return the arguments of a `score` job for the current draft; measured as a run of the recipe measures."""
         return {
             "recipe": recipe_to_builtins(self.applied_recipe()), "root": str(self.root),
-            "names": list(names), "data": data, **settings,
+            "names": list(names), "data": data, "seed": self.recipe.seed, **settings,
         }  # fmt: skip
 
     def learn_job(self, step: Step | None = None, **settings: Any) -> dict[str, Any]:

@@ -254,6 +254,15 @@ def test_a_recipe_that_does_not_fit_is_told_when_it_is_opened(model: Path, tmp_p
         Session.open(str(model), path)
 
 
+def test_scores_of_a_session_are_measured_with_the_seed_of_its_recipe(model: Path, tmp_path: Path) -> None:
+    """As `surgeon run` measures them: a learned one depends on it wholly."""
+    path = tmp_path / "r.yaml"
+    path.write_text(f"version: 1\nbase: {{model: {model}}}\nseed: 7\n")
+    session = Session.open(str(model), path)
+    assert session.score_job(("ila",), "sums.jsonl")["seed"] == 7
+    assert session.score_job(("ila",), "sums.jsonl", seed=3)["seed"] == 3
+
+
 def test_jobs_carry_the_applied_steps_and_where_their_data_is(session: Session, tmp_path: Path) -> None:
     session.apply(session.step("prune", {"layers": 0}))
     session.apply(session.step("prune", {"layers": 1}))
