@@ -19,6 +19,7 @@ from transformers import get_scheduler
 
 from surgeon.backend.accelerated import accelerated
 from surgeon.backend.course import Course, Report, View, is_stable, label_log_probs, logits_of
+from surgeon.backend.dropout import without_dropout
 from surgeon.backend.positions import refuse_too_long
 from surgeon.backend.processes import agreed, gathered
 from surgeon.backend.saved_state import load_state, save_state
@@ -35,7 +36,8 @@ def train(course: Course) -> Report:
     """
     for data in filter(None, (course.data, course.held_out)):
         refuse_too_long(course.model, data.longest, course.step.name, "max_length")
-    with accelerated(course.step, course.device) as accelerator:
+    steady = without_dropout(course.model) if course.objective.reference else nullcontext()
+    with accelerated(course.step, course.device) as accelerator, steady:
         return _Run(course, accelerator).run()
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import log_softmax, logsigmoid
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from surgeon.backend.dropout import without_dropout
 from surgeon.backend.jobs import perform
 from surgeon.backend.training_data import examples_of_step
 from tests.backend.teaching import learn_args, pupil, training
-from tests.backend.tiny import load_plainly
+from tests.backend.tiny import load_plainly, make_tiny, write_tokenizer
 from tests.export.replay import keep_silent, never
 
 LENGTH, STEPS, BATCH = 24, 5, 4
@@ -98,6 +99,30 @@ def test_a_preference_course_is_that_of_the_formula(settings: dict[str, float], 
     assert found[0] == pytest.approx(math.log(2))
     assert found == pytest.approx(losses_by_hand(path, loss), abs=1e-4)
     assert found[-1] < 0.98 * found[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "falcon"])
+@pytest.mark.parametrize("objective", ["dpo", "npo"])
+def test_a_model_that_has_not_moved_is_its_reference(family: str, objective: str, tmp_path: Path) -> None:
+    """Whatever dropout its config asks for, in modules or in functions: it would stand in for what training did."""
+    path = tmp_path / "model"
+    rates = ("dropout", "attention_dropout", "hidden_dropout", "resid_pdrop", "attn_pdrop", "embd_pdrop", "layerdrop")
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}
+    config = AutoConfig.for_model(family, **sizes, word_embed_proj_dim=32, **dict.fromkeys(rates, 0.3))
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)  # type: ignore[no-untyped-call]
+    write_tokenizer(path)
+    found = losses_of(path, ROWS, objective=objective, learning_rate=1e-12)
+    assert found == pytest.approx([math.log(2)] * STEPS, abs=1e-5)
+
+
+def test_the_rates_of_dropout_come_back() -> None:
+    """Also after an error."""
+    model: Any = make_tiny("gpt2", resid_pdrop=0.25)
+    with pytest.raises(KeyError), without_dropout(model):
+        assert model.transformer.h[0].mlp.dropout.p == 0
+        assert model.config.resid_pdrop == 0
+        raise KeyError
+    assert model.transformer.h[0].mlp.dropout.p == model.config.resid_pdrop == 0.25
 
 
 def test_a_forgetting_course_is_that_of_the_formula(tmp_path: Path) -> None:
