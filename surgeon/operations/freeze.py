@@ -42,12 +42,7 @@ class Freeze(Operation, frozen=True, kw_only=True):
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Add to what is frozen."""
-        ways = [way for way in (self.layers, self.except_, self.matrices) if way is not None]
-        if len(ways) > 1 or not (ways or self.outside):
-            raise RecipeError(
-                "needs one of `layers`, `except` and `matrices`",
-                allowed="layers: 0-3, except: inserted, or matrices: lowest 25% by taylor",
-            )
+        self._refuse_contradictions()
         self._refuse_tied_head(draft)
         if self.matrices is not None:
             return self._freeze_matrices(draft, roles_by_position(chosen["matrices"]))
@@ -55,6 +50,8 @@ class Freeze(Operation, frozen=True, kw_only=True):
         layers = draft.layers(self.stack)
         kept = set(chosen.get("except", ()))
         wanted = set(chosen.get("layers", ())) if self.except_ is None else set(range(len(layers))) - kept
+        if self.layers is not None and not wanted:
+            raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
         frozen = [
             replace(layer, frozen=layer.frozen | (roles & layer_roles(draft, layer, self.stack)))
             if at in wanted
@@ -63,6 +60,23 @@ class Freeze(Operation, frozen=True, kw_only=True):
         ]
         outside = OUTSIDE if self.except_ is not None and self.roles == ("all",) else self.outside
         return replace(draft.with_layers(tuple(frozen), self.stack), frozen=draft.frozen | set(outside))
+
+    def _refuse_contradictions(self) -> None:
+        """Refuse fields that would say nothing beside each other."""
+        ways = [way for way in (self.layers, self.except_, self.matrices) if way is not None]
+        if len(ways) > 1 or not (ways or self.outside):
+            raise RecipeError(
+                "needs one of `layers`, `except` and `matrices`",
+                allowed="layers: 0-3, except: inserted, or matrices: lowest 25% by taylor",
+            )
+        if self.matrices is not None and self.roles != ("all",):
+            raise RecipeError("does not go with `matrices`", where="roles", hint="name the roles in `matrices`")
+        if self.except_ is not None and self.roles == ("all",) and self.outside:
+            raise RecipeError(
+                "`except` freezes embedding, head and norm already, whatever is named", where="outside",
+                allowed="layers: except last 3, which freezes of these only what `outside` names",
+                hint="say layers: except … to leave some of them free, or leave `outside` out",
+            )  # fmt: skip
 
     def _refuse_tied_head(self, draft: Draft) -> None:
         """Refuse to freeze a head that has no weights of its own while the embedding, which it is, stays free."""

@@ -38,6 +38,37 @@ def test_a_tied_head_is_not_frozen_without_the_embedding_that_it_is(tmp_path: Pa
     assert _frozen(base, {"untie": {}}, {"freeze": {"outside": ["head"]}}) == {"lm_head.weight"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"except": "last 3", "outside": ["embedding"]}, "freezes embedding, head and norm already"),
+        ({"matrices": "1.mlp.up", "roles": ["attention"]}, "does not go with `matrices`"),
+        ({"layers": "inserted"}, "chooses no layer"),
+        ({"layers": "inserted", "outside": ["embedding"]}, "chooses no layer"),
+        ({"layers": "0", "except": "1"}, "needs one of"),
+        ({}, "needs one of"),
+    ],
+)
+def test_what_would_silently_freeze_more_or_less_than_it_says_is_refused(
+    fields: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Each of these reads as if it left something free, or held something, that it does not."""
+    base = save_tiny("llama", tmp_path / "base")
+    with pytest.raises(RecipeError, match=said):
+        _frozen(base, {"freeze": fields})
+
+
+def test_layers_but_the_last_leave_the_head_and_the_norm_free(tmp_path: Path) -> None:
+    """Which is what healing the head asks for; `except` holds them."""
+    base = save_tiny("llama", tmp_path / "base")
+    outside = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    free = _frozen(base, {"freeze": {"layers": "except last 3", "outside": ["embedding"]}})
+    held = _frozen(base, {"freeze": {"except": "last 3"}})
+    assert free & outside == {"model.embed_tokens.weight"}
+    assert held - free == outside - free
+    assert {name.split(".")[2] for name in free if name.startswith("model.layers.")} == {"0", "1", "2"}
+
+
 def test_a_head_of_its_own_stays_while_the_embedding_is_trained(tmp_path: Path) -> None:
     """Byte for byte, in float32, where any step would show."""
     base = pupil(tmp_path)
