@@ -297,6 +297,3 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     def ranking(self, keys: Sequence[str]) -> list[str]:
         """Return the keys from least to most important; ties keep the order they came in."""
         return sorted(keys, key=lambda key: self.values[key])
-
-
-Scores = Mapping[str, Score]
