@@ -171,7 +171,7 @@ def labelled(
     counts = [False] * len(start) + [count for piece, count in zip(pieces, counted, strict=True) for _ in piece]
     weights = None
     if rewarded is not None and rewarded.rewards is not None:
-        weights = _spread(rewarded.rewards, counts, rewarded.where)[:length]
+        weights = _spread(rewarded.rewards, counts, rewarded.where, turns[-1][0])[:length]
     labels = [token if count else IGNORED for token, count in zip(tokens[1:], counts[1:], strict=True)]
     labels = [*labels[: length - 1], IGNORED]
     if all(label == IGNORED for label in labels):
@@ -190,12 +190,12 @@ def _pieces(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
         yield both[len(asked) :] if both[: len(asked)] == asked else _ids(text, tokenizer)
 
 
-def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str) -> list[float]:
+def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str, answer: str) -> list[float]:
     """Return the weight of each position's label from one number per answer token."""
     if len(rewards) != sum(counts):
         raise DataError(
             f"has {len(rewards)} token rewards for an answer of {sum(counts)} tokens", where=where,
-            hint="make them with this model's tokenizer, the end of the turn included",
+            hint=f"make them with this model's tokenizer, the end of the turn included: it ends in {answer[-16:]!r}",
         )  # fmt: skip
     told = iter(rewards)
     by_token = [next(told) if counted else 0.0 for counted in counts]

@@ -255,6 +255,13 @@ def test_a_row_without_what_the_objective_needs_is_refused_by_file_and_line(
     assert caught.value.where.endswith("data.jsonl, line 3")
 
 
+def test_rewards_that_do_not_fit_an_answer_are_told_how_it_ends(chatty: Any, tmp_path: Path) -> None:
+    """What a template writes behind an answer is tokens too, and is easily forgotten."""
+    with pytest.raises(DataError, match="2 token rewards for an answer of 3") as caught:
+        read([{"messages": TALK, "rejected": "ox", "reward": [0.1, 0.2]}], "rejected", chatty, tmp_path)
+    assert "'ox</s>'" in str(caught.value)
+
+
 def test_rows_with_token_rewards_do_not_mix_with_rows_without(plain: Any, tmp_path: Path) -> None:
     """A missing reward must not be read as one of 0."""
     with pytest.raises(DataError, match="no token rewards") as caught:
