@@ -80,7 +80,13 @@ class Order:
             return data, None
         if held_out.endswith("%"):
             return data.split(_share(held_out))
-        return data, self.examples(objective, held_out)
+        held = self.examples(objective, held_out)
+        if held.weighted != data.weighted:
+            raise DataError(
+                "has token rewards in one of data and held_out, and in the other none", where=self.step.name,
+                hint="give both rewards, or name a rewriter: figures of the two cannot be compared",
+            )  # fmt: skip
+        return data, held
 
 
 def _share(text: str) -> float:

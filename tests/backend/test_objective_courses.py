@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from surgeon.backend.dropout import without_dropout
 from surgeon.backend.jobs import perform
 from surgeon.backend.training_data import examples_of_step
+from surgeon.errors import DataError
 from tests.backend.teaching import learn_args, pupil, training
 from tests.backend.tiny import load_plainly, make_tiny, write_tokenizer
 from tests.export.replay import keep_silent, never
@@ -143,6 +144,15 @@ def test_a_forgetting_course_is_that_of_the_formula(tmp_path: Path) -> None:
     assert found[0] == pytest.approx(math.log(2))
     assert found == pytest.approx(losses_by_hand(path, loss), abs=1e-4)
     assert found[-1] < 0.98 * found[0]
+
+
+def test_held_out_rows_without_the_rewards_of_the_others_are_refused(tmp_path: Path) -> None:
+    """Every token of theirs would be forgotten, and the held-out figures be of something else."""
+    path = pupil(tmp_path)
+    (tmp_path / "held.jsonl").write_text(json.dumps(ROWS[0]))
+    rewarded = [{**row, "reward": [0.1] * (len(row["rejected"]) + 1)} for row in ROWS]
+    with pytest.raises(DataError, match="in the other none"):
+        losses_of(path, rewarded, objective="npo", held_out="held.jsonl")
 
 
 def test_a_pruned_model_is_taught_by_the_model_it_was(tmp_path: Path) -> None:
