@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +186,10 @@ def _pieces(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
     On its own a text may begin otherwise: tokenizers made with SentencePiece write a space in front of it. Where a
     token would reach over the border, both are cut on their own, as a prompt is when the model is to answer it.
     """
-    for before, text in zip(("", *texts), texts, strict=False):
-        asked, both = _ids(before, tokenizer), _ids(before + text, tokenizer)
+    first = _ids(texts[0], tokenizer)
+    yield first
+    for at, (before, text) in enumerate(pairwise(texts)):
+        asked, both = _ids(before, tokenizer) if at else first, _ids(before + text, tokenizer)
         yield both[len(asked) :] if both[: len(asked)] == asked else _ids(text, tokenizer)
 
 
@@ -250,14 +253,7 @@ def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def steps_wanted(step: LearningStep, data: Examples) -> int:
-    """Return how many optimiser steps a learning step's `steps`, `tokens` or `epochs` come to.
-
-    Raises:
-        DataError: more than one of them is given.
-    """
-    given = {name: getattr(step, name) for name in ("steps", "tokens", "epochs") if getattr(step, name) is not None}
-    if len(given) > 1:
-        raise DataError(f"{' and '.join(given)} say the same twice", where=step.name, allowed="one of them")
+    """Return how many optimiser steps a learning step's `steps`, `tokens` or `epochs` come to."""
     if step.steps is not None:
         return step.steps
     if step.tokens is not None:
