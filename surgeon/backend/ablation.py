@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import nn
 
-from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of
+from surgeon.backend.bench import Bench, Settings, bench, calibration_of, provenance_of, weights_alone
 from surgeon.backend.matrices import cut, decile, put_back
 from surgeon.backend.measuring import settings_of
 from surgeon.backend.states import HiddenStates
@@ -25,7 +25,6 @@ from surgeon.backend.streaming import weights_of
 from surgeon.backend.sweep import losses_after
 from surgeon.core.draft import Draft, Original, Truncated, Truncation
 from surgeon.core.expressions import truncated_pieces
-from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.pieces import Piece
 from surgeon.core.score import Provenance, average, paired_average
@@ -80,7 +79,7 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
     Raises:
         SelectionError: the model has no such role.
     """
-    draft = unfrozen(draft)
+    draft = weights_alone(draft, emit)
     _require_roles(draft, roles)
     calibration = calibration_of(draft, settings)
     rows: list[Ablation] = []

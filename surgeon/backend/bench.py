@@ -20,6 +20,7 @@ from surgeon.backend.live import layer_list, operated
 from surgeon.backend.loading import load_tokenizer, resident_model
 from surgeon.backend.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
 from surgeon.core.draft import Draft
+from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, Provenance
 
@@ -62,6 +63,15 @@ class Row(msgspec.Struct, frozen=True):
 
 Rows = Mapping[str, Mapping[int, Row]]
 """By name of a score, then by position of the layer."""
+
+
+def weights_alone(draft: Draft, emit: Emit) -> Draft:
+    """Return what is measured of a draft: its weights; say so where trained adapters are on them."""
+    adapters = [lora for layers in draft.stacks.values() for layer in layers for lora in layer.lora.values()]
+    if any(lora.address is not None for lora in adapters):
+        text = "trained adapters are left out: the weights below them are measured; merge_adapters first to have both"
+        emit("log", {"level": "warning", "text": text})
+    return unfrozen(draft)
 
 
 @dataclass(frozen=True)

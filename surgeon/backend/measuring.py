@@ -10,13 +10,12 @@ from typing import Any
 import msgspec
 import torch
 
-from surgeon.backend.bench import Bench, Row, Settings, bench, calibration_of, provenance_of
+from surgeon.backend.bench import Bench, Row, Settings, bench, calibration_of, provenance_of, weights_alone
 from surgeon.backend.calibration import Calibration
 from surgeon.backend.live_scores import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
 from surgeon.backend.score_cache import ScoreCache
 from surgeon.backend.weighing import weights_pass
 from surgeon.core.draft import Draft
-from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, LearningScore, Provenance, Score, ScoreKind, WeightsScore
 from surgeon.core.score_requests import requested_scores
@@ -44,7 +43,7 @@ def measure(
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
     asked = requested_scores(names)
-    measuring = _Measuring(unfrozen(draft), asked, settings, emit, cancelled, lenient="all" in names)
+    measuring = _Measuring(weights_alone(draft, emit), asked, settings, emit, cancelled, lenient="all" in names)
     found = measuring.known()
     missing = [kind for kind in asked if kind.name not in found]
     for score in measuring.fresh(missing):

@@ -11,6 +11,9 @@ import torch
 
 from surgeon.backend.ablation import Ablations, ablate
 from surgeon.backend.loading import forget_model, resident_model
+from surgeon.backend.measuring import measure
+from surgeon.core.learned import PENDING
+from surgeon.core.learning_step import with_learned_adapters
 from surgeon.errors import Cancelled, SelectionError
 from tests.backend.tiny import LAYERS, layers_of, load_plainly
 from tests.export.replay import keep_silent, never
@@ -125,6 +128,23 @@ def test_a_role_that_is_not_there_is_refused_before_the_model_is_loaded(tmp_path
     with pytest.raises(SelectionError, match="no matrix"):
         ablated(base, "norm.input")
     assert LAYERS == 6
+
+
+def test_what_is_measured_below_a_trained_adapter_is_said_to_be_the_weights_alone(tmp_path: Path) -> None:
+    """Curves after fine-tuning with LoRA would else be those before it, unsaid; of an untrained one nothing is said."""
+    base = patient("llama", tmp_path / "base")
+    attached = open_draft(base, {"masked_lora": {"layers": "all"}})
+    plain = ablated(base, "mlp.up")
+    for draft, said in ((with_learned_adapters(attached, PENDING), True), (attached, False)):
+        heard: list[str] = []
+
+        def emit(kind: str, body: dict[str, Any], heard: list[str] = heard) -> None:
+            if kind == "log":
+                heard.append(f"{body['level']}: {body['text']}")
+
+        assert ablate(draft, ["mlp.up"], few(base), emit, never).rows == plain.rows
+        measure(draft, ["weight_norm"], few(base), emit, never)
+        assert sum(text.startswith("warning: trained adapters are left out") for text in heard) == 2 * said
 
 
 @pytest.mark.slow
