@@ -49,8 +49,9 @@ def harness_figures(model: nn.Module, tokenizer: Any, measure: Measure, seed: in
             fewshot_random_seed=seed,
         )  # fmt: skip
     except (KeyError, OSError, ValueError, ConnectionError) as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
-            f"the harness cannot run them: {str(error).strip().splitlines()[0]}", where="tasks",
+            f"the harness cannot run them: {said}", where="tasks",
             allowed="names that `lm_eval ls tasks` lists, or paths of task files",
             hint="their data may need the network",
         ) from error  # fmt: skip

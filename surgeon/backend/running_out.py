@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from surgeon.core.learning_step import LearningStep
 from surgeon.errors import LearningError
 
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_status_alloc_failed")
 _SHORTEST = 64
 
 

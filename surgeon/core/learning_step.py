@@ -69,7 +69,9 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
         msgspec.Meta(description="peak; default 1e-5 for weights, 2e-4 for adapters"),
     ] = None
     scheduler: Annotated[Schedule, msgspec.Meta(description="how the learning rate falls")] = "cosine"
-    warmup_ratio: Annotated[Share, msgspec.Meta(description="share of the steps in which it rises")] = 0.03
+    warmup_ratio: Annotated[
+        Share, msgspec.Meta(description="share of the steps in which it rises; not with constant")
+    ] = 0.03
     weight_decay: Annotated[float, msgspec.Meta(ge=0, description="decoupled, on matrices alone")] = 0.0
     max_grad_norm: Annotated[float, msgspec.Meta(gt=0, description="the gradient is cut to this norm")] = 1.0
     gradient_checkpointing: Annotated[bool, msgspec.Meta(description="compute activations twice to save memory")] = (
@@ -78,12 +80,27 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
     mixed_precision: Annotated[
         Literal["no", "bf16"] | None, msgspec.Meta(description="matrix products in bf16; default: where a GPU has it")
     ] = None
-    deterministic: Annotated[bool, msgspec.Meta(description="refuse kernels that do not repeat to the bit")] = True
+    deterministic: Annotated[
+        bool, msgspec.Meta(description="refuse kernels that do not repeat to the bit; a GPU warns")
+    ] = True
     save_steps: Annotated[Positive, msgspec.Meta(description="steps after which a broken run can go on")] = 50
     eval_steps: Annotated[
         Positive | None,
         msgspec.Meta(description="steps between two looks at the held-out loss; none: before and after"),
     ] = None
+
+    def apply(self, draft: Draft, chosen: Chosen) -> Draft:
+        """Return the draft with what was learned, or will be.
+
+        Raises:
+            RecipeError: the settings say twice how long it takes, or `learned` finds nothing to work on.
+        """
+        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RecipeError(
+                f"{' and '.join(given)} say twice how long it takes", allowed="one of them", hint="leave out the others"
+            )
+        return super().apply(draft, chosen)
 
 
 def with_learned_weights(draft: Draft, address: str) -> Draft:

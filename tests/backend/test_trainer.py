@@ -84,6 +84,21 @@ def test_training_is_what_a_plain_loop_does(tmp_path: Path) -> None:
         torch.testing.assert_close(tensors[name], parameter.detach(), atol=2e-5, rtol=1e-4, msg=name)
 
 
+def test_bf16_is_for_products_alone(tmp_path: Path) -> None:
+    """What torch's autocast makes of the same loop; the weights and what is added to them stay float32."""
+    path = pupil(tmp_path)
+    tensors, report = learned(path, **FIELDS, mixed_precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        model, losses = plainly_trained(path, 8, 1e-2, 0.1)
+    full, _ = plainly_trained(path, 8, 1e-2, 0.1)
+    assert report["losses"] == pytest.approx(losses, abs=2e-3)
+    exact = dict(full.named_parameters())
+    off = {name: (tensors[name] - one).abs().max().item() for name, one in model.named_parameters()}
+    apart = {name: (exact[name] - one).abs().max().item() for name, one in model.named_parameters()}
+    assert max(off.values()) < 0.1 * max(apart.values())
+    assert any((one != one.bfloat16()).any() for one in tensors.values())
+
+
 def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path) -> None:
     """Gradients are summed over the parts, and so is the loss that is told."""
     path = pupil(tmp_path)
@@ -186,6 +201,7 @@ def test_every_step_tells_how_it_goes(tmp_path: Path) -> None:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 8 GB"),
         MemoryError(),
     ],
