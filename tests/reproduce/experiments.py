@@ -169,8 +169,8 @@ FREEZING = Experiment(
         Arm("train everything", "semantic_freezing.yaml", (_without("freeze"),)),
     ),
     (Figure("held-out NLL of answers", 0, "nll"),), seconds=True,
-    note="Where the peak is depends on the rows that are read: with seeds 0, 1 and 2 it freezes 21, 21 and 25 layers of "
-    "30, and so does the second arm. The embedding, which is the head too, is trained in the third arm alone.",
+    note="Where the peak is depends on the rows that are read: with seeds 0, 1 and 2 it freezes 21, 21 and 25 layers "
+    "of 30, and so does the second arm. The embedding, which is the head too, is trained in the third arm alone.",
 )  # fmt: skip
 SMALL = Experiment(
     "small_singular_values", "Does fine-tuning mend what truncation took away?",
