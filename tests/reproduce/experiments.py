@@ -91,7 +91,7 @@ def _truncated_after(plain: Plain, seed: int) -> None:
 
 
 def _facts(plain: Plain, seed: int) -> None:
-    """Inject occupation codes in place of metamath; what is asked comes from the same file, trained on or not."""
+    """Inject occupation codes in place of metamath; what is asked is what was trained on, since facts cannot be guessed."""
     del seed
     plain["data"]["facts"] = "data/occupation_codes.jsonl"
     for fields in steps_named(plain, "train"):
@@ -158,8 +158,8 @@ SLAYER = Experiment(
 FACTS = Experiment(
     "slayer_facts", "The same with facts that cannot be guessed (occupation codes)",
     tuple(replace(arm, changes=(*arm.changes, _facts)) for arm in SLAYER.arms if "pruned" not in arm.name),
-    (Figure("NLL, occupation codes", 0, "nll"), Figure("NLL, prose", 1, "nll")),
-    note="Training sees 120 of the 400 rows, and the figure is over the first 60: some 18 of these were trained on.",
+    (Figure("NLL, the trained facts", 0, "nll"), Figure("NLL, prose", 1, "nll")),
+    note="Sixty rows, each trained on twice; all of them are asked.",
 )  # fmt: skip
 FREEZING = Experiment(
     "semantic_freezing", "Is the layer that the gain curve names a good place to stop freezing?",
