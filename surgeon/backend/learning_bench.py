@@ -106,6 +106,11 @@ def _set_checkpointing(model: Any, step: LearningStep) -> None:
     """Compute activations twice, if asked to, without having a frozen prefix go through a backward pass for it."""
     if not step.gradient_checkpointing:
         return
+    if not model.supports_gradient_checkpointing:
+        raise ArchitectureError(
+            f"{type(model).__name__} cannot compute activations twice", where="gradient_checkpointing",
+            allowed="false", hint="save memory by gradient_accumulation_steps, or a shorter max_length",
+        )  # fmt: skip
     newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated where both exist
     (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     # transformers has the embedding's output ask for gradients, which only re-entrant checkpointing needs.

@@ -97,7 +97,7 @@ class _Run:
 
     def _step(self) -> None:
         course, start = self.course, time.perf_counter()
-        torch.manual_seed((course.seed * 1_000_003 + self.done) * self.count + self.index)
+        torch.manual_seed(((course.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
         numbers = examples_of_step(self.done, course.step.batch_size, len(course.data.examples), course.seed)
         mine = numbers[self.index :: self.count]
         # A process without a share goes along, with a weight of zero: the others wait for its gradients.
@@ -236,6 +236,8 @@ class _Run:
         return int(state["done"])
 
 
+_SEEDS = 1 << 63
+"""As many as torch takes."""
 _TOKENS = "tokens"
 _WEIGHT = "weight"
 

@@ -98,7 +98,8 @@ def read_examples(
             _refuse_mixed(given)
     if not examples:
         what = f"no answer within {max_length} tokens" if found else "nothing to learn from"
-        raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint="raise max_length")
+        hint = "raise max_length" if found else ""
+        raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint=hint)
     return Examples(examples, digest, left_out)
 
 

@@ -93,13 +93,15 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
         """Return the draft with what was learned, or will be.
 
         Raises:
-            RecipeError: the settings say twice how long it takes, or `learned` finds nothing to work on.
+            RecipeError: settings say the same twice, or nothing; or `learned` finds nothing to work on.
         """
         given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RecipeError(
                 f"{' and '.join(given)} say twice how long it takes", allowed="one of them", hint="leave out the others"
             )
+        if self.eval_steps is not None and self.held_out is None:
+            raise RecipeError("is of no use without held_out", where="eval_steps", hint="held_out: 5%, or other data")
         return super().apply(draft, chosen)
 
 

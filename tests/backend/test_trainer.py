@@ -17,7 +17,7 @@ from torch.nn import functional
 from surgeon.backend.jobs import perform
 from surgeon.backend.loading import load_tokenizer
 from surgeon.backend.training_data import Examples, collate, examples_of_step, read_examples
-from surgeon.errors import LearningError
+from surgeon.errors import ArchitectureError, LearningError
 from tests.backend.teaching import learn_args, pupil, training
 from tests.backend.tiny import load_plainly
 from tests.export.replay import keep_silent, never
@@ -125,6 +125,28 @@ def test_weights_spread_over_processes_are_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(LearningError, match="FSDP") as caught:
         learned(pupil(tmp_path))
     assert "data parallel" in caught.value.allowed
+
+
+def test_any_whole_number_is_a_seed(tmp_path: Path) -> None:
+    """A date and time is one, and so is one below zero: other seeds, other orders of the examples."""
+    path, losses = pupil(tmp_path), []
+    for seed in (20240101123456, -3):
+        args = learn_args(path, training(steps=2), device="cpu")
+        args["recipe"]["seed"] = seed
+        (report,) = perform("learn", args, keep_silent, never)["reports"].values()
+        losses.append(report["losses"])
+    assert losses[0] != losses[1]
+
+
+def test_a_family_that_cannot_compute_twice_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what saves memory instead."""
+    from transformers import LlamaForCausalLM
+
+    path = pupil(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(ArchitectureError, match="gradient_checkpointing") as caught:
+        learned(path, gradient_checkpointing=True)
+    assert "gradient_accumulation_steps" in caught.value.hint
 
 
 def test_a_course_of_one_step_learns_something(tmp_path: Path) -> None:

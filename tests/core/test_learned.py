@@ -28,3 +28,11 @@ def test_how_long_it_takes_is_said_once(operation: str) -> None:
     nothing: Any = None
     with pytest.raises(RecipeError, match="steps and epochs say twice how long it takes"):
         step.apply(nothing, {})
+
+
+def test_looks_at_the_held_out_loss_need_something_held_out() -> None:
+    """Or they would be asked for and never made."""
+    step = step_of("train", {"objective": "lm", "eval_steps": 5}, "test").operation
+    nothing: Any = None
+    with pytest.raises(RecipeError, match=r"eval_steps: is of no use without held_out"):
+        step.apply(nothing, {})
