@@ -6,6 +6,7 @@ import errno
 from collections.abc import Mapping
 from typing import Any
 
+from surgeon.backend.running_out import is_out_of_memory
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.errors import SurgeonError, WorkerError
 
@@ -22,12 +23,11 @@ def perform(job: str, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelle
         if job in _JOBS:
             raise
         raise WorkerError(f"no job {job!r}", where="worker", allowed=", ".join(_JOBS)) from None
-    except MemoryError as error:
-        raise _out_of_memory("this machine's memory") from error
-    except RuntimeError as error:
-        if "out of memory" in str(error).lower():
-            raise _out_of_memory("the device's memory") from error
-        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        on_device = isinstance(error, RuntimeError) and "cpu" not in str(error).lower()
+        raise _out_of_memory("the device's memory" if on_device else "this machine's memory") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise SurgeonError(

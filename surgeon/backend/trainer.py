@@ -54,7 +54,7 @@ class _Run:
         warmup = min(math.ceil(course.step.warmup_ratio * course.steps), course.steps - 1)
         self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
-        self.model, self.optimizer = accelerator.prepare(course.model, optimizer)
+        self.model, self.optimizer = accelerator.prepare(course.model.to(course.device), optimizer)
         self.reference = self._references()
         self.done = self._resume()
         if course.held_out is not None and not self.done:
