@@ -12,6 +12,7 @@ import torch
 
 from surgeon.backend.text_sources import (
     PYTHON_DOCS,
+    chat_text,
     decoded,
     digest_of_bytes,
     json_lines,
@@ -139,12 +140,8 @@ def _row_text(row: Any, where: str, tokenizer: Any) -> _Document:
 def _chat_text(messages: list[Any], where: str, tokenizer: Any) -> _Document:
     if getattr(tokenizer, "chat_template", None):
         try:
-            whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
-            prompt = (
-                str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
-                if messages[1:]
-                else ""
-            )
+            whole = chat_text(tokenizer, messages, prompt=False)
+            prompt = chat_text(tokenizer, messages[:-1], prompt=True) if messages[1:] else ""
         except Exception as error:  # a template may raise anything, from jinja2 or its own checks
             raise DataError(f"does not fit the model's chat template: {error}", where=where) from error
         answered = bool(prompt) and messages[-1].get("role") == "assistant" and whole.startswith(prompt)

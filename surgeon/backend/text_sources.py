@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,21 @@ def start_of(tokenizer: Any) -> list[int]:
     """Return what the model's tokenizer starts a text with: its BOS token if it adds one."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+_NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_ONE_DAY = date(2024, 7, 26)
+"""The day of every dialogue, which Llama's templates name where they cannot tell today's."""
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Any], *, prompt: bool) -> str:
+    """Return a dialogue in the model's chat template; with `prompt` up to where its answer begins.
+
+    A template that writes today's date is given one day: what is learned or measured must not depend on when.
+    """
+    template = _NOW.sub(lambda found: repr(_ONE_DAY.strftime(found[2])), tokenizer.get_chat_template())
+    return str(
+        tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
+        )
+    )

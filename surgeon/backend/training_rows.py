@@ -18,6 +18,7 @@ from typing import Any
 from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
 from surgeon.backend.text_sources import (
     PYTHON_DOCS,
+    chat_text,
     decoded,
     digest_of_bytes,
     json_lines,
@@ -228,6 +229,6 @@ def _are_texts(*values: Any) -> bool:
 
 def _template(tokenizer: Any, messages: Sequence[Any], where: str, *, prompt: bool) -> str:
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+        return chat_text(tokenizer, messages, prompt=prompt)
     except Exception as error:  # a template may raise anything, from jinja2 or its own checks
         raise DataError(f"does not fit the model's chat template: {error}", where=where) from error
