@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from surgeon.architectures.reading import read_structure
+from surgeon.backend.training_rows import require_data
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.data_paths import seen_from
 from surgeon.core.draft import Draft, draft_of
@@ -119,6 +120,7 @@ def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
+    require_data(recipe, Path(args.get("root", ".")))
     results: list[Evaluated] = []
     look = _look(recipe, base, results, args, emit, cancelled)
     draft, recipe = replay(recipe, base, args, emit, cancelled, look)

@@ -27,6 +27,8 @@ from surgeon.backend.text_sources import (
     python_docs_digest,
     read_bytes,
 )
+from surgeon.core.data_paths import named_data
+from surgeon.core.recipe import Recipe
 from surgeon.errors import DataError
 
 Turn = tuple[str, bool]
@@ -59,6 +61,21 @@ class Row:
     def whole(self) -> str:
         """All of its text."""
         return "".join(text for text, _ in self.turns)
+
+
+def require_data(recipe: Recipe, root: Path) -> None:
+    """Refuse a recipe that will read what is not there, before hours are spent on what comes before it.
+
+    Raises:
+        DataError: data is no file, no data set's hub id, not the built-in text, no share of other data.
+    """
+    for where, data in named_data(recipe):
+        path = root / Path(data).expanduser()
+        if data != PYTHON_DOCS and not data.endswith("%") and not is_hub_data(data, root) and not path.is_file():
+            raise DataError(
+                f"names {data}, and there is no file {path}", where=where,
+                allowed=f"a name from the recipe's data, a file, OWNER/NAME on the hub, or {PYTHON_DOCS}",
+            )  # fmt: skip
 
 
 def read_rows(data: str | None, root: Path, tokenizer: Any) -> tuple[list[Row], str]:

@@ -1,14 +1,15 @@
-"""Data files of a recipe, which are named relative to its own directory, seen from another one."""
+"""Data of a recipe: what it will read, and what files named relative to its directory are called in another."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from surgeon.core.learning_step import LearningStep
 from surgeon.core.recipe import Recipe, Step, step_from_builtins, step_to_builtins
 
 _FIELDS = ("data", "held_out", "rewriter")
@@ -34,6 +35,26 @@ def seen_from(recipe: Recipe, old: Path, new: Path) -> Recipe:
 
     data = {name: renamed(file) for name, file in recipe.data.items()}
     return msgspec.structs.replace(recipe, data=data, steps=tuple(map(moved, recipe.steps)))
+
+
+def named_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (where, data) of all that carrying out a recipe reads; what is resolved is measured no more."""
+    for number, step in enumerate(recipe.steps):
+        if step.resolved is None or isinstance(step.operation, LearningStep):
+            for where, name in _named(step_to_builtins(step), f"steps[{number}]"):
+                yield where, recipe.data.get(name, name)
+
+
+def _named(plain: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            if key in ("data", "held_out") and isinstance(value, str):
+                yield f"{where}.{key}", value
+            else:
+                yield from _named(value, f"{where}.{key}")
+    elif isinstance(plain, list | tuple):
+        for at, one in enumerate(plain):
+            yield from _named(one, f"{where}[{at}]")
 
 
 def _changed(plain: Any, renamed: Callable[[str], str]) -> Any:

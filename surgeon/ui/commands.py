@@ -22,6 +22,7 @@ _KEY_NAMES = {
     "question_mark": "?",
     "colon": ":",
     "right_square_bracket": "]",
+    "slash": "/",
     "right": "→",
     "left": "←",
     "up": "↑",

@@ -22,6 +22,14 @@ steps:
   - require: {{perplexity: {{data: docs, at_most: {bound}}}}}
 """
 
+_MISSING = """version: 1
+base: {{model: {base}}}
+data: {{docs: docs.jsonl}}
+steps:
+  - train: {{objective: lm, data: docs, steps: 1, max_length: 16}}
+  - evaluate: {{metric: perplexity, data: nix.jsonl}}
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,3 +114,14 @@ def test_a_gate_reads_back_from_the_command_that_does_the_same(place: Path, run:
     found = run(*words, "--dry-run", "--json")
     assert found.exit_code == 0, found.stderr
     assert json.loads(found.stdout)["steps"][0]["step"] == step_to_builtins(step)
+
+
+def test_data_that_is_not_there_is_told_before_anything_is_trained(place: Path, tmp_path: Path) -> None:
+    """An evaluation at the end would find out only after hours."""
+    (place / "missing.yaml").write_text(_MISSING.format(base=place / "base"))
+    found = fresh("run", place / "missing.yaml", "--out", tmp_path / "out")
+    assert found.returncode == 1
+    assert f"steps[1].evaluate.data: names nix.jsonl, and there is no file {place / 'nix.jsonl'}" in found.stderr
+    assert "a name from the recipe's data" in found.stderr
+    assert "loss" not in found.stderr
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.data_paths import seen_from
+from surgeon.core.data_paths import named_data, seen_from
 from surgeon.core.recipe import recipe_from_builtins, recipe_to_builtins
 
 OTHER = "../texts/docs.jsonl"
@@ -61,3 +61,23 @@ def test_files_are_renamed_wherever_a_step_names_them(tmp_path: Path, step: Any,
     moved = recipe_to_builtins(seen_from(recipe_from_builtins(plain), tmp_path / "texts", tmp_path / "elsewhere"))
     assert moved["data"] == {"own": OTHER}
     assert moved["steps"] == [expected]
+
+
+def test_data_that_will_be_read_is_named_with_its_place() -> None:
+    """Names of the recipe are looked up, gates looked into; what a resolved selection was measured on is left out."""
+    selection = {"lowest": 1, "by": "block_influence", "data": "old.jsonl"}
+    recipe = recipe_from_builtins({
+        "version": 1, "base": {"model": "demo"}, "data": {"own": "texts/own.jsonl"},
+        "steps": [
+            {"prune": {"layers": selection}, "resolved": {"layers": [3]}},
+            {"prune": {"layers": {**selection, "data": "new.jsonl"}}},
+            {"train": {"objective": "lm", "data": "own", "held_out": "5%"}, "resolved": {"learned": ["0" * 16]}},
+            {"require": {"perplexity": {"data": "gate.jsonl", "at_most": 9.0}}},
+        ],
+    })  # fmt: skip
+    assert list(named_data(recipe)) == [
+        ("steps[1].prune.layers.data", "new.jsonl"),
+        ("steps[2].train.data", "texts/own.jsonl"),
+        ("steps[2].train.held_out", "5%"),
+        ("steps[3].require.perplexity.data", "gate.jsonl"),
+    ]

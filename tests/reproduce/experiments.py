@@ -91,7 +91,7 @@ def _truncated_after(plain: Plain, seed: int) -> None:
 
 
 def _facts(plain: Plain, seed: int) -> None:
-    """Inject occupation codes in place of metamath; what is asked is what was trained on, since facts cannot be guessed."""
+    """Inject occupation codes in place of metamath; what was trained on is asked, since facts cannot be guessed."""
     del seed
     plain["data"]["facts"] = "data/occupation_codes.jsonl"
     for fields in steps_named(plain, "train"):
