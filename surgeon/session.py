@@ -172,7 +172,7 @@ class Session:
 
     def is_stale(self, score: Score) -> bool:
         """Whether a score was measured on other weights than the current draft's."""
-        return score.provenance.draft != self.draft.digest
+        return not self.draft.is_what(score.provenance.draft)
 
     def preview(self, step: Step) -> Preview:
         """Say what a step would do. Changes nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from surgeon.core.fold import apply_step
 from surgeon.core.jobs import Emit, IsCancelled, Kind
 from surgeon.core.learned import result_report
 from surgeon.core.learning_step import LEARNED, LearningStep
+from surgeon.core.plan import compile_plan
 from surgeon.core.recipe import Base, Recipe, step_of
 from surgeon.core.score import LearningScore, Learnt, Provenance, Score
 from surgeon.errors import ScoreError
@@ -36,12 +38,42 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
 
     What has been trained before on the same weights, with the same data and settings, is not trained again, and an
     interrupted training goes on.
+
+    Raises:
+        ScoreError: nothing was learned.   DataError, LearningError: as training does.
     """
+    reports = _own_reports(draft) if kind.of_adapters else _learned(draft, kind, settings, emit, cancelled)
+    score = _score(draft, kind, kind.read(reports, settings.seed), settings)
+    for key, value in score.values.items():
+        body = {"score": kind.name, "layer": key, "value": value, "error": None, "matrices": score.matrices.get(key)}
+        emit("scored", body)
+    return score
+
+
+def _own_reports(draft: Draft) -> list[Mapping[str, Any]]:
+    """Return what the last trainings of the draft's adapters reported, of those that are still there."""
+    adapters = compile_plan(draft).adapters
+    addresses = sorted({adapter.lora.address for adapter in adapters if adapter.lora.address is not None})
+    names = {adapter.name for adapter in adapters}
+    reports: list[Mapping[str, Any]] = []
+    for address in addresses:
+        report = dict(result_report(address))
+        if "masks" in report:
+            report["masks"] = {name: mask for name, mask in report["masks"].items() if name in names}
+        reports.append(report)
+    return reports
+
+
+def _learned(
+    draft: Draft, kind: LearningScore, settings: Settings, emit: Emit, cancelled: IsCancelled
+) -> list[Mapping[str, Any]]:
+    """Carry out a score's steps; return what those that learn report."""
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
     recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
     args = {"root": str(settings.root), "device": settings.device}
-    after, reports = draft, []
+    after = draft
+    reports: list[Mapping[str, Any]] = []
     for number, plain in enumerate(kind.recipe(settings.data)):
         ((name, fields),) = plain.items()
         step = step_of(name, fields, kind.name)
@@ -51,11 +83,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
             reports.append(result_report(str(step.resolved[LEARNED][0])))
         after = apply_step(after, step, number)
         recipe = msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
-    score = _score(draft, kind, kind.read(reports, settings.seed), settings)
-    for key, value in score.values.items():
-        body = {"score": kind.name, "layer": key, "value": value, "error": None, "matrices": score.matrices.get(key)}
-        emit("scored", body)
-    return score
+    return reports
 
 
 def _refuse_many_processes(draft: Draft, kind: LearningScore) -> None:
@@ -87,7 +115,7 @@ def _score(draft: Draft, kind: LearningScore, learnt: Learnt, settings: Settings
         # A layer without such a matrix has no score: any number would rank it.
         name=kind.name, values={key: math.fsum(row.values()) / len(row) for key, row in matrices.items() if row},
         matrices={key: row for key, row in matrices.items() if row}, details=dict(learnt.details),
-        notes=(*learnt.notes, *_left_out(draft)), provenance=learned_origin(draft, settings),
+        notes=(*learnt.notes, *_left_out(draft)), provenance=provenance_of(draft, settings),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from surgeon.backend.live_scores import activations_pass, doubts, gradients_pass
 from surgeon.backend.score_cache import ScoreCache
 from surgeon.backend.weighing import weights_pass
 from surgeon.core.draft import Draft
+from surgeon.core.fold import unfrozen
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.score import Average, LearningScore, Provenance, Score, ScoreKind, WeightsScore
 from surgeon.core.score_requests import requested_scores
@@ -43,7 +44,7 @@ def measure(
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
     asked = requested_scores(names)
-    measuring = _Measuring(weights_alone(draft, emit), asked, settings, emit, cancelled, lenient="all" in names)
+    measuring = _Measuring(draft, asked, settings, emit, cancelled, lenient="all" in names)
     found = measuring.known()
     missing = [kind for kind in asked if kind.name not in found]
     for score in measuring.fresh(missing):
@@ -63,7 +64,9 @@ class _Measuring:
         self, draft: Draft, asked: Sequence[ScoreKind], settings: Settings, emit: Emit, cancelled: IsCancelled,
         *, lenient: bool,
     ) -> None:  # fmt: skip
-        self.draft, self.settings, self.emit, self.cancelled, self.lenient = draft, settings, emit, cancelled, lenient
+        self.adapted = draft
+        self.draft = unfrozen(draft) if all(map(_of_adapters, asked)) else weights_alone(draft, emit)
+        self.settings, self.emit, self.cancelled, self.lenient = settings, emit, cancelled, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
         self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
@@ -71,7 +74,10 @@ class _Measuring:
         self.asked = asked
 
     def _origin(self, kind: ScoreKind) -> Provenance:
-        if isinstance(kind, LearningScore):
+        if _of_adapters(kind):
+            provenance = provenance_of(self.adapted, self.settings)
+            provenance = msgspec.structs.replace(provenance, draft=self.adapted.adapted_digest, seed=self.settings.seed)
+        elif isinstance(kind, LearningScore):
             from surgeon.backend.learned_scores import learned_origin  # training takes longer to import
 
             provenance = learned_origin(self.draft, self.settings)
@@ -139,7 +145,8 @@ class _Measuring:
             if isinstance(kind, LearningScore):
                 from surgeon.backend.learned_scores import learned_score
 
-                found[kind.name] = learned_score(self.draft, kind, self.settings, self.emit, self.cancelled)
+                draft = self.adapted if kind.of_adapters else self.draft
+                found[kind.name] = learned_score(draft, kind, self.settings, self.emit, self.cancelled)
         return [self._kept(kind, found[kind.name]) for kind in kinds if kind.name in found]
 
     def _kept(self, kind: ScoreKind, score: Score) -> Score:
@@ -184,6 +191,10 @@ class _Measuring:
                 torch.cuda.empty_cache()
             text = f"out of memory: trying batches of {batch_tokens} tokens"
             self.emit("log", {"level": "warning", "text": text})
+
+
+def _of_adapters(kind: ScoreKind) -> bool:
+    return isinstance(kind, LearningScore) and kind.of_adapters
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -28,25 +28,20 @@ def command(what: str, as_json: bool) -> None:
 
 def score_rows() -> list[dict[str, Any]]:
     """Return what each score declares."""
-    from surgeon.core.score import score_kinds
+    from surgeon.core.score import reads, score_kinds
 
     kinds = sorted(score_kinds().items())
     return [
         {
             "name": name,
             "asks": kind.asks,
-            "needs": needs(kind),
+            "needs": reads(kind),
             "cost": kind.cost,
             "settings": settings_text(kind),
             "paper": kind.paper,
         }
         for name, kind in kinds
     ]
-
-
-def needs(kind: type[ScoreKind]) -> str:
-    """Return what has to be at hand to measure a score."""
-    return "weights" if not kind.data else f"text, {kind.needs}"
 
 
 def settings_text(kind: type[ScoreKind]) -> str:

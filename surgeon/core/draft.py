@@ -150,6 +150,16 @@ class Draft:
         return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
 
     @property
+    def adapted_digest(self) -> str:
+        """Sixteen hex digits that name the weights, their order and the adapters on them."""
+        lora = {name: [sorted(layer.lora.items()) for layer in layers] for name, layers in self.stacks.items()}
+        return hashlib.sha256(msgspec.json.encode((self.digest, lora), order="deterministic")).hexdigest()[:16]
+
+    def is_what(self, digest: str) -> bool:
+        """Whether a score with this digest in its provenance was measured on this draft."""
+        return digest in (self.digest, self.adapted_digest)
+
+    @property
     def adapted(self) -> bool:
         """Whether any layer carries an adapter."""
         return any(layer.lora for layers in self.stacks.values() for layer in layers)

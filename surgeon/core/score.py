@@ -237,9 +237,12 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
     """A score that is learned: the steps of a recipe, and how to read what its learning steps report.
 
     A layer's score is the mean over its matrices. Where `all` scores are asked for it is left out: it is a training.
+
+    of_adapters: whether the trainings are those of the draft's own adapters, which other scores leave out.
     """
 
     needs = "learning"
+    of_adapters: ClassVar[bool] = False
 
     def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
         """Return the steps as they stand in a recipe, in order; the last are learning steps."""
@@ -248,6 +251,13 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
     def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> Learnt:
         """Return the scores from the reports of the learning steps."""
         raise NotImplementedError
+
+
+def reads(kind: type[ScoreKind]) -> str:
+    """Say in a word or two what has to be at hand to measure a score."""
+    if issubclass(kind, LearningScore) and kind.of_adapters:
+        return "trained adapters"
+    return f"text, {kind.needs}" if kind.data else "weights"
 
 
 def score_kinds() -> dict[str, type[ScoreKind]]:

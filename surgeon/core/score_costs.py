@@ -41,7 +41,7 @@ def cost_text(kinds: Sequence[ScoreKind], draft: Draft, tokens: int) -> str:
     alone = sum(kind.needs == "weights" for kind in kinds)
     said = [f"{alone} of weights alone"] if alone else []
     said.append(f"as much as {sum(forwards.values()):.0f} forwards of {tokens:,} tokens ({', '.join(parts)})")
-    learned = sum(kind.needs == "learning" for kind in kinds)
+    learned = sum(kind.needs == "learning" and kind.data for kind in kinds)
     if learned:
         said.append(f"{learned} learned by training")
     return "to measure: " + ", ".join(said)

@@ -17,7 +17,8 @@ from surgeon.errors import RecipeError
 class DropAdapters(Operation, frozen=True, kw_only=True):
     """Take the adapters off chosen matrices: a hard mask. An exported adapter leaves these modules out.
 
-    Matrices without an adapter are passed over, so that a score may choose among all of them.
+    Matrices without an adapter are passed over, so that a score may choose among all of them; after `learn_masks` the
+    score `gate` chooses among the adapters themselves.
     """
 
     name = "drop_adapters"
@@ -49,7 +50,7 @@ class DropAdapters(Operation, frozen=True, kw_only=True):
 
     def _wanted(self, draft: Draft, chosen: Chosen) -> dict[int, frozenset[str]]:
         if (self.layers is None) == (self.matrices is None):
-            raise RecipeError("needs `layers` or `matrices`", allowed="layers: 0-3, or matrices: lowest 25% by ila")
+            raise RecipeError("needs `layers` or `matrices`", allowed="layers: 0-3, or matrices: lowest 25% by gate")
         if self.matrices is None:
             return dict.fromkeys(chosen["layers"], matching_roles(draft, self.roles, self.stack))
         if self.roles != ("all",):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from surgeon.core.score import NOT_TRAINED, LearningScore, Learnt
-from surgeon.errors import ScoreError
+from surgeon.core.untrained import gates_of, settled
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
 
 _OPEN = 100.0
 """A gate at which float32 has sigmoid(s) = 1: ordinary LoRA."""
-_STEP = 1e-6
-"""How far below the least important trained matrix, and each other, those lie that were not trained."""
 
 
 class Ila(LearningScore, frozen=True, kw_only=True):
@@ -88,40 +84,11 @@ class Ila(LearningScore, frozen=True, kw_only=True):
         """
         trained, masked = reports
         masks: Mapping[str, Mapping[str, Any]] = masked["masks"]
-        gates = {name: (mask["s"], mask["trained"]) for name, mask in masks.items()}
-        notes = []
-        untrained = [name for name, (_, known) in gates.items() if not known]
-        if untrained:
-            notes.append(f"{len(untrained)} of {len(gates)} matrices were not trained: they rank lowest, by lot")
+        gates, untrained, notes = gates_of(masks)
         if self.epsilon and not trained["stable"]:
             notes.append(
                 f"stage 1 ended after {len(trained['losses'])} steps and was not stable to {self.epsilon} nats"
             )
         details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
         losses = {"lora_losses": trained["losses"], "mask_losses": masked["losses"]}
-        return Learnt(settled(gates, seed), {**details, **losses}, tuple(notes))
-
-
-def settled(gates: Mapping[str, tuple[float, bool]], seed: int) -> dict[str, float]:
-    """Return what each matrix ranks by: its `s`, or below all of those where it was not trained.
-
-    `gates` says of each its `s` and whether it was trained. Those that were not are in an order drawn from the names,
-    the seed and what was learned: it favours no depth, and two data sets with one seed do not agree because of it.
-
-    Raises:
-        ScoreError: none was.
-    """
-    known = [s for s, trained in gates.values() if trained]
-    if not known:
-        raise ScoreError(
-            "no matrix was trained: every B is zero", where="ila", hint="give more steps, or a larger learning_rate"
-        )
-    lot = f"{seed}:{sorted(known)}"
-    drawn = sorted((name for name, (_, trained) in gates.items() if not trained), key=lambda name: _drawn(lot, name))
-    floor = math.fsum((min(known), -_STEP * (len(drawn) + 1)))
-    places = {name: floor + _STEP * place for place, name in enumerate(drawn, start=1)}
-    return {name: places.get(name, s) for name, (s, _) in gates.items()}
-
-
-def _drawn(lot: str, name: str) -> str:
-    return hashlib.sha256(f"{lot}:{name}".encode()).hexdigest()
+        return Learnt(settled(gates, seed, self.name), {**details, **losses}, tuple(notes))

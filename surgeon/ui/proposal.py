@@ -171,6 +171,6 @@ def lost_importance(session: Session, proposal: Proposal, board: Board) -> list[
             whole = sum(column.values.get(layer.key, 0.0) for layer in layers)
             notes = [f"{sum(known) / whole:.0%} of all"] if whole > 0 else []
             notes += [f"on {column.data}"] if column.data else []
-            notes += ["before the last edit~"] if column.digest != session.draft.digest else []
+            notes += ["before the last edit~"] if not session.draft.is_what(column.digest) else []
             parts.append(f"Σ {column.title} {value_text(sum(known), column.scale.decimals)} ({', '.join(notes)})")
     return parts

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
-from surgeon.core.score import ScoreKind, score_kinds
+from surgeon.core.score import ScoreKind, reads, score_kinds
 from surgeon.errors import SurgeonError
 from surgeon.ui.dialogs import Dialog
 from surgeon.ui.ticks import Ticks
@@ -55,8 +55,9 @@ class ScoreDialog(Dialog[ScoreWish]):
 
     def _line(self, kind: type[ScoreKind]) -> Text:
         looks = self.looks
-        reads = "weights only" if not kind.data else f"text, {kind.needs}"
-        return Text.assemble((f"{kind.name:<20}", looks.accent), (f"{kind.title:<9}", looks.title), (reads, looks.dim))
+        return Text.assemble(
+            (f"{kind.name:<20}", looks.accent), (f"{kind.title:<9}", looks.title), (reads(kind), looks.dim)
+        )
 
     @on(Ticks.Moved)
     def _moved(self, event: Ticks.Moved) -> None:

@@ -20,8 +20,9 @@ from surgeon.core.overlap import chance_jaccard, jaccard, top
 from surgeon.core.ranking import extreme_layers
 from surgeon.core.score import Learnt, score_kinds
 from surgeon.core.score_requests import requested_scores
+from surgeon.core.untrained import settled
 from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
-from surgeon.scores.ila import Ila, settled
+from surgeon.scores.ila import Ila
 from tests.backend.tiny import LAYERS
 from tests.export.replay import keep_silent, never, run
 from tests.scores.patients import few, open_draft, patient, scores
@@ -149,9 +150,9 @@ def test_recipes_choose_matrices_by_it(tmp_path: Path, data: str) -> None:
 
 
 def test_it_is_learned_only_when_it_is_named(tmp_path: Path) -> None:
-    """`all` measures; it does not train."""
-    assert "ila" not in {kind.name for kind in requested_scores(["all"])}
-    assert {kind.name for kind in requested_scores(["all", "ila"])} == set(score_kinds())
+    """`all` measures; it does not train, and reads no adapters."""
+    assert not {"ila", "gate"} & {kind.name for kind in requested_scores(["all"])}
+    assert {kind.name for kind in requested_scores(["all", "ila", "gate"])} == set(score_kinds())
 
 
 def test_text_without_answers_is_refused_or_read_as_text(tmp_path: Path) -> None:
@@ -170,10 +171,10 @@ def test_untrained_matrices_rank_below_all_others_and_apart(gates: dict[str, tup
     """Whoever was trained keeps its s; the rest are lower, all different, and the same for the same seed."""
     if not any(trained for _, trained in gates.values()):
         with pytest.raises(ScoreError, match="no matrix was trained"):
-            settled(gates, seed)
+            settled(gates, seed, "ila")
         return
-    found = settled(gates, seed)
-    assert found == settled(dict(reversed(gates.items())), seed)
+    found = settled(gates, seed, "ila")
+    assert found == settled(dict(reversed(gates.items())), seed, "ila")
     known = [s for s, trained in gates.values() if trained]
     lower = [found[name] for name, (_, trained) in gates.items() if not trained]
     assert all(found[name] == s for name, (s, trained) in gates.items() if trained)
@@ -185,12 +186,12 @@ def test_untrained_matrices_rank_below_all_others_and_apart(gates: dict[str, tup
 def test_the_lot_favours_no_depth() -> None:
     """Among many untrained matrices, earlier and later layers come out in both orders."""
     gates = {f"model.layers/{at}/mlp.up_proj": (4.0, at == 0) for at in range(200)}
-    order = sorted(gates, key=settled(gates, 0).__getitem__)
+    order = sorted(gates, key=settled(gates, 0, "ila").__getitem__)
     places = [order.index(f"model.layers/{at}/mlp.up_proj") for at in range(1, 200)]
     first, last = sum(places[:99]) / 99, sum(places[-99:]) / 99
     # The mean of 99 of 199 places has a standard deviation of about 4.1.
     assert abs(first - last) < 35
-    assert order != sorted(gates, key=settled(gates, 1).__getitem__)
+    assert order != sorted(gates, key=settled(gates, 1, "ila").__getitem__)
 
 
 def test_the_lot_does_not_make_two_data_sets_agree() -> None:
@@ -198,7 +199,7 @@ def test_the_lot_does_not_make_two_data_sets_agree() -> None:
     names = [f"model.layers/{at}/mlp.up_proj" for at in range(2000)]
     tops = []
     for s in (4.0, 4.01):
-        found = settled({name: (s, at == 0) for at, name in enumerate(names)}, seed=0)
+        found = settled({name: (s, at == 0) for at, name in enumerate(names)}, 0, "ila")
         tops.append(top(found, 0.3))
     # Two random sets of 600 of 2000: the standard deviation of their overlap is about 0.01.
     assert jaccard(*tops) == pytest.approx(chance_jaccard(600, 2000), abs=0.06)
