@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
 from surgeon.backend.text_sources import (
     PYTHON_DOCS,
     chat_text,
@@ -67,7 +68,7 @@ def read_calibration(
             allowed=f"at least 1 sequence of {_SHORTEST} tokens",
         )
     name = data or PYTHON_DOCS
-    documents, digest = _python_docs() if name == PYTHON_DOCS else _read(root / Path(name).expanduser(), tokenizer)
+    documents, digest = _documents(name, root, tokenizer)
     random.Random(seed).shuffle(documents)
     start = start_of(tokenizer)
     room = length - len(start)
@@ -105,8 +106,14 @@ def _tokenize(document: _Document, tokenizer: Any) -> tuple[list[int], list[int]
     return prompt + answer, [-1] * (len(prompt) - 1) + answer[:1] + [-1] * len(answer)
 
 
-def _python_docs() -> tuple[list[_Document], str]:
-    return list(map(_Document, python_docs())), python_docs_digest()
+def _documents(name: str, root: Path, tokenizer: Any) -> tuple[list[_Document], str]:
+    """Return the documents of the built-in text, a data set on the hub or a file, and the digest of their text."""
+    if name == PYTHON_DOCS:
+        return list(map(_Document, python_docs())), python_docs_digest()
+    if not is_hub_data(name, root):
+        return _read(root / Path(name).expanduser(), tokenizer)
+    rows = (_row_text(row, f"{name}, row {number}", tokenizer) for number, row in enumerate(hub_rows(name)))
+    return [row for row in rows if row.text.strip()], hub_digest(name)
 
 
 def _read(path: Path, tokenizer: Any) -> tuple[list[_Document], str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from surgeon.backend.calibration import Calibration, read_calibration
+from surgeon.backend.hub_data import hub_rows
 from surgeon.backend.loading import load_tokenizer
 from surgeon.backend.text_sources import PYTHON_DOCS
 from surgeon.errors import DataError
@@ -188,3 +191,22 @@ def test_a_file_is_found_relative_to_the_recipe_or_by_its_full_path(tokenizer: A
     relative = read_calibration("data/rows.jsonl", tmp_path, tokenizer, sequences=1, length=8, seed=0)
     full = read_calibration(str(path), Path("/nowhere"), tokenizer, sequences=1, length=8, seed=0)
     assert torch.equal(relative.tokens_BT, full.tokens_BT)
+
+
+def test_a_data_set_on_the_hub_is_read_as_the_same_rows_in_a_file_are(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens are those of a file with its rows; without the package `datasets` the error says what to install."""
+    rows = [{"text": "abcd efgh"}, {"text": "ijkl"}]
+    module = ModuleType("datasets")
+    module.load_dataset = lambda name, split: rows if (name, split) == ("owner/texts", "train") else None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    hub_rows.cache_clear()
+    found = read_calibration("owner/texts", tmp_path, tokenizer, sequences=1, length=8, seed=0)
+    filed = read(write_rows(tmp_path / "rows.jsonl", *rows), tokenizer)
+    assert torch.equal(found.tokens_BT, filed.tokens_BT)
+    assert torch.equal(found.targets_BT, filed.targets_BT)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    hub_rows.cache_clear()
+    with pytest.raises(DataError, match=r"pip install 'model-surgeon\[train\]'"):
+        read_calibration("owner/texts", tmp_path, tokenizer, sequences=1, length=8, seed=0)
