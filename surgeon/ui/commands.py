@@ -118,11 +118,17 @@ _COMMON = ("expand", "freeze", "masked_lora", "prune")
 """What the key line names first: the rest may not fit."""
 
 
+def _short(name: str) -> str:
+    """Return one word of an operation's name that tells it apart: its last, or its first where others end in that."""
+    first, _, last = name.rpartition("_")
+    return first if first and sum(other.endswith(f"_{last}") for other in operations()) > 1 else last
+
+
 def _operation_commands() -> list[Command]:
     return [
         Command(
             f"draft.{name}", (kind.key,), f"{name.replace('_', '-')}: {kind.summary}", "Operate", partial(_draft, name),
-            footer=name.rpartition("_")[2], rank=20 + rank,
+            footer=_short(name), rank=20 + rank,
         )
         for rank, (name, kind) in enumerate(sorted(operations().items(), key=lambda item: item[0] not in _COMMON))
     ]  # fmt: skip

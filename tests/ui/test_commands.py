@@ -25,6 +25,13 @@ def test_every_operation_has_its_key_and_its_word() -> None:
         assert name.replace("_", "-") in line_words()
 
 
+def test_no_two_words_of_the_key_line_are_the_same() -> None:
+    """In a mode that shows both."""
+    for mode in ("room", "draft"):
+        words = Counter(command.footer for command in commands() if command.footer and mode in command.modes)
+        assert [word for word, count in words.items() if count > 1] == []
+
+
 @pytest.mark.parametrize(
     ("text", "operation", "options"),
     [
