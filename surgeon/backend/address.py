@@ -15,7 +15,7 @@ from surgeon.core.learning_step import LearningStep, draft_state
 if TYPE_CHECKING:
     from surgeon.backend.learning import Order
 
-_VERSION = 3
+_VERSION = 4
 """Raised whenever the same inputs would give another result."""
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from surgeon.backend.matrices import truncate
 from surgeon.backend.slicing import swap_slices
 from surgeon.backend.streaming import weights_of, without_hooks
-from surgeon.backend.tensors import mean_of, tensor_reader
+from surgeon.backend.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
 from surgeon.core.expressions import truncated_pieces
 from surgeon.core.learned import layer_tensor, outside_tensor, result_tensors
@@ -105,10 +105,13 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
         return module
     if isinstance(source, Truncated):
         module = _build(structure, stack, source.of, base)
+        stored = _stored_dtypes(structure, stack, source)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                pieces = truncated_pieces(structure, stack, source, name, tuple(parameter.shape))
-                truncate(parameter.data, pieces, source.how)
+                if pieces := truncated_pieces(structure, stack, source, name, tuple(parameter.shape)):
+                    weight = parameter.to(stored.get(name, parameter.dtype), copy=True)
+                    truncate(weight, pieces, source.how)
+                    parameter.copy_(weight)
         return module
     if isinstance(source, Learned):
         module = _build(structure, stack, source.of, base)
@@ -116,11 +119,26 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
         return module
     module, *others = (_build(structure, stack, part, base) for part in source.parts)
     weights = [other.state_dict() for other in others]
+    stored = _stored_dtypes(structure, stack, source)
     with torch.no_grad():
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                value.copy_(mean_of([value, *(other[name] for other in weights)]))
+                parts = (value, *(other[name] for other in weights))
+                value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
     return module
+
+
+def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[str, torch.dtype]:
+    """Return by live name what a layer's tensors are stored in: an export rounds to it, and so do we.
+
+    Otherwise a model that is computed in float32 would be measured with other weights than are written.
+    """
+    known = not structure.family.renamed
+    return {
+        _live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
+        for suffix, tensor in base_tensors(source, stack).items()
+        if tensor.dtype in ("F64", "F32", "F16", "BF16")
+    }
 
 
 def _restore_learned(structure: Structure, module: nn.Module, source: Learned, stack: Stack) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from surgeon.core.checkpoint import Checkpoint
 from surgeon.core.locate import cache_directory
 
-_VERSION = 3
+_VERSION = 4
 """Raised whenever the mathematics of a score changes."""
 MOST_BYTES = 200_000_000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.backend.tensors import gathered
+from surgeon.backend.tensors import DTYPES, gathered
 from surgeon.core.draft import Draft
 from surgeon.core.slices import sliced
 from surgeon.errors import ArchitectureError
@@ -23,7 +23,9 @@ def swap_slices(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, An
         module, attribute = _holder(model, *draft.structure.memory_names([name]))
         whole = getattr(module, attribute)
         swapped.append((module, attribute, whole))
-        setattr(module, attribute, nn.Parameter(gathered(whole.detach(), slices), requires_grad=whole.requires_grad))
+        # A mean of slices is rounded to what is stored, as an export does, also where the model computes in float32.
+        cut = gathered(whole.detach().to(DTYPES[slices.tensor.dtype]), slices).to(whole.dtype)
+        setattr(module, attribute, nn.Parameter(cut, requires_grad=whole.requires_grad))
     return swapped
 
 

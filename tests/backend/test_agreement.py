@@ -218,3 +218,23 @@ def test_the_base_is_whole_again_after_an_operation_even_after_an_error(bases: A
     assert torch.equal(logits(model, some_tokens()), before)
     assert model.config.to_dict() == config
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(LAYERS))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi3", "mixtral"])
+def test_what_is_calculated_is_rounded_in_float32_too_as_it_is_written(family: str, bases: Any, tmp_path: Path) -> None:
+    """A bfloat16 checkpoint that is measured in float32, as on a CPU, has the weights of its export."""
+    base = bases(family, torch.bfloat16)
+    steps: list[Step] = [
+        {"expand": {"after": [1], "init": "mean"}},
+        {"prune": {"layers": "last 2", "fold": True}},
+        {"truncate": {"layers": "0-2", "roles": ["attention.output"], "deciles": [10]}},
+    ]
+    run(base, tmp_path / "out", *steps)
+    recipe = recipe_from_builtins({"version": 1, "base": {"model": str(base)}, "steps": steps})
+    draft = fold(draft_of(read_structure(open_checkpoint(base))), recipe.steps)
+    with operated(load_plainly(base).float(), draft) as model:
+        found = {name: value.clone() for name, value in model.state_dict().items()}
+    written = load_plainly(tmp_path / "out").state_dict()
+    assert found.keys() == written.keys()
+    for name, value in written.items():
+        assert torch.equal(found[name], value.float()), name
