@@ -20,6 +20,7 @@ from surgeon.core.draft import Draft, draft_of
 from surgeon.core.fold import apply_step, resolve_step
 from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
 from surgeon.core.locate import locate_model
+from surgeon.core.measured_selection import refuse_other_data, with_data
 from surgeon.core.plan import Plan, compile_plan
 from surgeon.core.recipe import (
     Base,
@@ -155,6 +156,7 @@ class Session:
             RecipeError: the fields are wrong, or a score it needs has not been measured on this draft.
         """
         step = step_of(operation, fields, operation)
+        step = step_of(operation, with_data(fields, step.operation, self.score_for), operation)
         measured = {ranked: self.score_for(ranked) for ranked in step.operation.ranked()}
         return resolve_step(self.draft, step, self.position, measured)
 
@@ -168,6 +170,7 @@ class Session:
         if score is None or self.is_stale(score):
             state = "has not been measured" if score is None else "was measured before the last edit"
             raise SelectionError(f"{ranked.by} {state}", hint=f"measure it first: score --by {ranked.by}")
+        refuse_other_data(ranked, score, self.recipe.data)
         return score
 
     def is_stale(self, score: Score) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from surgeon.core.fold import fold
 from surgeon.core.plan import compile_plan
-from surgeon.core.recipe import load_recipe
+from surgeon.core.recipe import load_recipe, step_to_builtins
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 from surgeon.session import Session
 from tests.cli.tiny import tiny_llama
@@ -125,6 +125,22 @@ def test_a_measured_selection_is_resolved_from_the_scores_at_hand(session: Sessi
         session.step("prune", {"layers": "lowest 1 by removal"})
     session.undo()
     assert session.step("prune", {"layers": "lowest 1 by removal"}).resolved == {"layers": (3,)}
+
+
+def test_a_measured_selection_says_what_it_was_measured_on(session: Session) -> None:
+    """A recipe that is resolved anew, on another model, then measures on the same text."""
+    result = result_with(session, [5, 1, 4, 0, 3, 2])
+    result["scores"][0]["measured_on"] = "prose.jsonl"
+    session.take_scores(result)
+    prune = session.step("prune", {"layers": "0,lowest 2 by removal"})
+    assert step_to_builtins(prune)["prune"]["layers"] == [
+        "0", {"lowest": 2, "by": "removal", "data": "prose.jsonl"}
+    ]  # fmt: skip
+    assert prune.resolved == {"layers": (0, 1, 3)}
+    freeze = session.step("freeze", {"except": "highest 1 by removal"})
+    assert step_to_builtins(freeze)["freeze"]["except"] == {"highest": 1, "by": "removal", "data": "prose.jsonl"}
+    with pytest.raises(SelectionError, match=r"removal was measured on prose\.jsonl, not on other\.jsonl"):
+        session.step("prune", {"layers": {"lowest": 2, "by": "removal", "data": "other.jsonl"}})
 
 
 def test_a_score_measured_with_other_settings_is_not_the_one_asked_for(session: Session) -> None:

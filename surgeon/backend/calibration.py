@@ -12,7 +12,6 @@ import torch
 
 from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
 from surgeon.backend.text_sources import (
-    PYTHON_DOCS,
     chat_text,
     decoded,
     digest_of_bytes,
@@ -22,6 +21,7 @@ from surgeon.backend.text_sources import (
     read_bytes,
     start_of,
 )
+from surgeon.core.score import PYTHON_DOCS
 from surgeon.errors import DataError
 
 # Position 0 is left out of averages, so one token tells nothing; and a BOS token may take one place.

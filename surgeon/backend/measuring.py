@@ -54,7 +54,11 @@ def measure(
             emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
     if missing:
         measuring.cache.trim()
-    return tuple(found[kind.name] for kind in asked if kind.name in found)
+    return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
+
+
+def _named(score: Score, kind: ScoreKind, data: str | None) -> Score:
+    return msgspec.structs.replace(score, measured_on=data) if kind.data else score
 
 
 class _Measuring:

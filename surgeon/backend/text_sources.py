@@ -12,9 +12,6 @@ from typing import Any
 
 from surgeon.errors import DataError
 
-PYTHON_DOCS = "python_docs"
-"""The built-in text: Python's own language reference, which every interpreter carries."""
-
 
 def python_docs() -> list[str]:
     """Return the documents of the built-in text."""

@@ -17,7 +17,6 @@ from typing import Any
 
 from surgeon.backend.hub_data import hub_digest, hub_rows, is_hub_data
 from surgeon.backend.text_sources import (
-    PYTHON_DOCS,
     chat_text,
     decoded,
     digest_of_bytes,
@@ -29,6 +28,7 @@ from surgeon.backend.text_sources import (
 )
 from surgeon.core.data_paths import named_data
 from surgeon.core.recipe import Recipe
+from surgeon.core.score import PYTHON_DOCS
 from surgeon.errors import DataError
 
 Turn = tuple[str, bool]

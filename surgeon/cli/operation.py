@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,15 +21,14 @@ from surgeon.core.document import parse_value
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.looking import Looking
 from surgeon.core.matrix_selection import MatrixSelection
+from surgeon.core.measured_selection import measured_selection
 from surgeon.core.objective import ObjectiveChoice
 from surgeon.core.operation import Operation, operations
 from surgeon.core.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
-from surgeon.core.score_requests import split_terms
 from surgeon.core.selection import GRAMMAR, Selection
 from surgeon.errors import RecipeError, UsageError
 
 _FIELD = "field_"
-_MEASURED = re.compile(r"(lowest|highest|block|through) (\S+) by (\S.*)")
 _METAVARS: dict[Any, str] = {
     Selection: "LAYERS",
     MatrixSelection: "MATRICES",
@@ -98,31 +96,6 @@ def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, prote
     if not ranks and (data, protect) != (None, None):
         raise UsageError("--data and --protect go with layers chosen by a score", allowed='"lowest 4 by SCORE"')
     return step_of(kind.name, fields, "command line")
-
-
-def measured_selection(text: str, data: str | None, protect: str | None) -> Any:
-    """Return a selection as a recipe says it, with data and protected layers where it ranks by a score."""
-    text = " ".join(text.split())
-    if text.startswith("except "):
-        inner = measured_selection(text.removeprefix("except "), data, protect)
-        return text if isinstance(inner, str) else {"except": inner}
-    parts = [_measured_part(part.strip(), data, protect) for part in split_terms(text)]
-    if all(isinstance(part, str) for part in parts):
-        return text
-    return parts[0] if len(parts) == 1 else parts
-
-
-def _measured_part(part: str, data: str | None, protect: str | None) -> Any:
-    match = _MEASURED.fullmatch(part)
-    if match is None:
-        return part
-    count = int(match[2]) if match[2].isdigit() else match[2]
-    plain: dict[str, Any] = {match[1]: count, "by": match[3]}
-    if data is not None:
-        plain["data"] = data
-    if protect is not None:
-        plain["protect"] = [word.strip() for word in protect.split(",")]
-    return plain
 
 
 def _from(data: str | None, root: Path) -> str | None:

@@ -19,6 +19,8 @@ from surgeon.core.registry import classes_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+PYTHON_DOCS = "python_docs"
+"""The built-in text: Python's own language reference, which every interpreter carries."""
 END_OF_FREEZING = "end_of_freezing"
 NOT_TRAINED = "not_trained"
 Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
@@ -287,6 +289,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
     END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached.
     notes: what a person should know before trusting it.
+    measured_on: the data, by the name it was asked for; None for the built-in text. It says nothing of what is in it.
     """
 
     name: str
@@ -296,6 +299,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     blocks: dict[int, list[float]] = {}
     details: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
+    measured_on: str | None = None
     provenance: Provenance
 
     @property

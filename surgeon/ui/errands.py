@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgeon.core.score import PYTHON_DOCS
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.command_line import known_scores, parse_line
 from surgeon.ui.figures import bytes_text, count_text
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from surgeon.ui.proposal import Proposal
     from surgeon.ui.score_dialog import ScoreWish
 
-BUILT_IN_DATA = "python_docs"
 _REST_TICKS = 3
 
 
@@ -157,7 +157,7 @@ class Errands:
         chosen = {"device": surgeon.device, "dtype": surgeon.dtype, **settings}
         args = session.score_job(names, data, **{name: value for name, value in chosen.items() if value is not None})
         columns = tuple(name.partition("(")[0] for name in names)
-        self.room.begin_scores(columns, data or BUILT_IN_DATA)
+        self.room.begin_scores(columns, data or PYTHON_DOCS)
         titles = " ".join(column.title for column in self.room.columns if column.name in columns)
         self.room.notice = None
         self.start("score", args, f"measure {titles}", self._scored)

@@ -14,7 +14,7 @@ import torch
 from surgeon.backend.calibration import Calibration, read_calibration
 from surgeon.backend.hub_data import hub_rows
 from surgeon.backend.loading import load_tokenizer
-from surgeon.backend.text_sources import PYTHON_DOCS
+from surgeon.core.score import PYTHON_DOCS
 from surgeon.errors import DataError
 from tests.backend.tiny import write_tokenizer
 

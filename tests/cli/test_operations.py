@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from surgeon.cli.group import COMMANDS, SurgeonGroup
-from surgeon.cli.operation import command_of, measured_selection
+from surgeon.cli.operation import command_of
+from surgeon.core.measured_selection import measured_selection
 from surgeon.core.operation import operations
 from surgeon.core.recipe import Step, load_recipe, recipe_from_builtins, recipe_to_builtins, step_of
 from surgeon.core.selection import parse_selection
