@@ -2,7 +2,7 @@
 # make test    everything that must be green: lint, types, layers, README, tests
 # make slow    the tests that take minutes        make gpu     the tests that need a CUDA device
 # make architectures   operate on a tiny model of every type that transformers can build, and write what came of it
-# make reproduce   run the shipped recipes with their controls, several seeds, and write what they gave (an hour or so)
+# make reproduce   run the shipped recipes with their controls, several seeds, and write what they gave (some hours)
 # make format  let ruff rewrite the code          make readme  write the generated tables again
 
 PYTHON  ?= python3
