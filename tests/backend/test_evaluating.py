@@ -280,7 +280,7 @@ def test_a_gate_that_is_met_lets_the_run_go_on_and_is_written_down(base: Path, d
         ({}, "requires nothing"),
         ({"perplexity": {}}, "has no bound"),
         ({"exact_match": {"at_least": 0.5}}, r"exact_match\.data: is needed"),
-        ({"reward_margin": {"data": "d", "at_least": "1x"}}, "against the base already"),
+        ({"reward_margin": {"data": "texts.jsonl", "at_least": "1x"}}, "against the base already"),
     ],
 )
 def test_a_gate_that_says_nothing_is_refused(base: Path, data: Path, fields: dict[str, Any], said: str) -> None:
