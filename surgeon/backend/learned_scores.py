@@ -51,7 +51,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
 
 
 def _own_reports(draft: Draft) -> list[Mapping[str, Any]]:
-    """Return what the last trainings of the draft's adapters reported, of those that are still there."""
+    """Return what the last trainings of the draft's adapters reported, of those that the draft still has."""
     adapters = compile_plan(draft).adapters
     addresses = sorted({adapter.lora.address for adapter in adapters if adapter.lora.address is not None})
     names = {adapter.name for adapter in adapters}

@@ -18,6 +18,7 @@ from surgeon.backend.slicing import swap_slices
 from surgeon.backend.streaming import weights_of, without_hooks
 from surgeon.backend.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
+from surgeon.core.dtypes import FLOATS
 from surgeon.core.expressions import truncated_pieces
 from surgeon.core.learned import layer_tensor, outside_tensor, result_tensors
 from surgeon.core.plan import compile_config
@@ -137,7 +138,7 @@ def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[s
     return {
         _live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
         for suffix, tensor in base_tensors(source, stack).items()
-        if tensor.dtype in ("F64", "F32", "F16", "BF16")
+        if tensor.dtype in FLOATS
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from surgeon.backend.bench import Bench, Row, Settings, bench, calibration_of, provenance_of, weights_alone
 from surgeon.backend.calibration import Calibration
 from surgeon.backend.live_scores import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
+from surgeon.backend.running_out import is_out_of_memory
 from surgeon.backend.score_cache import ScoreCache
 from surgeon.backend.weighing import weights_pass
 from surgeon.core.draft import Draft
@@ -69,7 +70,7 @@ class _Measuring:
         *, lenient: bool,
     ) -> None:  # fmt: skip
         self.adapted = draft
-        self.draft = unfrozen(draft) if all(map(_of_adapters, asked)) else weights_alone(draft, emit)
+        self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, emit)
         self.settings, self.emit, self.cancelled, self.lenient = settings, emit, cancelled, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
@@ -78,7 +79,7 @@ class _Measuring:
         self.asked = asked
 
     def _origin(self, kind: ScoreKind) -> Provenance:
-        if _of_adapters(kind):
+        if kind.of_adapters:
             provenance = provenance_of(self.adapted, self.settings)
             provenance = msgspec.structs.replace(provenance, draft=self.adapted.adapted_digest, seed=self.settings.seed)
         elif isinstance(kind, LearningScore):
@@ -186,8 +187,8 @@ class _Measuring:
                     self.draft, self.settings, self.calibration, batch_tokens, self.emit, self.cancelled, rows
                 ) as ready:
                     return live_pass(ready, kinds, provenance_of(self.draft, self.settings, self.calibration))
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or batch_tokens <= self.settings.length:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or batch_tokens <= self.settings.length:
                     raise
             # Outside the handler: the traceback held the tensors that did not fit.
             batch_tokens //= 2
@@ -195,15 +196,6 @@ class _Measuring:
                 torch.cuda.empty_cache()
             text = f"out of memory: trying batches of {batch_tokens} tokens"
             self.emit("log", {"level": "warning", "text": text})
-
-
-def _of_adapters(kind: ScoreKind) -> bool:
-    return isinstance(kind, LearningScore) and kind.of_adapters
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch raises a plain RuntimeError of its allocator.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _tell_again(score: Score, emit: Emit) -> None:

@@ -12,7 +12,8 @@ import msgspec
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.recipe import Recipe, Step, step_from_builtins, step_to_builtins
 
-_FIELDS = ("data", "held_out", "rewriter")
+_DATA = ("data", "held_out")
+_FIELDS = (*_DATA, "rewriter")
 """What names a file, or a directory, wherever it stands in a step: in a bound and in an objective too."""
 
 
@@ -48,7 +49,7 @@ def named_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _named(plain: Any, where: str) -> Iterator[tuple[str, str]]:
     if isinstance(plain, dict):
         for key, value in plain.items():
-            if key in ("data", "held_out") and isinstance(value, str):
+            if key in _DATA and isinstance(value, str):
                 yield f"{where}.{key}", value
             else:
                 yield from _named(value, f"{where}.{key}")

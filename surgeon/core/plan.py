@@ -265,6 +265,11 @@ def outside_kind(name: str) -> str:
     return "norm"
 
 
+def has_own_head(draft: Draft) -> bool:
+    """Whether the output head has weights of its own, and is not the embedding once more."""
+    return "head" in map(outside_kind, outside_tensors(draft))
+
+
 def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's tensors."""
     return frozenset(map(draft.structure.role, base_tensors(layer.source, draft.structure.stack(stack))))

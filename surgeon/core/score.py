@@ -33,6 +33,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
     needs: the pass that feeds it.   data: whether it reads calibration text.
     local: whether a layer's score depends on no layer behind it, and on nothing but its own row.
+    of_adapters: whether it is of the draft's own trained adapters, which all others leave out.
     """
 
     name: ClassVar[str]
@@ -43,6 +44,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
     local: ClassVar[bool] = False
+    of_adapters: ClassVar[bool] = False
 
 
 class Matrix(Protocol):
@@ -239,12 +241,9 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
     """A score that is learned: the steps of a recipe, and how to read what its learning steps report.
 
     A layer's score is the mean over its matrices. Where `all` scores are asked for it is left out: it is a training.
-
-    of_adapters: whether the trainings are those of the draft's own adapters, which other scores leave out.
     """
 
     needs = "learning"
-    of_adapters: ClassVar[bool] = False
 
     def recipe(self, data: str | None) -> Sequence[Mapping[str, Any]]:
         """Return the steps as they stand in a recipe, in order; the last are learning steps."""
@@ -257,7 +256,7 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
 
 def reads(kind: type[ScoreKind]) -> str:
     """Say in a word or two what has to be at hand to measure a score."""
-    if issubclass(kind, LearningScore) and kind.of_adapters:
+    if kind.of_adapters:
         return "trained adapters"
     return f"text, {kind.needs}" if kind.data else "weights"
 

@@ -11,9 +11,8 @@ import msgspec
 from surgeon.core.draft import OUTSIDE, Draft
 from surgeon.core.matrix_selection import roles_by_position
 from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.plan import layer_roles, outside_kind
+from surgeon.core.plan import has_own_head, layer_roles
 from surgeon.core.selection import Selection
-from surgeon.core.untying import outside_tensors
 from surgeon.errors import RecipeError
 
 
@@ -82,7 +81,7 @@ class Freeze(Operation, frozen=True, kw_only=True):
         """Refuse to freeze a head that has no weights of its own while the embedding, which it is, stays free."""
         if "head" not in self.outside or "embedding" in {*self.outside, *draft.frozen}:
             return
-        if "head" not in map(outside_kind, outside_tensors(draft)):
+        if not has_own_head(draft):
             raise RecipeError(
                 "the head has no weights of its own: they are the embedding's, which stays free", where="outside",
                 allowed="[embedding], which is both, or untie before", hint="add embedding, or an untie step",

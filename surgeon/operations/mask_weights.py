@@ -10,8 +10,7 @@ import msgspec
 from surgeon.core.draft import OUTSIDE, Draft
 from surgeon.core.learning_step import LearningStep
 from surgeon.core.objective import ObjectiveChoice, parse_objective
-from surgeon.core.plan import layer_roles, outside_kind
-from surgeon.core.untying import outside_tensors
+from surgeon.core.plan import has_own_head, layer_roles
 from surgeon.errors import RecipeError
 
 
@@ -73,7 +72,7 @@ class MaskWeights(LearningStep, frozen=True, kw_only=True):
 
     def _refuse_tied_head(self, draft: Draft) -> None:
         asked = "head" in self.exclude and "embedding" not in self.exclude
-        if asked and "head" not in map(outside_kind, outside_tensors(draft)):
+        if asked and not has_own_head(draft):
             raise RecipeError(
                 "there is no output head of its own to exclude: it is tied to the embedding", where="exclude",
                 allowed="embedding, which is both", hint="exclude the embedding, or untie the head before",

@@ -20,19 +20,15 @@ from typing import Any
 import torch
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.accelerated import accelerated
-from surgeon.backend.course import Course
 from surgeon.backend.device import choose_device
 from surgeon.backend.live import layer_list
 from surgeon.backend.loading import load_model, load_tokenizer
-from surgeon.backend.trainer import _Run
 from surgeon.backend.training_data import Examples, read_examples
 from surgeon.core.checkpoint import open_checkpoint
 from surgeon.core.locate import locate_model
 from surgeon.core.objective import parse_objective
 from surgeon.operations.train import Train
-from tests.benchmarks.learning import RATE, WARM_UP, Step, timed
-from tests.export.replay import keep_silent, never
+from tests.benchmarks.learning import WARM_UP, Step, timed, training_step
 
 ROWS = Path(__file__).parents[2] / "recipes" / "data" / "instructions.jsonl"
 
@@ -47,15 +43,9 @@ def step_with(
         layers[number].requires_grad_(False)
     if 0 in frozen:
         model.get_input_embeddings().requires_grad_(False)
-    turns = WARM_UP + options.turns
-    step = Train(objective=parse_objective("sft"), batch_size=options.batch, steps=turns, max_length=options.length)
-    course = Course(
-        model=model, parameters={name: one for name, one in model.named_parameters() if one.requires_grad}, step=step,
-        objective=step.objective.objective, data=data, held_out=None, steps=turns, learning_rate=RATE, seed=0,
-        device=device, state=Path("/nowhere/state.pt"), emit=keep_silent, cancelled=never,
-    )  # fmt: skip
-    accelerator = stack.enter_context(accelerated(course.step, course.device))
-    return _Run(course, accelerator)._step
+    steps = WARM_UP + options.turns
+    step = Train(objective=parse_objective("sft"), batch_size=options.batch, steps=steps, max_length=options.length)
+    return training_step(model, step, data, device, stack)
 
 
 def main() -> None:

@@ -30,7 +30,6 @@ from surgeon.backend.training_data import Examples, collate, examples_of_step, r
 from surgeon.backend.weight_bits import WeightMask, pack
 from surgeon.core.locate import locate_model
 from surgeon.core.objective import parse_objective
-from surgeon.learning.dpo import DirectPreference
 from surgeon.operations.train import Train
 from tests.export.replay import keep_silent, never
 
@@ -82,20 +81,28 @@ def trainer_step(
 ) -> Step:
     """Return the trainer's step, of plain DPO or of ALLO."""
     model = load_model(path, torch.float32, device).model
-    parameters = dict(model.named_parameters())
-    turns = WARM_UP + options.turns
     raw = {"dpo": {"keep_rejected": 0.1}} if allo else "dpo"
-    step = Train(objective=parse_objective(raw), batch_size=options.pairs, steps=turns, max_length=options.length)
-    assert isinstance(step.objective.objective, DirectPreference)
+    steps = WARM_UP + options.turns
+    step = Train(objective=parse_objective(raw), batch_size=options.pairs, steps=steps, max_length=options.length)
     draw = torch.Generator().manual_seed(0)
     bits = {
         name: pack(torch.rand(one.numel(), generator=draw) < options.keep).to(device)
-        for name, one in parameters.items()
+        for name, one in model.named_parameters()
     }
+    return training_step(model, step, data, device, stack, WeightMask(bits) if allo else None)
+
+
+def training_step(
+    model: nn.Module, step: Train, data: Examples, device: torch.device, stack: ExitStack,
+    mask: WeightMask | None = None,
+) -> Step:  # fmt: skip
+    """Return the trainer's own step, of all parameters that want gradients."""
+    assert step.steps is not None
+    free = {name: one for name, one in model.named_parameters() if one.requires_grad}
     course = Course(
-        model=model, parameters=parameters, step=step, objective=step.objective.objective, data=data, held_out=None,
-        steps=turns, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"), emit=keep_silent,
-        cancelled=never, mask=WeightMask(bits) if allo else None,
+        model=model, parameters=free, step=step, objective=step.objective.objective, data=data, held_out=None,
+        steps=step.steps, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"),
+        emit=keep_silent, cancelled=never, mask=mask,
     )  # fmt: skip
     accelerator = stack.enter_context(accelerated(course.step, course.device))
     return _Run(course, accelerator)._step
