@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _HOMES = {
-    "Checkpoint": "surgeon.core.checkpoint",
-    "open_checkpoint": "surgeon.core.checkpoint",
-    "Structure": "surgeon.core.structure",
-    "Draft": "surgeon.core.draft",
-    "Plan": "surgeon.core.plan",
-    "Recipe": "surgeon.core.recipe",
-    "Step": "surgeon.core.recipe",
+    "Checkpoint": "surgeon.core.checkpoint.checkpoint",
+    "open_checkpoint": "surgeon.core.checkpoint.checkpoint",
+    "Structure": "surgeon.core.structure.structure",
+    "Draft": "surgeon.core.plan.draft",
+    "Plan": "surgeon.core.plan.plan",
+    "Recipe": "surgeon.core.recipe.recipe",
+    "Step": "surgeon.core.recipe.recipe",
     "Session": "surgeon.session",
     "SurgeonError": "surgeon.errors",
 }

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.checkpoint.locating import state_directory
 from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_event, encode
-from surgeon.core.locate import state_directory
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
 
 OnEvent = Callable[[Event], None]
@@ -223,7 +223,7 @@ def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | 
         SurgeonError: what the job raised; Cancelled on Ctrl+C.
     """
     if worker is None:
-        from surgeon.backend.processes import follow, join, process_index
+        from surgeon.backend.distributed import follow, join, process_index
 
         if process_index() > 0:
             follow()
@@ -233,7 +233,7 @@ def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | 
 
 
 def _run_here(job: str, args: Mapping[str, Any], on_event: OnEvent) -> Mapping[str, Any]:
-    from surgeon.backend.jobs import perform
+    from surgeon.backend.jobs.dispatch import perform
 
     cancelled = False
 

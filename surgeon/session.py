@@ -13,16 +13,17 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.atomic import write_text
-from surgeon.core.checkpoint import Checkpoint, open_checkpoint
-from surgeon.core.data_paths import seen_from
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.fold import apply_step, resolve_step
+from surgeon.core.checkpoint.atomic_files import write_text
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
-from surgeon.core.locate import locate_model
-from surgeon.core.measured_selection import refuse_other_data, with_data
-from surgeon.core.plan import Plan, compile_plan
-from surgeon.core.recipe import (
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.command_text import command_line
+from surgeon.core.recipe.data_paths import seen_from
+from surgeon.core.recipe.fold import apply_step, resolve_step
+from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
+from surgeon.core.recipe.recipe import (
     Base,
     Recipe,
     Step,
@@ -34,11 +35,10 @@ from surgeon.core.recipe import (
     step_of,
     step_to_builtins,
 )
-from surgeon.core.score import Score
-from surgeon.core.score_requests import answers
-from surgeon.core.selection import Ranked
-from surgeon.core.structure import Structure
-from surgeon.core.wording import command_line
+from surgeon.core.scoring.requests import answers
+from surgeon.core.scoring.score import Score
+from surgeon.core.selection.selection import Ranked
+from surgeon.core.structure.structure import Structure
 from surgeon.errors import RecipeError, SelectionError
 
 

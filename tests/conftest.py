@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.demo import fetch_demo
+from surgeon.demo.fetching import fetch_demo
 
 # Before anything imports huggingface_hub or torch, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -305,7 +305,7 @@ def test_run_job_here_performs_it_in_this_process(monkeypatch: pytest.MonkeyPatc
         os.kill(os.getpid(), signal.SIGINT)
         return {"cancelled": cancelled(), **args}
 
-    monkeypatch.setattr("surgeon.backend.jobs.perform", perform)
+    monkeypatch.setattr("surgeon.backend.jobs.dispatch.perform", perform)
     heard: list[Event] = []
     before = signal.getsignal(signal.SIGINT)
     assert run_job("any", {"a": 1}, heard.append) == {"cancelled": True, "a": 1}
@@ -320,7 +320,7 @@ def test_a_second_ctrl_c_ends_a_job_here_that_does_not_look(monkeypatch: pytest.
             os.kill(os.getpid(), signal.SIGINT)
         return {}
 
-    monkeypatch.setattr("surgeon.backend.jobs.perform", perform)
+    monkeypatch.setattr("surgeon.backend.jobs.dispatch.perform", perform)
     with pytest.raises(Cancelled):
         run_job("any", {}, lambda event: None)
 

@@ -50,7 +50,7 @@ def test_a_room_loads_nothing_heavy(room: str) -> None:
 
 def test_opening_previewing_undoing_and_planning_load_nothing_heavy(tmp_path: Path) -> None:
     """Not only importing: doing what a front end does between two measurements."""
-    from tests.export.handmade import write_llama
+    from tests.export.handmade_shards import write_llama
 
     base = write_llama(tmp_path / "base", layers=6)
     code = f"""
@@ -75,4 +75,4 @@ print(json.dumps([heavy for heavy in sys.argv[1:] if heavy in sys.modules]))
 def test_the_worker_module_itself_is_light() -> None:
     """It greets first and loads torch then."""
     assert loaded_by(_LOOK, "surgeon.backend.worker") == []
-    assert loaded_by(_LOOK, "surgeon.backend.running") == []
+    assert loaded_by(_LOOK, "surgeon.backend.jobs.run") == []

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.core.fold import fold
-from surgeon.core.plan import compile_plan
-from surgeon.core.recipe import load_recipe, step_to_builtins
+from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import load_recipe, step_to_builtins
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 from surgeon.session import Session
-from tests.cli.tiny import tiny_llama
+from tests.cli.tiny_checkpoints import tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.recipe import load_recipe, recipe_to_builtins
+from surgeon.core.recipe.recipe import load_recipe, recipe_to_builtins
 from surgeon.errors import RecipeError
 from surgeon.session import Session
-from tests.backend.piping import Worker
-from tests.backend.teaching import pupil, training
+from tests.backend.training_recipes import pupil, training
+from tests.backend.worker_process import Worker
 
 COUNTING = """
 import torch

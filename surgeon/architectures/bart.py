@@ -1,7 +1,7 @@
 """BART and the encoder-decoders that, like it, normalise the residual stream after each sublayer."""
 
 from surgeon.architectures.shared import POST_NORM
-from surgeon.core.structure import Family, StackRule
+from surgeon.core.structure.structure import Family, StackRule
 
 FAMILIES = (
     Family(model_types=("bart", "blenderbot-small", "marian", "mvp", "plbart"), no_identity=POST_NORM),

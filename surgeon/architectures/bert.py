@@ -1,7 +1,7 @@
 """BERT and the families built like it: each sublayer's sum with its input is normalised."""
 
 from surgeon.architectures.shared import POST_NORM
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILIES = (
     Family(

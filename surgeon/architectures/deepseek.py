@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, first, where
-from surgeon.core.layer_counts import FirstCount
-from surgeon.core.layer_fields import Config, EachLayer
-from surgeon.core.layer_ties import Borrows
-from surgeon.core.structure import Family, Silence
+from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.core.structure.layer_dependencies import Borrows
+from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.structure import Family, Silence
 
 
 def _mlp(number: int) -> EachLayer:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.core.layer_fields import Config, EachLayer
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.structure import Family
 
 _CSA, _HCA, _SLIDING = "compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"
 _OF_RATIO = {0: _SLIDING, 4: _CSA, 128: _HCA}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.core.layer_fields import Config
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_fields import Config
+from surgeon.core.structure.structure import Family
 from surgeon.errors import ArchitectureError
 
 _START, _END, _STEP = "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Sequence
 
 from surgeon.architectures.positions import FULL, every
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.layer_counts import LastCount
-from surgeon.core.layer_fields import Config, Derived, EachLayer, LayerField
-from surgeon.core.layer_ties import Borrows
-from surgeon.core.structure import Family, OutsideSlices, Silence
+from surgeon.core.structure.layer_counts import LastCount
+from surgeon.core.structure.layer_dependencies import Borrows
+from surgeon.core.structure.layer_fields import Config, Derived, EachLayer, LayerField
+from surgeon.core.structure.structure import Family, OutsideSlices, Silence
 
 _SLICES = (
     OutsideSlices(r"(?:^|\.)embed_tokens_per_layer\.", 1, "hidden_size_per_layer_input"),

@@ -2,9 +2,9 @@
 
 from surgeon.architectures.positions import every
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.layer_counts import FirstCount
-from surgeon.core.layer_fields import EachLayer
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.core.structure.layer_fields import EachLayer
+from surgeon.core.structure.structure import Family
 
 # Here post_attention_layernorm is the norm before the MLP.
 _NAMED = (

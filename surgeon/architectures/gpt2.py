@@ -1,6 +1,6 @@
 """GPT-2: matrices stored as (in, out), query, key and value in one; buffers of old checkpoints travel along."""
 
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILY = Family(
     model_types=("gpt2", "gpt-sw3"),

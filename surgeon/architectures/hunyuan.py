@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from surgeon.architectures.positions import first
-from surgeon.core.layer_fields import Config, EachLayer
-from surgeon.core.layer_ties import Borrows
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_dependencies import Borrows
+from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.structure import Family
 
 
 def _indexers(config: Config, count: int) -> Sequence[str]:

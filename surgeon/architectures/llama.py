@@ -1,5 +1,5 @@
 """Llama and the families built like it: pre-norm, separate projections, one residual stream."""
 
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILY = Family(model_types=("llama", "mistral"))

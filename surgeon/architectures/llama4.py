@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import FULL, SLIDING
-from surgeon.core.layer_fields import Config, EachLayer, Indices
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_fields import Config, EachLayer, Indices
+from surgeon.core.structure.structure import Family
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
-from surgeon.core.layer_counts import FirstCount, Period
-from surgeon.core.layer_ends import HeldByFirst
-from surgeon.core.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
-from surgeon.core.layer_ties import InOrder
-from surgeon.core.structure import Family, Silence
+from surgeon.core.plan.end_tensors import HeldByFirst
+from surgeon.core.structure.layer_counts import FirstCount, Period
+from surgeon.core.structure.layer_dependencies import InOrder
+from surgeon.core.structure.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
+from surgeon.core.structure.structure import Family, Silence
 
 
 def _lfm2(config: Config, count: int) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """Mixtral and the families that store experts as it does: under `block_sparse_moe`, one by one; loaded, under `mlp`."""
 
 from surgeon.architectures.shared import MOE_IS_MLP
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILIES = (
     Family(model_types=("mixtral", "minimax_m2"), in_memory=(MOE_IS_MLP,)),

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import always, every, first
-from surgeon.core.layer_ends import EndTensor
-from surgeon.core.layer_fields import Config, EachLayer
-from surgeon.core.layer_ties import ByIndex
-from surgeon.core.structure import Family, Silence
+from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.layer_dependencies import ByIndex
+from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.structure import Family, Silence
 from surgeon.errors import ArchitectureError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.layer_fields import Config, EachLayer
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.structure import Family
 
 
 def _hybrid(config: Config, count: int) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """Phi-3: query, key and value in one matrix, gate and up in another."""
 
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILY = Family(
     model_types=("phi3", "phi4_multimodal"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from surgeon.core.layer_fields import Config, Derived
+from surgeon.core.structure.layer_fields import Config, Derived
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 

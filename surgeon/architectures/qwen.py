@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, where
-from surgeon.core.layer_fields import Config, EachLayer, Indices
-from surgeon.core.layer_ties import InOrder
-from surgeon.core.structure import Family
+from surgeon.core.structure.layer_dependencies import InOrder
+from surgeon.core.structure.layer_fields import Config, EachLayer, Indices
+from surgeon.core.structure.structure import Family
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 from surgeon.architectures import shared
-from surgeon.core.checkpoint import Checkpoint, Tensor
-from surgeon.core.layer_fields import EachLayer, LayerField
-from surgeon.core.layer_names import LayerNames
-from surgeon.core.layer_ties import Unexplained
+from surgeon.core.checkpoint.checkpoint import Checkpoint, Tensor
 from surgeon.core.registry import modules_of
-from surgeon.core.structure import Family, Stack, StackRule, Structure
+from surgeon.core.structure.layer_dependencies import Unexplained
+from surgeon.core.structure.layer_fields import EachLayer, LayerField
+from surgeon.core.structure.layer_names import LayerNames
+from surgeon.core.structure.structure import Family, Stack, StackRule, Structure
 from surgeon.errors import ArchitectureError
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.+)")

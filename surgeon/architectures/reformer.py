@@ -1,6 +1,6 @@
 """Reformer: reversible layers; attention and MLP each write into one of two streams, and leave it alone at 0."""
 
-from surgeon.core.structure import Family
+from surgeon.core.structure.structure import Family
 
 FAMILY = Family(
     model_types=("reformer",),

@@ -1,8 +1,8 @@
 """RWKV: a norm of its own in the first layer; numbers are rescaled every so many layers."""
 
-from surgeon.core.layer_ends import EndTensor
-from surgeon.core.layer_ties import ByIndex
-from surgeon.core.structure import Family
+from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.layer_dependencies import ByIndex
+from surgeon.core.structure.structure import Family
 
 FAMILY = Family(
     model_types=("rwkv",),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from surgeon.core.layer_counts import FirstCount
-from surgeon.core.layer_fields import ByNumber, EachLayer, Indices, LayerField, Pattern
-from surgeon.core.layer_ties import ByIndex
-from surgeon.core.structure import Silence, StackRule
+from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.core.structure.layer_dependencies import ByIndex
+from surgeon.core.structure.layer_fields import ByNumber, EachLayer, Indices, LayerField, Pattern
+from surgeon.core.structure.structure import Silence, StackRule
 
 _ATTENTION = (
     r"(?:.+\.)?(?:self_attn|self_attention|attention|attn|mha|multi_head_attention|self_att|temporal_block|mixer)"

@@ -1,7 +1,7 @@
 """T5 and its kin: the first layer of each stack holds the position bias that all layers of the stack use."""
 
-from surgeon.core.layer_ends import EndTensor
-from surgeon.core.structure import Family, StackRule
+from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.structure import Family, StackRule
 
 _ROLES = (
     (r"layer\.0\.(?:SelfAttention|LocalSelfAttention|TransientGlobalSelfAttention)\.o\.weight", "attention.output"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, SLIDING, every, first
-from surgeon.core.layer_ends import EndTensor
-from surgeon.core.layer_fields import Config, Derived, EachLayer
-from surgeon.core.structure import Family, Silence
+from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.layer_fields import Config, Derived, EachLayer
+from surgeon.core.structure.structure import Family, Silence
 
 
 def _cohere_moe(config: Config, count: int) -> Sequence[str]:

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import msgspec
 
 from surgeon import __version__
-from surgeon.backend.jobs import perform
-from surgeon.backend.processes import follow, join, leave_if_broken, process_index
+from surgeon.backend.distributed import follow, join, leave_if_broken, process_index
+from surgeon.backend.jobs.dispatch import perform
 from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_job, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError
 
@@ -143,7 +143,7 @@ def _warm_up() -> None:
     """Import what every measurement needs while nobody waits, and keep it out of the garbage collector's sight."""
     try:
         from surgeon.backend.device import use_threads
-        from surgeon.backend.measuring import measure
+        from surgeon.backend.scoring.measure import measure
 
         del measure
         use_threads(reserved=1)

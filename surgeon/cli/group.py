@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
-from surgeon.cli.command import HELP_NAMES, MANNER_FLAGS, manner_options
-from surgeon.cli.failure import exit_status
-from surgeon.cli.narration import Narrator
+from surgeon.cli.error_output import exit_status
+from surgeon.cli.options import HELP_NAMES, MANNER_FLAGS, manner_options
+from surgeon.cli.progress_output import Narrator
 
 COMMANDS = {
     "inspect": "Show how a model is built, from its headers alone.",
@@ -54,9 +54,9 @@ class SurgeonGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command of a name."""
         if cmd_name in (*COMMANDS, "open"):
-            return import_module(f"surgeon.cli.{cmd_name}").command  # type: ignore[no-any-return]
+            return import_module(f"surgeon.cli.commands.{cmd_name}").command  # type: ignore[no-any-return]
         if cmd_name in _operation_names():
-            from surgeon.cli.operation import command_of
+            from surgeon.cli.operation_command import command_of
 
             return command_of(cmd_name)
         return None
@@ -81,7 +81,7 @@ class SurgeonGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands in two lists, without importing them."""
-        from surgeon.core.operation import operations
+        from surgeon.core.recipe.operation import operations
 
         rows = [(name.replace("_", "-"), _sentence(kind.summary)) for name, kind in sorted(operations().items())]
         for title, part in (("Commands", list(COMMANDS.items())), ("Operations", rows)):
@@ -106,7 +106,7 @@ class SurgeonGroup(click.Group):
 
 
 def _operation_names() -> list[str]:
-    from surgeon.core.operation import operations
+    from surgeon.core.recipe.operation import operations
 
     return sorted(name.replace("_", "-") for name in operations())
 

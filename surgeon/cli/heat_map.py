@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import fsum
 
-from surgeon.cli.figures import table, value_text
-from surgeon.core.score import Score
+from surgeon.cli.formatting import table, value_text
+from surgeon.core.scoring.score import Score
 
 _SHADES = " ░▒▓█"
 _UNTRAINED = "·"

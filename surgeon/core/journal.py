@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.locate import state_directory
+from surgeon.core.checkpoint.locating import state_directory
 from surgeon.errors import SurgeonError
 
 

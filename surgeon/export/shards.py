@@ -17,15 +17,15 @@ from threading import Event
 
 import msgspec
 
-from surgeon.core.checkpoint import INDEX, SINGLE
-from surgeon.core.dtypes import constant_bytes
-from surgeon.core.expressions import Copy, Fill
+from surgeon.core.checkpoint.checkpoint import INDEX, SINGLE
+from surgeon.core.checkpoint.dtypes import constant_bytes
 from surgeon.core.jobs import IsCancelled
-from surgeon.core.plan import Plan, PlannedTensor
-from surgeon.core.slices import Slices
+from surgeon.core.plan.expressions import Copy, Fill
+from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.plan import Plan, PlannedTensor
 from surgeon.errors import Cancelled, CheckpointError
-from surgeon.export.early import written_back
-from surgeon.export.gathering import gathered
+from surgeon.export.slice_reader import gathered
+from surgeon.export.write_back import written_back
 
 SHARD_BYTES = 5_000_000_000
 SPLIT_BYTES = 1_000_000_000

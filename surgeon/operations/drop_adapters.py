@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import Draft
-from surgeon.core.matrix_selection import roles_by_position
-from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.selection import Selection
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.operation import Chosen, MatrixChoice, Operation, matching_roles
+from surgeon.core.selection.matrix_selection import roles_by_position
+from surgeon.core.selection.selection import Selection
 from surgeon.errors import RecipeError
 
 

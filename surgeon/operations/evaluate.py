@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import Draft
-from surgeon.core.evaluation import KINDS, Measure, Metric, Positive
-from surgeon.core.looking import Looking
-from surgeon.core.operation import Chosen
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.evaluation import KINDS, Measure, Metric, Positive
+from surgeon.core.recipe.operation import Chosen
+from surgeon.core.recipe.read_only_step import Looking
 from surgeon.errors import RecipeError
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from surgeon.core.averaging import mean_of_layers, refuse_adapted, refuse_quantised
-from surgeon.core.draft import Draft, Identity, Layer, Source, base_tensors
-from surgeon.core.operation import Chosen, LayerChoice, Operation
-from surgeon.core.structure import Stack, Structure
+from surgeon.core.plan.draft import Draft, Identity, Layer, Source, base_tensors
+from surgeon.core.plan.layer_means import mean_of_layers, refuse_adapted, refuse_quantised
+from surgeon.core.recipe.operation import Chosen, LayerChoice, Operation
+from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError, RecipeError
 
 

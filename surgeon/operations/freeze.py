@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from surgeon.core.draft import OUTSIDE, Draft
-from surgeon.core.matrix_selection import roles_by_position
-from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.plan import has_own_head, layer_roles
-from surgeon.core.selection import Selection
+from surgeon.core.plan.draft import OUTSIDE, Draft
+from surgeon.core.plan.plan import has_own_head, layer_roles
+from surgeon.core.recipe.operation import Chosen, MatrixChoice, Operation, matching_roles
+from surgeon.core.selection.matrix_selection import roles_by_position
+from surgeon.core.selection.selection import Selection
 from surgeon.errors import RecipeError
 
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import Draft
-from surgeon.core.learning_step import LearningStep, Positive, Schedule, Share, with_learned_adapters
-from surgeon.core.objective import ObjectiveChoice, parse_objective
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.learning_step import LearningStep, Positive, Schedule, Share, with_learned_adapters
+from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.errors import RecipeError
 
 STEPS = 128

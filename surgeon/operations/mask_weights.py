@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from surgeon.core.draft import OUTSIDE, Draft
-from surgeon.core.learning_step import LearningStep
-from surgeon.core.objective import ObjectiveChoice, parse_objective
-from surgeon.core.plan import has_own_head, layer_roles
+from surgeon.core.plan.draft import OUTSIDE, Draft
+from surgeon.core.plan.plan import has_own_head, layer_roles
+from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.errors import RecipeError
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import Draft, Lora
-from surgeon.core.matrix_selection import roles_by_position
-from surgeon.core.operation import Chosen, MatrixChoice, Operation, matching_roles
-from surgeon.core.plan import adaptable_roles
-from surgeon.core.selection import Selection
+from surgeon.core.plan.draft import Draft, Lora
+from surgeon.core.plan.plan import adaptable_roles
+from surgeon.core.recipe.operation import Chosen, MatrixChoice, Operation, matching_roles
+from surgeon.core.selection.matrix_selection import roles_by_position
+from surgeon.core.selection.selection import Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
 _LINEAR = ("attention", "mlp", "mixer")

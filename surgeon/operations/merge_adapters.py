@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgeon.core.draft import Draft, Layer, Learned
-from surgeon.core.learning_step import ResultStep
+from surgeon.core.plan.draft import Draft, Layer, Learned
+from surgeon.core.recipe.learning_step import ResultStep
 from surgeon.errors import RecipeError
 
 

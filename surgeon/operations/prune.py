@@ -8,10 +8,10 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.averaging import mean_of_layers, refuse_adapted, refuse_quantised
-from surgeon.core.draft import Draft, Layer
-from surgeon.core.operation import Chosen, LayerChoice, Operation
-from surgeon.core.structure import Stack
+from surgeon.core.plan.draft import Draft, Layer
+from surgeon.core.plan.layer_means import mean_of_layers, refuse_adapted, refuse_quantised
+from surgeon.core.recipe.operation import Chosen, LayerChoice, Operation
+from surgeon.core.structure.structure import Stack
 from surgeon.errors import RecipeError
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import Draft
-from surgeon.core.operation import Chosen, Operation
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.operation import Chosen, Operation
 from surgeon.errors import RecipeError
 
 

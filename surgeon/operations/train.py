@@ -6,9 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.draft import OUTSIDE, Draft
-from surgeon.core.learning_step import LearningStep, with_learned_adapters, with_learned_weights
-from surgeon.core.objective import ObjectiveChoice
+from surgeon.core.plan.draft import OUTSIDE, Draft
+from surgeon.core.recipe.learning_step import LearningStep, with_learned_adapters, with_learned_weights
+from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.errors import RecipeError
 
 

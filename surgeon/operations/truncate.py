@@ -7,10 +7,10 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.averaging import refuse_adapted
-from surgeon.core.draft import Draft, Truncated, Truncation
-from surgeon.core.operation import Chosen, LayerChoice, Operation
-from surgeon.core.structure import OTHER
+from surgeon.core.plan.draft import Draft, Truncated, Truncation
+from surgeon.core.plan.layer_means import refuse_adapted
+from surgeon.core.recipe.operation import Chosen, LayerChoice, Operation
+from surgeon.core.structure.structure import OTHER
 from surgeon.errors import RecipeError, SelectionError
 
 

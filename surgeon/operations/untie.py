@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from surgeon.core.draft import Draft
-from surgeon.core.operation import Chosen, Operation
-from surgeon.core.untying import FIELD, tied_names
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.tied_head import FIELD, tied_names
+from surgeon.core.recipe.operation import Chosen, Operation
 from surgeon.errors import RecipeError
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.layer_runs import BASE, runs, whole
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, average, paired_average
+from surgeon.core.scoring.layer_sequences import BASE, runs, whole
+from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore, average, paired_average
 
 
 class BlockRemoval(SweepScore, frozen=True, kw_only=True):

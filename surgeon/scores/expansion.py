@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.core.layer_runs import each_changed, rise_of_each
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore
+from surgeon.core.scoring.layer_sequences import each_changed, rise_of_each
+from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore
 
 
 class Expansion(SweepScore, frozen=True, kw_only=True):

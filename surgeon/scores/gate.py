@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.core.score import NOT_TRAINED, LearningScore, Learnt
-from surgeon.core.untrained import gates_of, settled
+from surgeon.core.scoring.score import NOT_TRAINED, LearningScore, Learnt
+from surgeon.core.scoring.untrained_gates import gates_of, settled
 from surgeon.errors import ScoreError
 
 

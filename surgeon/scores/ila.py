@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from surgeon.core.score import NOT_TRAINED, LearningScore, Learnt
-from surgeon.core.untrained import gates_of, settled
+from surgeon.core.scoring.score import NOT_TRAINED, LearningScore, Learnt
+from surgeon.core.scoring.untrained_gates import gates_of, settled
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]

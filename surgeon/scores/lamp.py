@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.score import WeightsScore
+from surgeon.core.scoring.score import WeightsScore
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgeon.core.score import Matrix
+    from surgeon.core.scoring.score import Matrix
 
 _BINS = 1024
 _DECADES = 16.0  # scores below 1e-16 share the lowest bin

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from surgeon.core.score import END_OF_FREEZING, ActivationsScore, Average, Collector, Finished, Setting, average
+from surgeon.core.scoring.score import END_OF_FREEZING, ActivationsScore, Average, Collector, Finished, Setting, average
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

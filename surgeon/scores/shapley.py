@@ -8,8 +8,8 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.layer_runs import BASE, runs
-from surgeon.core.score import Finished, LayerSequence, Losses, SweepScore, Visit, average
+from surgeon.core.scoring.layer_sequences import BASE, runs
+from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore, Visit, average
 
 SUBLAYERS = ("attention", "mlp")
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from surgeon.core.score import WeightsScore
+from surgeon.core.scoring.score import WeightsScore
 
 if TYPE_CHECKING:
-    from surgeon.core.score import Matrix
+    from surgeon.core.scoring.score import Matrix
 
 
 class WeightNorm(WeightsScore, frozen=True, kw_only=True):

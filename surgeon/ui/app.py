@@ -16,10 +16,10 @@ from textual.screen import Screen
 
 from surgeon.errors import UsageError
 from surgeon.session import Session
-from surgeon.ui.desk import Desk
-from surgeon.ui.look import DARK, DARK_THEME, LIGHT, LIGHT_THEME, own_variables
-from surgeon.ui.main_screen import MainScreen
-from surgeon.ui.room import Room
+from surgeon.ui.screens.main_screen import MainScreen
+from surgeon.ui.state.job_runner import Desk
+from surgeon.ui.state.screen_state import Room
+from surgeon.ui.theme import DARK, DARK_THEME, LIGHT, LIGHT_THEME, own_variables
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _LEAVE_SECONDS = 5.0

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from surgeon.core.operation import operations
-from surgeon.ui.room import Room
+from surgeon.core.recipe.operation import operations
+from surgeon.ui.state.screen_state import Room
 
 if TYPE_CHECKING:
-    from surgeon.ui.main_screen import MainScreen
+    from surgeon.ui.screens.main_screen import MainScreen
 
 Handler = Callable[["MainScreen"], None]
 Reason = Callable[[Room], str | None]

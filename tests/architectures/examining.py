@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs import perform
-from surgeon.core.checkpoint import open_checkpoint
+from surgeon.backend.jobs.dispatch import perform
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.errors import SurgeonError
 from tests.architectures.reference import NoReference, Reference, logits_of
 

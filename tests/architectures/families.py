@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.export.handmade import random_tensor, write_shard
+from tests.export.handmade_shards import random_tensor, write_shard
 
 Shapes = dict[str, tuple[int, ...]]
 _ATTENTION: Shapes = dict.fromkeys((f"self_attn.{name}_proj.weight" for name in "qkvo"), (4, 4))

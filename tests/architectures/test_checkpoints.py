@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.expressions import Copy
-from surgeon.core.fold import fold
-from surgeon.core.plan import Plan, compile_plan
-from surgeon.core.recipe import recipe_from_builtins
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.plan.expressions import Copy
+from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
-from surgeon.export.writing import export_checkpoint
-from tests.export.handmade import Stored, llama_tensors, random_tensor, write_shard
+from surgeon.export.checkpoint_writer import export_checkpoint
+from tests.export.handmade_shards import Stored, llama_tensors, random_tensor, write_shard
 
 _LAYERS = 4
 _MATRICES = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.fold import fold
-from surgeon.core.plan import Plan, PlannedTensor, compile_plan
-from surgeon.core.recipe import Recipe, recipe_from_builtins
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.plan.plan import Plan, PlannedTensor, compile_plan
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins
 from surgeon.errors import ArchitectureError, RecipeError
-from surgeon.export.writing import export_checkpoint
+from surgeon.export.checkpoint_writer import export_checkpoint
 from tests.architectures.families import FAMILIES, HandMade
 
 _TIES = ("shared keys and values", "names and shapes of tensors")

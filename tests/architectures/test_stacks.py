@@ -11,9 +11,9 @@ import transformers
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs import perform
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.structure import Stack, Structure
+from surgeon.backend.jobs.dispatch import perform
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.structure.structure import Stack, Structure
 from tests.architectures.building import small_config, tiny_model
 from tests.architectures.settings import OWN
 

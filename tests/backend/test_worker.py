@@ -16,10 +16,10 @@ import pytest
 
 from surgeon import __version__
 from surgeon.core.jobs import PROTOCOL
-from tests.backend.piping import PLAYED, SECONDS, Worker
-from tests.backend.tiny import save_tiny, write_tokenizer
-from tests.export.handmade import write_llama
-from tests.export.replay import PRUNE, job_args, names_in
+from tests.backend.tiny_models import save_tiny, write_tokenizer
+from tests.backend.worker_process import PLAYED, SECONDS, Worker
+from tests.export.handmade_shards import write_llama
+from tests.export.replaying import PRUNE, job_args, names_in
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from surgeon.architectures.reading import read_structure
+from surgeon.backend.data.examples import Examples, read_examples
 from surgeon.backend.device import choose_device
-from surgeon.backend.live import layer_list
-from surgeon.backend.loading import load_model, load_tokenizer
-from surgeon.backend.training_data import Examples, read_examples
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.locate import locate_model
-from surgeon.core.objective import parse_objective
+from surgeon.backend.model.in_memory_executor import layer_list
+from surgeon.backend.model.loading import load_model, load_tokenizer
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
 from tests.benchmarks.learning import WARM_UP, Step, timed, training_step
 

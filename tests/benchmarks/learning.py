@@ -21,17 +21,17 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax, logsigmoid
 
-from surgeon.backend.accelerated import accelerated
-from surgeon.backend.course import Course
+from surgeon.backend.data.examples import Examples, collate, examples_of_step, read_examples
 from surgeon.backend.device import choose_device
-from surgeon.backend.loading import load_model, load_tokenizer
-from surgeon.backend.trainer import _Run
-from surgeon.backend.training_data import Examples, collate, examples_of_step, read_examples
-from surgeon.backend.weight_bits import WeightMask, pack
-from surgeon.core.locate import locate_model
-from surgeon.core.objective import parse_objective
+from surgeon.backend.model.loading import load_model, load_tokenizer
+from surgeon.backend.training.accelerator import accelerated
+from surgeon.backend.training.trainer import _Run
+from surgeon.backend.training.training_run import Course
+from surgeon.backend.training.weight_mask_bits import WeightMask, pack
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
-from tests.export.replay import keep_silent, never
+from tests.export.replaying import keep_silent, never
 
 Step = Callable[[], None]
 PAIRS = Path(__file__).parents[2] / "recipes" / "data" / "polite_pairs.jsonl"

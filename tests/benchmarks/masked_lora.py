@@ -22,14 +22,14 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.adapters import attach, without_deprecations
-from surgeon.backend.loading import load_model
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.fold import fold
-from surgeon.core.locate import locate_model
-from surgeon.core.plan import Plan, compile_plan
-from surgeon.core.recipe import recipe_from_builtins
+from surgeon.backend.model.adapters import attach, without_deprecations
+from surgeon.backend.model.loading import load_model
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import recipe_from_builtins
 
 WARM_UP = 2
 RESAMPLES = 2000

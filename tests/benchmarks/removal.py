@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.bench import Bench, Settings, bench, calibration_of
-from surgeon.backend.passes import push_layers
-from surgeon.backend.sweep import sweep_losses
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.locate import locate_model
-from surgeon.core.score import SweepScore, score_kinds
+from surgeon.backend.scoring.context import Bench, Settings, bench, calibration_of
+from surgeon.backend.scoring.layer_passes import push_layers
+from surgeon.backend.scoring.sweep import sweep_losses
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.scoring.score import SweepScore, score_kinds
 from surgeon.scores.block_influence import influence
-from tests.export.replay import keep_silent, never
+from tests.export.replaying import keep_silent, never
 
 RESAMPLES = 2000
 Array = np.ndarray[Any, Any]

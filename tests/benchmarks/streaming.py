@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.backend.tiny import write_tokenizer
+from tests.backend.tiny_models import write_tokenizer
 
 WIDTH, INNER, WORDS, HEADS = 2048, 5632, 32_000, 16
 SCORES = "block_influence,removal,random_matrix"
@@ -83,7 +83,7 @@ def score(model: Path, by: str, options: argparse.Namespace, *flags: str) -> tup
         report = Path(cache) / "report.json"
         program = (
             "import sys, resource\n"
-            "import json; from surgeon.backend.jobs import perform\n"
+            "import json; from surgeon.backend.jobs.dispatch import perform\n"
             "result = perform('score', json.loads(sys.argv[1]), lambda *_: None, lambda: False)\n"
             "open(sys.argv[2], 'w').write(json.dumps(result))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.bench import Bench, Settings, bench, calibration_of
-from surgeon.backend.calling import losses_of
-from surgeon.backend.live_scores import activations_pass, sweep_pass
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.layer_trie import Trie
-from surgeon.core.locate import locate_model
-from surgeon.core.score import ActivationsScore, LayerSequence, Provenance, SweepScore, score_kinds
+from surgeon.backend.model.layer_runner import losses_of
+from surgeon.backend.scoring.context import Bench, Settings, bench, calibration_of
+from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.scoring.layer_trie import Trie
+from surgeon.core.scoring.score import ActivationsScore, LayerSequence, Provenance, SweepScore, score_kinds
 
 NOTHING = Provenance(fingerprint="")
 

@@ -19,17 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from surgeon.core.locate import locate_model
+from surgeon.core.checkpoint.locating import locate_model
 
 OURS = """
 import json, sys, time
 from pathlib import Path
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.bench import Settings
-from surgeon.backend.measuring import measure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.score import WeightsScore, score_kinds
+from surgeon.backend.scoring.context import Settings
+from surgeon.backend.scoring.measure import measure
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.scoring.score import WeightsScore, score_kinds
 names = [name for name, kind in score_kinds().items() if issubclass(kind, WeightsScore)]
 draft = draft_of(read_structure(open_checkpoint(Path(sys.argv[1]))))
 start = time.process_time()

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from surgeon.cli.group import SurgeonGroup
 from surgeon.core.jobs import Event
-from tests.cli.tiny import tiny_llama
+from tests.cli.tiny_checkpoints import tiny_llama
 
 Run = Callable[..., Result]
 

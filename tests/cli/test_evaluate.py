@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.core.recipe import step_of, step_to_builtins
-from surgeon.core.wording import command_line
-from tests.backend.tiny import save_tiny, write_tokenizer
+from surgeon.core.recipe.command_text import command_line
+from surgeon.core.recipe.recipe import step_of, step_to_builtins
+from tests.backend.tiny_models import save_tiny, write_tokenizer
 from tests.cli.conftest import Jobs, Run, fresh
 
 _GATE = """version: 1

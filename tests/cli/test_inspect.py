@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Run
-from tests.cli.tiny import HEAD, HIDDEN, INNER, KV_HEADS, WORDS, tiny_llama
+from tests.cli.tiny_checkpoints import HEAD, HIDDEN, INNER, KV_HEADS, WORDS, tiny_llama
 
 LAYER = 2 * HIDDEN + 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD * HIDDEN + 3 * HIDDEN * INNER
 

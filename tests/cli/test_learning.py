@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from surgeon.cli.narration import Narrator
+from surgeon.cli.progress_output import Narrator
 from surgeon.core.jobs import Event
-from surgeon.core.recipe import load_recipe, step_of, step_to_builtins
-from surgeon.core.wording import command_line
-from tests.backend.teaching import pupil
+from surgeon.core.recipe.command_text import command_line
+from surgeon.core.recipe.recipe import load_recipe, step_of, step_to_builtins
+from tests.backend.training_recipes import pupil
 from tests.cli.conftest import Run, fresh
 
 FIELDS = (
@@ -145,7 +145,7 @@ def test_a_bar_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch)
     """A line that wraps cannot be wiped."""
     screen: Any = io.StringIO()
     screen.isatty = lambda: True
-    monkeypatch.setattr("surgeon.cli.narration.sys", SimpleNamespace(stderr=screen))
+    monkeypatch.setattr("surgeon.cli.progress_output.sys", SimpleNamespace(stderr=screen))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "90")
     Narrator().hear(event(10, held_out_loss=2.5, held_out_before_loss=4.0, margin=1.25))

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from surgeon.cli.schema import recipe_schema
-from surgeon.core.objective import objectives
-from surgeon.core.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.cli.commands.schema import recipe_schema
+from surgeon.core.recipe.objective import objectives
+from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import RecipeError
 from tests.cli.conftest import Run
 from tests.cli.test_schema import recipe_with, valid
-from tests.cli.tiny import tiny_llama
+from tests.cli.tiny_checkpoints import tiny_llama
 
 FORMS: list[Any] = [
     "dpo", {"dpo": None}, {"dpo": {"beta": 0.2, "keep_rejected": 0.1}}, {"npo": {"threshold": None}},

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from surgeon.cli.group import COMMANDS, SurgeonGroup
-from surgeon.cli.operation import command_of
-from surgeon.core.measured_selection import measured_selection
-from surgeon.core.operation import operations
-from surgeon.core.recipe import Step, load_recipe, recipe_from_builtins, recipe_to_builtins, step_of
-from surgeon.core.selection import parse_selection
-from surgeon.core.wording import command_line
+from surgeon.cli.operation_command import command_of
+from surgeon.core.recipe.command_text import command_line
+from surgeon.core.recipe.measured_selection import measured_selection
+from surgeon.core.recipe.operation import operations
+from surgeon.core.recipe.recipe import Step, load_recipe, recipe_from_builtins, recipe_to_builtins, step_of
+from surgeon.core.selection.selection import parse_selection
 from surgeon.session import Session
 from tests.cli.conftest import Jobs, Run
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.core.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.jobs import Event
-from surgeon.core.recipe import load_recipe
+from surgeon.core.recipe.recipe import load_recipe
 from surgeon.errors import GateError, VerifyError
 from tests.cli.conftest import Jobs, Run, fresh
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from surgeon.cli.schema import recipe_schema
-from surgeon.core.operation import operations
-from surgeon.core.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.cli.commands.schema import recipe_schema
+from surgeon.core.recipe.operation import operations
+from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import RecipeError
 from tests.cli.conftest import Run
-from tests.core.test_recipe import recipes
+from tests.core.recipe.test_recipe import recipes
 
 SCHEMA = recipe_schema()
 TYPES: dict[str, Any] = {

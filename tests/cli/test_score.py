@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from surgeon.cli.commands.score import ranks
 from surgeon.cli.heat_map import heat_map
-from surgeon.cli.score import ranks
 from surgeon.core.jobs import Event
-from surgeon.core.score import Provenance, Score
+from surgeon.core.scoring.score import Provenance, Score
 from surgeon.errors import DataError
 from tests.cli.conftest import Jobs, Run
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from surgeon.core.jobs import PROTOCOL
-from surgeon.core.operation import operations
-from surgeon.core.score import score_kinds
+from surgeon.core.recipe.operation import operations
+from surgeon.core.scoring.score import score_kinds
 from surgeon.errors import CheckpointError
 from tests.cli.conftest import Jobs, Run
 
@@ -92,8 +92,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     stand_in = types.ModuleType("surgeon.ui.app")
     stand_in.run_app = run_app  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "surgeon.ui.app", stand_in)
-    monkeypatch.setattr("surgeon.cli.open.on_terminal", lambda stream: True)
-    monkeypatch.setattr("surgeon.cli.open.reads_keys", lambda: True)
+    monkeypatch.setattr("surgeon.cli.commands.open.on_terminal", lambda stream: True)
+    monkeypatch.setattr("surgeon.cli.commands.open.reads_keys", lambda: True)
     return calls
 
 

@@ -68,4 +68,5 @@ def test_one_command_does_not_import_another() -> None:
     code = "import sys; from surgeon.cli.group import SurgeonGroup; SurgeonGroup().get_command(None, 'list')\n"
     code += "print(*(name for name in sys.modules if name.startswith('surgeon.cli.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"surgeon.cli.inspect", "surgeon.cli.score", "surgeon.cli.operation"} & set(done.stdout.split())
+    others = {"surgeon.cli.commands.inspect", "surgeon.cli.commands.score", "surgeon.cli.operation_command"}
+    assert not others & set(done.stdout.split())

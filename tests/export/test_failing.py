@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.running import run_job
+from surgeon.backend.jobs.run import run_job
 from surgeon.errors import Cancelled, CheckpointError, ExportError, RecipeError, SurgeonError, VerifyError
-from surgeon.export import writing
+from surgeon.export import checkpoint_writer
 from surgeon.export.shards import write_shards
-from tests.export.handmade import llama_tensors, write_config, write_llama, write_shard
-from tests.export.replay import MEAN, PRUNE, digests, names_in, run, start_run
+from tests.export.handmade_shards import llama_tensors, write_config, write_llama, write_shard
+from tests.export.replaying import MEAN, PRUNE, digests, names_in, run, start_run
 
 
 def refused(base: Path, out: Path, kind: type[SurgeonError], *steps: Any, **more: Any) -> SurgeonError:
@@ -76,7 +76,7 @@ def test_a_disk_that_fills_during_an_export_leaves_nothing(what: str, tmp_path: 
         room = {"shard": shard // 2, "side file": shard * 2, "config": shard + 2048}[what]
         (place / "filler").write_bytes(bytes(2 * 2**20 - (room // 4096 + 1) * 4096))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(writing, "require_space", lambda *_: None)
+            patch.setattr(checkpoint_writer, "require_space", lambda *_: None)
             assert "disk is full" in refused(base, place / "out", ExportError).what
         assert names_in(place) == ["filler"]
     finally:
@@ -169,9 +169,11 @@ def test_an_export_that_is_not_what_was_planned_is_not_published(
             tensors["lm_head.weight"] = tensors["model.norm.weight"]
             write_shard(directory / "model.safetensors", tensors)
 
-    monkeypatch.setattr(writing, "write_shards", wrong)
+    monkeypatch.setattr(checkpoint_writer, "write_shards", wrong)
     if fault == "another config":
-        monkeypatch.setattr(writing, "write_config", lambda _plan, directory: write_config(directory, 2, extra=1))
+        monkeypatch.setattr(
+            checkpoint_writer, "write_config", lambda _plan, directory: write_config(directory, 2, extra=1)
+        )
     refused(base, tmp_path / "out", VerifyError)
 
 
@@ -190,6 +192,6 @@ def test_a_failure_in_the_last_step_leaves_nothing(tmp_path: Path, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(writing, "check_written", fail)
+    monkeypatch.setattr(checkpoint_writer, "check_written", fail)
     base = write_llama(tmp_path / "base")
     assert "cannot be written" in refused(base, tmp_path / "out", ExportError).what

@@ -15,7 +15,7 @@ import pytest
 
 from surgeon.errors import ExportError
 from surgeon.export.publish import published, refuse_existing, require_space
-from tests.export.replay import names_in
+from tests.export.replaying import names_in
 
 
 def test_a_directory_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from surgeon.core.checkpoint import Tensor, open_checkpoint
-from surgeon.core.expressions import Copy, Fill
-from surgeon.core.plan import Plan, PlannedTensor
+from surgeon.core.checkpoint.checkpoint import Tensor, open_checkpoint
+from surgeon.core.plan.expressions import Copy, Fill
+from surgeon.core.plan.plan import Plan, PlannedTensor
 from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export import shards
 from surgeon.export.shards import write_shards
-from tests.export.handmade import BYTES, Stored, random_tensor, write_shard
+from tests.export.handmade_shards import BYTES, Stored, random_tensor, write_shard
 
 
 def copied(name: str, tensor: Tensor) -> PlannedTensor:

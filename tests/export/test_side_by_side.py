@@ -10,9 +10,9 @@ import pytest
 
 from surgeon.errors import Cancelled, CheckpointError
 from surgeon.export import shards
-from tests.export.handmade import write_llama
-from tests.export.replay import COPY, MEAN, PRUNE, digests, names_in, run
-from tests.export.test_writing import stored_bytes
+from tests.export.handmade_shards import write_llama
+from tests.export.replaying import COPY, MEAN, PRUNE, digests, names_in, run
+from tests.export.test_checkpoint_writer import stored_bytes
 
 
 @pytest.fixture

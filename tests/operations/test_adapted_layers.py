@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.fold import fold
-from surgeon.core.learned import PENDING
-from surgeon.core.learning_step import with_learned_adapters
-from surgeon.core.recipe import step_of
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.plan.learned_results import PENDING
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.learning_step import with_learned_adapters
+from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import RecipeError
-from tests.backend.tiny import save_tiny
+from tests.backend.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")

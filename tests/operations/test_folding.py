@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.tensors import tensor_reader
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, Mean, Original, Source, draft_of
-from surgeon.core.expressions import Copy, express
-from surgeon.core.fold import fold
-from surgeon.core.recipe import step_of
+from surgeon.backend.model.tensors import tensor_reader
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import Draft, Mean, Original, Source, draft_of
+from surgeon.core.plan.expressions import Copy, express
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import ArchitectureError, RecipeError
-from tests.backend.tiny import FAMILIES, LAYERS, save_tiny, write_tokenizer
-from tests.export.replay import run
+from tests.backend.tiny_models import FAMILIES, LAYERS, save_tiny, write_tokenizer
+from tests.export.replaying import run
 
 _SUFFIX = "mlp.up_proj.weight"
 
@@ -75,7 +75,7 @@ def test_a_run_without_a_layer_in_front_of_it_is_refused(draft: Draft) -> None:
 
 def test_layers_that_are_built_differently_are_not_folded(tmp_path: Path) -> None:
     """The tensor whose shape differs is named."""
-    from tests.cli.tiny import llama_config, llama_shapes, write_checkpoint
+    from tests.cli.tiny_checkpoints import llama_config, llama_shapes, write_checkpoint
 
     shapes = llama_shapes(3) | {"model.layers.2.mlp.up_proj.weight": (8, 32)}
     odd = draft_of(read_structure(open_checkpoint(write_checkpoint(tmp_path / "odd", llama_config(3), shapes))))

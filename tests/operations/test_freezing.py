@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.fold import fold
-from surgeon.core.plan import compile_plan, outside_kind
-from surgeon.core.recipe import step_of
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.plan.plan import compile_plan, outside_kind
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import RecipeError
 from tests.architectures.building import small_config, tiny_model
-from tests.backend.teaching import pupil, training
-from tests.backend.tiny import save_tiny
-from tests.export.replay import run
+from tests.backend.tiny_models import save_tiny
+from tests.backend.training_recipes import pupil, training
+from tests.export.replaying import run
 
 
 def _frozen(base: Path, *steps: dict[str, Any]) -> frozenset[str]:

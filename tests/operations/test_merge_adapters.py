@@ -10,11 +10,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from surgeon.backend.adapters import without_deprecations
-from surgeon.core.learned import adapter_tensors, result_directory
+from surgeon.backend.model.adapters import without_deprecations
+from surgeon.core.plan.learned_results import adapter_tensors, result_directory
 from surgeon.errors import RecipeError
-from tests.backend.tiny import load_plainly, save_tiny, some_tokens, write_tokenizer
-from tests.export.replay import digests, run
+from tests.backend.tiny_models import load_plainly, save_tiny, some_tokens, write_tokenizer
+from tests.export.replaying import digests, run
 
 _TRAIN: dict[str, Any] = {
     "train": {"objective": "lm", "data": "t.jsonl", "steps": 3, "batch_size": 1, "max_length": 32,

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.live import operated
-from surgeon.cli.rehearsal import fold_recipe
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import draft_of
-from surgeon.core.fold import fold
-from surgeon.core.recipe import recipe_from_builtins, step_of
-from surgeon.core.untying import tied_names
+from surgeon.backend.model.in_memory_executor import operated
+from surgeon.cli.dry_run import fold_recipe
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.plan.tied_head import tied_names
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import recipe_from_builtins, step_of
 from surgeon.errors import ArchitectureError, RecipeError
 from tests.architectures.building import small_config, tiny_model
-from tests.backend.tiny import load_plainly, save_tiny, some_tokens, write_tokenizer
-from tests.export.replay import digests, run
+from tests.backend.tiny_models import load_plainly, save_tiny, some_tokens, write_tokenizer
+from tests.export.replaying import digests, run
 
 _UNTIE: Mapping[str, Any] = {"untie": {}}
 _TIED = ("llama", "qwen3", "gemma2", "gpt2", "gpt_neox", "mixtral")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.backend.running import run_job
-from surgeon.core.document import read_document
-from surgeon.core.faults import built_in
-from surgeon.core.learned import result_report
-from surgeon.core.learning_step import LEARNED
-from surgeon.core.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
-from tests.backend.tiny import save_tiny, write_tokenizer
+from surgeon.backend.jobs.run import run_job
+from surgeon.core.plan.learned_results import result_report
+from surgeon.core.recipe.learning_step import LEARNED
+from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.validation import built_in
+from surgeon.core.recipe.yaml_document import read_document
+from tests.backend.tiny_models import save_tiny, write_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from surgeon.core.atomic import write_text
+from surgeon.core.checkpoint.atomic_files import write_text
 from tests.reproduce.arms import RECIPES, run_arm
 from tests.reproduce.curves import decile_curves
 from tests.reproduce.experiments import EXPERIMENTS, Experiment

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.running import run_job
-from surgeon.core.document import read_document
-from surgeon.core.faults import built_in
+from surgeon.backend.jobs.run import run_job
 from surgeon.core.jobs import Kind
-from surgeon.core.learned import result_report
-from surgeon.core.learning_step import LEARNED
-from surgeon.core.recipe import recipe_from_builtins, recipe_to_builtins
+from surgeon.core.plan.learned_results import result_report
+from surgeon.core.recipe.learning_step import LEARNED
+from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.validation import built_in
+from surgeon.core.recipe.yaml_document import read_document
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

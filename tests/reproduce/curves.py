@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.ablation import ablate
-from surgeon.backend.bench import Settings
-from surgeon.backend.running import open_base, replay
+from surgeon.backend.jobs.run import open_base, replay
+from surgeon.backend.scoring.ablation import ablate
+from surgeon.backend.scoring.context import Settings
 from surgeon.core.jobs import Kind
-from surgeon.core.recipe import recipe_from_builtins
+from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 ROLES = ("attention.output", "mlp.up", "mlp.down")

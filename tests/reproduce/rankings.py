@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.bench import Settings
-from surgeon.backend.measuring import measure, settings_of
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.locate import locate_model
-from surgeon.core.overlap import jaccard, top
-from surgeon.core.score import END_OF_FREEZING
-from surgeon.core.score_requests import request_text
+from surgeon.backend.scoring.context import Settings
+from surgeon.backend.scoring.measure import measure, settings_of
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.scoring.overlap import jaccard, top
+from surgeon.core.scoring.requests import request_text
+from surgeon.core.scoring.score import END_OF_FREEZING
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 SOURCES = ("instructions.jsonl", "gsm8k.jsonl")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from surgeon.core.recipe import recipe_from_builtins
+from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.reproduce import rankings
 from tests.reproduce.arms import Arm, plain_recipe, steps_named
 from tests.reproduce.experiments import EXPERIMENTS, FREEZING, HEALING, SLAYER

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.core.score import Score
-from tests.backend.tiny import LAYERS, layers_of, load_plainly
-from tests.scores.patients import MEASURED_FAMILIES, Array, few, patient, scores, text_of, values
+from surgeon.core.scoring.score import Score
+from tests.backend.tiny_models import LAYERS, layers_of, load_plainly
+from tests.scores.sample_models import MEASURED_FAMILIES, Array, few, patient, scores, text_of, values
 
 
 @torch.inference_mode()

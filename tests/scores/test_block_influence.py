@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.backend.bench import Settings
-from surgeon.backend.calibration import read_calibration
-from surgeon.backend.loading import forget_model, load_tokenizer
-from surgeon.backend.measuring import measure
-from surgeon.core.locate import cache_directory
-from surgeon.core.score import Average, Score, average
+from surgeon.backend.data.calibration import read_calibration
+from surgeon.backend.model.loading import forget_model, load_tokenizer
+from surgeon.backend.scoring.context import Settings
+from surgeon.backend.scoring.measure import measure
+from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.scoring.score import Average, Score, average
 from surgeon.errors import Cancelled
 from surgeon.scores.block_influence import influence
-from tests.backend.tiny import (
+from tests.backend.tiny_models import (
     FAMILIES,
     LAYERS,
     layers_of,
@@ -27,7 +27,7 @@ from tests.backend.tiny import (
     save_tiny,
     write_tokenizer,
 )
-from tests.export.replay import Step, keep_silent, never, run
+from tests.export.replaying import Step, keep_silent, never, run
 from tests.scores.test_weight_norm import open_draft
 
 

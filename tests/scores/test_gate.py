@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from surgeon.core.learned import TENSORS, result_directory
+from surgeon.core.plan.learned_results import TENSORS, result_directory
 from surgeon.errors import ScoreError
-from tests.export.replay import run
-from tests.scores.patients import patient
+from tests.export.replaying import run
+from tests.scores.sample_models import patient
 
 QUICK = {"steps": 3, "batch_size": 3, "max_length": 48, "learning_rate": 0.01}
 ROLES = {"q_proj": "attention.query", "o_proj": "attention.output", "up_proj": "mlp.up"}

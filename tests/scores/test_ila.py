@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.backend.learned_scores import _score
-from surgeon.backend.measuring import measure
-from surgeon.core.locate import cache_directory
-from surgeon.core.overlap import chance_jaccard, jaccard, top
-from surgeon.core.ranking import extreme_layers
-from surgeon.core.score import Learnt, score_kinds
-from surgeon.core.score_requests import requested_scores
-from surgeon.core.untrained import settled
+from surgeon.backend.scoring.learned_scores import _score
+from surgeon.backend.scoring.measure import measure
+from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.scoring.overlap import chance_jaccard, jaccard, top
+from surgeon.core.scoring.requests import requested_scores
+from surgeon.core.scoring.score import Learnt, score_kinds
+from surgeon.core.scoring.untrained_gates import settled
+from surgeon.core.selection.ranking import extreme_layers
 from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
 from surgeon.scores.ila import Ila
-from tests.backend.tiny import LAYERS
-from tests.export.replay import keep_silent, never, run
-from tests.scores.patients import few, open_draft, patient, scores
+from tests.backend.tiny_models import LAYERS
+from tests.export.replaying import keep_silent, never, run
+from tests.scores.sample_models import few, open_draft, patient, scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -71,7 +71,7 @@ def test_both_stages_tell_how_far_they_are_and_rows_come_at_the_end(tmp_path: Pa
 
 def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the score nor, with other mask settings, the LoRA under it."""
-    from surgeon.backend import learning
+    from surgeon.backend.training import learning
 
     base = patient("llama", tmp_path / "base")
     begun: list[str] = []

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon.backend.matrices import StoredMatrix
+from surgeon.backend.model.matrices import StoredMatrix
 from surgeon.scores.lamp import Lamp
-from tests.scores.patients import Array, patient, scores
+from tests.scores.sample_models import Array, patient, scores
 
 
 def exact_shares(weights: list[torch.Tensor], kept: float = 0.5) -> Array:

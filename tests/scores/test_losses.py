@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.core.layer_trie import Trie
-from surgeon.core.score import Score, SweepScore, Visit, score_kinds
+from surgeon.core.scoring.layer_trie import Trie
+from surgeon.core.scoring.score import Score, SweepScore, Visit, score_kinds
 from surgeon.errors import ScoreError
-from tests.backend.tiny import LAYERS, layers_of, load_plainly, reference_logits
-from tests.scores.patients import MEASURED_FAMILIES, Array, patient, scores, text_of
+from tests.backend.tiny_models import LAYERS, layers_of, load_plainly, reference_logits
+from tests.scores.sample_models import MEASURED_FAMILIES, Array, patient, scores, text_of
 
 
 def naive_losses(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> Array:
@@ -180,8 +180,8 @@ def test_gradient_scores_are_those_of_autograd_by_hand(family: str, tmp_path: Pa
 
 def test_the_model_is_left_without_gradients(tmp_path: Path) -> None:
     """It serves the next job."""
-    from surgeon.backend.loading import resident_model
-    from tests.scores.patients import open_draft
+    from surgeon.backend.model.loading import resident_model
+    from tests.scores.sample_models import open_draft
 
     base = patient("llama", tmp_path / "base")
     scores(base, "fisher")

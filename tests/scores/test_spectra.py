@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.backend.matrices import StoredMatrix
+from surgeon.backend.model.matrices import StoredMatrix
 from surgeon.errors import ScoreError
 from surgeon.scores.power_law_alpha import PowerLawAlpha
 from surgeon.scores.random_matrix import RandomMatrix, median_of_bulk
 from surgeon.scores.spectrum_compat import SpectrumCompat
 from surgeon.scores.stable_rank import StableRank
-from tests.backend.tiny import LAYERS, load_plainly
-from tests.scores.patients import MEASURED_FAMILIES, Array, patient, scores
+from tests.backend.tiny_models import LAYERS, load_plainly
+from tests.scores.sample_models import MEASURED_FAMILIES, Array, patient, scores
 
 SHAPES = ((576, 576), (1536, 576), (192, 576))
 """The three aspect ratios of a small Llama."""

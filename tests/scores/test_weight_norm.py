@@ -11,18 +11,18 @@ import torch
 from safetensors import safe_open
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.bench import Settings
-from surgeon.backend.matrices import StoredMatrix
-from surgeon.backend.measuring import measure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.fold import fold
-from surgeon.core.recipe import recipe_from_builtins
-from surgeon.core.score import Score
+from surgeon.backend.model.matrices import StoredMatrix
+from surgeon.backend.scoring.context import Settings
+from surgeon.backend.scoring.measure import measure
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import recipe_from_builtins
+from surgeon.core.scoring.score import Score
 from surgeon.errors import Cancelled, ScoreError
 from surgeon.scores.weight_norm import WeightNorm
-from tests.backend.tiny import FAMILIES, LAYERS, save_tiny
-from tests.export.replay import keep_silent, never
+from tests.backend.tiny_models import FAMILIES, LAYERS, save_tiny
+from tests.export.replaying import keep_silent, never
 
 
 def open_draft(base: Path, *steps: Any) -> Draft:

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
-from surgeon.ui.main_screen import MainScreen
+from surgeon.ui.screens.main_screen import MainScreen
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 LAYERS = 6

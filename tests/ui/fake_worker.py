@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint import open_checkpoint
-from surgeon.core.draft import Draft, draft_of
-from surgeon.core.fold import fold
-from surgeon.core.recipe import recipe_from_builtins
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.recipe import recipe_from_builtins
 
 _JOBS: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 _CANCEL = threading.Event()

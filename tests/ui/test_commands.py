@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from surgeon.core.operation import operations
+from surgeon.core.recipe.operation import operations
 from surgeon.errors import UsageError
-from surgeon.ui.command_line import completion, known_scores, line_words, parse_line
 from surgeon.ui.commands import commands
+from surgeon.ui.state.command_line import completion, known_scores, line_words, parse_line
 
 
 def test_no_key_is_used_twice() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
-from surgeon.ui.lesson import Lesson, curve
-from tests.backend.teaching import pupil
+from surgeon.ui.state.training_progress import Lesson, curve
+from tests.backend.training_recipes import pupil
 from tests.ui.conftest import Operator
 
 TRAIN = "train --objective lm --data text.jsonl --held-out 20% --eval-steps 20 --max-length 24 --learning-rate 1e-3"

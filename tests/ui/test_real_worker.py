@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.core.recipe import load_recipe
+from surgeon.core.recipe.recipe import load_recipe
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
-from tests.backend.tiny import load_plainly, save_tiny, write_tokenizer
+from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.ui.conftest import Operator
 
 _TEXT = '{"text": "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. "}\n'

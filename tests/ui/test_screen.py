@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.core.recipe import load_recipe
-from surgeon.core.score import Provenance, Score
+from surgeon.core.recipe.recipe import load_recipe
+from surgeon.core.scoring.score import Provenance, Score
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
-from surgeon.ui.dialogs import ErrorDialog
+from surgeon.ui.screens.dialogs import ErrorDialog
 from tests.ui.conftest import Drive, Operator, fake_worker
 
 
@@ -350,7 +350,7 @@ async def test_recovered_steps_are_told_and_can_be_undone(tiny: Path) -> None:
 async def test_a_draft_on_a_model_of_very_many_tensors_is_judged_when_the_keys_rest(
     drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("surgeon.ui.room._MANY_TENSORS", 3)
+    monkeypatch.setattr("surgeon.ui.state.screen_state._MANY_TENSORS", 3)
 
     async def scenario(operator: Operator) -> None:
         await operator.press("d", "right", "right")

@@ -1,0 +1,171 @@
+"""Carries out evaluations and gates on the live model of a step; what was measured before is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from surgeon.backend.device import choose_device, choose_dtype
+from surgeon.backend.evaluation.items import Items, read_items
+from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
+from surgeon.backend.model.adapters import attached
+from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.model.position_limit import refuse_too_long
+from surgeon.backend.scoring.score_cache import ScoreCache, side_digest
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.evaluation import Evaluated, Measure, Raw, figures_of
+from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.learning_step import draft_state
+from surgeon.core.recipe.read_only_step import Looking
+from surgeon.core.recipe.recipe import Recipe
+from surgeon.core.scoring.score import Average
+from surgeon.errors import Cancelled, RecipeError
+
+_VERSION = 1
+"""Raised whenever the same inputs would give other numbers."""
+
+
+class Evaluator:
+    """Looks at the models of one recipe, step by step."""
+
+    def __init__(
+        self, recipe: Recipe, base: Draft, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+    ) -> None:
+        """Measure nothing yet."""
+        self._recipe, self._base, self._emit, self._cancelled = recipe, base, emit, cancelled
+        self._root = Path(args.get("root", "."))
+        self._device = choose_device(args.get("device"))
+        self._dtype = choose_dtype(args.get("dtype") or "float32", self._device)
+        self._cache = ScoreCache(base.structure.checkpoint)
+        self._tokenizer: Any = None
+
+    def look(self, draft: Draft, step: Looking, number: int) -> Iterator[Evaluated]:
+        """Carry out a step and yield what it finds.
+
+        Raises:
+            GateError: a figure is out of its bounds.   DataError, RecipeError: the data or a bound says nothing.
+        """
+        bounds = step.bounds()
+        for name, measure in step.measures().items():
+            self._emit("log", {"level": "info", "text": f"steps[{number}].{step.name}: measuring {name}"})
+            raw = self._raw(draft, measure)
+            base = self._raw(self._base, measure) if measure.kind == "pairs" else None
+            figures = figures_of(measure, raw, base)
+            bound = bounds.get(name)
+            untouched = self._figures_of_base(measure) if bound is not None and bound.relative else {}
+            result = Evaluated(
+                step=number, name=name if bounds else step.title, metric=name, data=measure.data,
+                examples=len(raw.values), figures=figures, base=dict(untouched),
+            )  # fmt: skip
+            self._emit("evaluated", msgspec.to_builtins(result))
+            if bound is not None:
+                where = f"steps[{number}].{step.name}.{name}"
+                said = bound.judge(name, figures[name], untouched.get(name), where)
+                result = msgspec.structs.replace(result, bounds={name: said})
+            yield result
+
+    def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
+        raw = self._raw(self._base, measure)
+        return figures_of(measure, raw, raw)
+
+    def _raw(self, draft: Draft, measure: Measure) -> Raw:
+        """Return what the model gives, from the cache if it is there."""
+        if measure.kind == "tasks":
+            return self._by_harness(draft, measure)
+        tokenizer = self._own_tokenizer()
+        data = self._recipe.data.get(measure.data, measure.data) if measure.data else None
+        items = read_items(measure, data, self._root, tokenizer)
+        if items.left_out:
+            text = f"{measure.data}: {items.left_out} rows are longer than {measure.max_length} tokens and left out"
+            self._emit("log", {"level": "warning", "text": text})
+        answering = (measure.max_new_tokens, self._answering()) if measure.kind == "answers" else None
+        asked = (measure.kind, items.digest, answering)
+        return self._cached(draft, asked, lambda model: self._measured(model, items, measure))
+
+    def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> Raw:
+        made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
+        known = self._cache.get(Raw, *made_of)
+        if known is None:
+            with self._live(draft) as model:
+                known = measured(model)
+            self._cache.put(known, *made_of)
+            self._cache.trim()
+        return known
+
+    def _measured(self, model: nn.Module, items: Items, measure: Measure) -> Raw:
+        sequences = [one for example in items.examples for one in example]
+        written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
+        longest = max(len(one.tokens) for one in sequences) + written
+        settings = "max_length, or max_new_tokens" if written else "max_length"
+        refuse_too_long(model, longest, measure.data or "data", settings)
+
+        def tell(done: int) -> None:
+            if self._cancelled():
+                raise Cancelled
+            body = {"done": done, "total": len(sequences), "unit": "sequences", "what": "evaluating"}
+            self._emit("progress", body)
+
+        if measure.kind == "answers":
+            told = greedy_answers(model, self._own_tokenizer(), sequences, measure.max_new_tokens, tell)
+            hits = [[float(text.strip() == right)] for text, right in zip(told, items.texts, strict=True)]
+            return Raw(values=hits)
+        words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        sums = iter(log_likelihoods(model, sequences, words, tell))
+        values = [[next(sums) for _ in example] for example in items.examples]
+        if measure.kind in ("text", "responses"):
+            values = [[-value for value in row] for row in values]
+        return Raw(
+            values=values, sizes=[list(row) for row in items.sizes], answers=list(items.answers), nbytes=items.nbytes
+        )
+
+    def _by_harness(self, draft: Draft, measure: Measure) -> Raw:
+        from surgeon.backend.evaluation.lm_eval import harness_figures, harness_version
+
+        def measured(model: nn.Module) -> Raw:
+            return harness_figures(model, self._own_tokenizer(), measure, self._recipe.seed)
+
+        if any(Path(task).exists() for task in measure.tasks):  # nobody knows which other files it names
+            with self._live(draft) as model:
+                return measured(model)
+        asked = ("lm_eval", harness_version(), measure.tasks, measure.rows, measure.max_length, self._answering())
+        return self._cached(draft, asked, measured)
+
+    def _answering(self) -> str:
+        """Return what tells apart tokenizers and ends of answers, where more than given tokens are measured."""
+        return side_digest(self._base.structure.checkpoint, answering=True)
+
+    def _own_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._base.structure.checkpoint.path)
+        return self._tokenizer
+
+    @contextmanager
+    def _live(self, draft: Draft) -> Iterator[nn.Module]:
+        """Yield the model of a draft with what was learned and with its adapters, in evaluation mode."""
+        plan = compile_plan(draft)
+        if plan.pending:
+            raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
+        model = resident_model(draft.structure, self._dtype, self._device).model
+        with operated(model, unfrozen(draft)) as edited:
+            if not plan.adapters:
+                yield edited
+                return
+            with attached(edited, plan, self._recipe.seed) as (adapted, _):
+                yield adapted.eval()
+
+
+def weights_state(draft: Draft) -> Any:
+    """Return everything about a draft that its function depends on: all but freezes and weight masks."""
+    stacks = {
+        name: tuple(replace(layer, frozen=frozenset()) for layer in layers) for name, layers in draft.stacks.items()
+    }
+    return draft_state(replace(draft, stacks=stacks, frozen=frozenset(), mask=None))

@@ -1,0 +1,259 @@
+"""The in-memory executor: the same draft applied to a loaded model by rearranging its layer modules.
+
+Unchanged layers are shared, not copied; inserted ones are real copies. On leaving, the model is the base again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.backend.model.layer_slices import swap_slices
+from surgeon.backend.model.matrices import truncate
+from surgeon.backend.model.streaming import weights_of, without_hooks
+from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
+from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.plan.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
+from surgeon.core.plan.expressions import truncated_pieces
+from surgeon.core.plan.learned_results import layer_tensor, outside_tensor, result_tensors
+from surgeon.core.plan.plan import compile_config
+from surgeon.core.plan.tied_head import outside_tensors, results_of, tied_names
+from surgeon.core.structure.structure import Stack, Structure
+from surgeon.errors import ArchitectureError
+
+_NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
+
+
+def layer_list(model: nn.Module, stack: Stack, count: int | None = None) -> nn.ModuleList:
+    """Return the module list that holds a stack's layers; `count` of them, where it has been edited.
+
+    Raises:
+        ArchitectureError: the loaded model has none of that length and name.
+    """
+    last = stack.prefix.rpartition(".")[2]
+    count = len(stack.layers) if count is None else count
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    exact = [module for name, module in lists.items() if name == stack.prefix]
+    alike = [module for name, module in lists.items() if name.endswith(stack.prefix) or stack.prefix.endswith(name)]
+    named = [module for name, module in lists.items() if name.rpartition(".")[2] == last]
+    for found in (exact, alike, named):
+        if len(found) == 1:
+            return found[0]
+    raise ArchitectureError(
+        "the loaded model has no list of modules for these layers",
+        where=f"{stack.prefix}.0-{len(stack.layers) - 1}",
+        allowed=", ".join(lists) or "none found",
+        hint="this model can be edited on disk, not measured or verified",
+    )
+
+
+@contextmanager
+def operated(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
+    """Yield the model as the draft has it, in evaluation mode; restore the base afterwards."""
+    restores: list[tuple[nn.ModuleList, list[nn.Module]]] = []
+    configs = _swap_configs(model, compile_config(draft))
+    try:
+        configs += swap_slices(model, draft)
+        configs += _swap_outside(model, draft)
+        for name, layers in draft.stacks.items():
+            stack = draft.structure.stacks[name]
+            modules = layer_list(model, stack)
+            base = list(modules)
+            edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
+            restores.append((modules, base))
+            _refill(modules, edited)
+        yield model
+    finally:
+        for modules, base in restores:
+            _refill(modules, base)
+        for module, name, value in configs:
+            setattr(module, name, value)
+
+
+def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:
+    used: set[int] = set()
+    edited = []
+    for source in sources:
+        if isinstance(source, Original) and source.index not in used:
+            used.add(source.index)
+            edited.append(base[source.index])
+        else:
+            edited.append(_build(structure, stack, source, base))
+    return edited
+
+
+def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
+    if isinstance(source, Original):
+        with weights_of(base[source.index]) as layer:
+            return without_hooks(copy.deepcopy(layer))
+    if isinstance(source, Identity):
+        module = _build(structure, stack, source.of, base)
+        ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
+        with torch.no_grad():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                role = structure.role(name)
+                if role in ways:
+                    tensor.fill_(ways[role])
+        return module
+    if isinstance(source, Truncated):
+        module = _build(structure, stack, source.of, base)
+        stored = _stored_dtypes(structure, stack, source)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if pieces := truncated_pieces(structure, stack, source, name, tuple(parameter.shape)):
+                    weight = parameter.to(stored.get(name, parameter.dtype), copy=True)
+                    truncate(weight, pieces, source.how)
+                    parameter.copy_(weight)
+        return module
+    if isinstance(source, Learned):
+        module = _build(structure, stack, source.of, base)
+        _restore_learned(structure, module, source, stack)
+        return module
+    module, *others = (_build(structure, stack, part, base) for part in source.parts)
+    weights = [other.state_dict() for other in others]
+    stored = _stored_dtypes(structure, stack, source)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                parts = (value, *(other[name] for other in weights))
+                value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
+    return module
+
+
+def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[str, torch.dtype]:
+    """Return by live name what a layer's tensors are stored in: an export rounds to it, and so do we.
+
+    Otherwise a model that is computed in float32 would be measured with other weights than are written.
+    """
+    known = not structure.family.renamed
+    return {
+        _live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
+        for suffix, tensor in base_tensors(source, stack).items()
+        if tensor.dtype in FLOATS
+    }
+
+
+def _restore_learned(structure: Structure, module: nn.Module, source: Learned, stack: Stack) -> None:
+    """Give a layer the tensors that a learned step left it with."""
+    stored = result_tensors(source.address)
+    live = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with tensor_reader() as reader, torch.no_grad():
+        for suffix in base_tensors(source, stack):
+            found = stored.get(layer_tensor(stack.name, source.key, suffix))
+            if found is not None:
+                live[_live_suffix(structure, stack, suffix)].copy_(reader.read(found))
+
+
+def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
+    """Return what a tensor of a layer is called within the loaded layer."""
+    (live,) = structure.memory_names([stack.tensor_name(0, suffix)])
+    return live.partition(".0.")[2]
+
+
+def _swap_outside(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
+    """Untie the head and give tensors outside the layers what was learned; return (holder, attribute, what it had)."""
+    swapped: list[tuple[Any, str, Any]] = [] if draft.untied is None else [_untie(model, draft)]
+    live: dict[str, Any] = (
+        {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())} if draft.learned else {}
+    )
+    with tensor_reader() as reader:
+        for name in outside_tensors(draft):
+            for address, then in results_of(draft, name):
+                stored = result_tensors(address)
+                if outside_tensor(then) in stored:
+                    (own,) = draft.structure.memory_names([name])
+                    before = live[own].data
+                    swapped.insert(0, (live[own], "data", before))
+                    live[own].data = reader.read(stored[outside_tensor(then)]).to(before.device, before.dtype)
+    return swapped
+
+
+def _untie(model: nn.Module, draft: Draft) -> tuple[nn.Module, str, Any]:
+    """Give the head a copy of the embedding; return (module, attribute, what it had before).
+
+    Raises:
+        ArchitectureError: the loaded model's head is not tied to the embedding.
+    """
+    head, embedding = draft.structure.memory_names(tied_names(draft.structure))
+    live = dict(model.named_parameters(remove_duplicate=False))
+    tied = live.get(head)
+    if tied is None or tied is not live.get(embedding):
+        raise ArchitectureError(
+            f"the loaded model's {head!r} is not its {embedding!r}", where=f"model_type {draft.structure.model_type}",
+            hint="leave untie out: nothing is tied",
+        )  # fmt: skip
+    path, _, attribute = head.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad))
+    return module, attribute, tied
+
+
+def _refill(modules: nn.ModuleList, layers: list[nn.Module]) -> None:
+    del modules[:]
+    modules.extend(layers)
+    for position, layer in enumerate(layers):
+        for part in layer.modules():
+            for attribute in _NUMBERS:
+                if isinstance(vars(part).get(attribute), int):
+                    setattr(part, attribute, position)
+
+
+def _with_infinities(value: Any) -> Any:
+    """Return a config with the numbers that JSON cannot write, which transformers writes as mappings."""
+    if isinstance(value, dict):
+        named = value.get("__float__") if len(value) == 1 else None
+        return float(named) if named else {key: _with_infinities(part) for key, part in value.items()}
+    return [_with_infinities(part) for part in value] if isinstance(value, list) else value
+
+
+def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
+    """Give every submodule the edited config it belongs to; return (module, attribute, what it had before)."""
+    old: Any = model.config
+    new = type(old).from_dict(_with_infinities(plain))
+    pairs = {id(old): new}
+    parts = [
+        (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
+    ]
+    pairs.update((id(before), after) for before, after in parts)
+    for before, after in ((old, new), *parts):
+        for chosen in ("_attn_implementation", "_experts_implementation"):
+            if hasattr(before, chosen):
+                setattr(after, chosen, getattr(before, chosen))
+        after.dtype = before.dtype
+    swapped = []
+    for module in model.modules():
+        config = vars(module).get("config")
+        if id(config) in pairs:
+            swapped.append((module, "config", config))
+            module.config = pairs[id(config)]
+    return [
+        *swapped,
+        *(change for before, after in ((old, new), *parts) for change in _swap_copies(model, before, after)),
+    ]
+
+
+def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn.Module, str, Any]]:
+    """Replace what modules have copied from the config: lists that say something of each layer, and counts."""
+    changed = {
+        name: value
+        for name, value in vars(before).items()
+        if isinstance(value, list | int) and vars(after).get(name) != value
+    }
+    for module in model.modules():
+        for name in changed.keys() & vars(module).keys():
+            if getattr(module, name) == changed[name]:
+                yield module, name, changed[name]
+                setattr(module, name, vars(after)[name])
+        if "layer_dic" in vars(module) and "hybrid_layer_ids" in changed:  # Zamba 2: layer number to rank
+            yield module, "layer_dic", module.layer_dic
+            ranks = {index: rank for rank, index in enumerate(after.hybrid_layer_ids)}
+            setattr(module, "layer_dic", ranks)  # noqa: B010 - nn.Module takes no dict by its stubs

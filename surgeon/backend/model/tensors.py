@@ -1,0 +1,127 @@
+"""Stored tensors as torch tensors, one at a time, and the arithmetic that a plan asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from surgeon.backend.model.matrices import truncate
+from surgeon.core.checkpoint.checkpoint import Tensor
+from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.plan.draft import Mean, Original, Source
+from surgeon.core.plan.expressions import Copy, Expression, Fill, LearnedOf, TruncatedOf
+from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.plan import PlannedTensor
+from surgeon.errors import ArchitectureError, LearningError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+class TensorReader:
+    """Reads tensors by byte range; keeps shards open, never more than the asked tensor in memory."""
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._handles: dict[Path, int] = {}
+
+    def read(self, stored: Tensor) -> torch.Tensor:
+        """Return one stored tensor in its own dtype and shape.
+
+        Raises:
+            ArchitectureError: torch has no such dtype.
+        """
+        if stored.dtype not in DTYPES:
+            raise ArchitectureError(
+                f"has dtype {stored.dtype}, which cannot be calculated with",
+                where=stored.name,
+                allowed=", ".join(DTYPES),
+            )
+        if stored.shard not in self._handles:
+            self._handles[stored.shard] = os.open(stored.shard, os.O_RDONLY)
+        if not stored.nbytes:
+            return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+        data = bytearray(stored.nbytes)
+        view, position = memoryview(data), stored.start
+        while view:
+            count = os.preadv(self._handles[stored.shard], [view], position)
+            if not count:
+                raise OSError(f"{stored.shard} became shorter while it was read")
+            view, position = view[count:], position + count
+        return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
+
+    def evaluate(self, expression: Expression, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Calculate an expression. A mean is taken in float32 (float64 for float64) and rounded once."""
+        if isinstance(expression, Copy):
+            return self.read(expression.tensor)
+        if isinstance(expression, Fill):
+            return torch.full(shape, expression.value, dtype=DTYPES[dtype])
+        if isinstance(expression, Slices):
+            return gathered(self.read(expression.tensor), expression)
+        if isinstance(expression, TruncatedOf):
+            weight = self.evaluate(expression.of, dtype, shape).clone()
+            truncate(weight, expression.pieces, expression.how)
+            return weight
+        if isinstance(expression, LearnedOf):
+            raise LearningError(
+                "has not been learned yet", where=expression.address, hint="run the recipe's steps first"
+            )
+        return mean_of([self.evaluate(part, dtype, shape) for part in expression.parts])
+
+    def bytes_of(self, tensor: PlannedTensor) -> bytes:
+        """Calculate a planned tensor and return its little-endian bytes."""
+        value = self.evaluate(tensor.source, tensor.dtype, tensor.shape).contiguous()
+        return (
+            value.view(torch.uint8).numpy().tobytes()
+            if value.dim()
+            else value.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
+
+
+@contextmanager
+def tensor_reader() -> Iterator[TensorReader]:
+    """Yield a reader and close it."""
+    reader = TensorReader()
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def mean_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the element-wise mean, taken in float32 (float64 for float64), rounded once to the dtype of the first."""
+    dtype = parts[0].dtype
+    total = parts[0].to(torch.float64 if dtype is torch.float64 else torch.float32, copy=True)
+    for part in parts[1:]:
+        total += part.to(total.dtype)
+    return (total / len(parts)).to(dtype)
+
+
+def gathered(value: torch.Tensor, slices: Slices) -> torch.Tensor:
+    """Return slices of a whole tensor, one after another."""
+    return torch.cat([_slice(value, slices, source) for source in slices.sources], dim=slices.axis)
+
+
+def _slice(value: torch.Tensor, slices: Slices, source: Source) -> torch.Tensor:
+    if isinstance(source, Mean):
+        return mean_of([_slice(value, slices, part) for part in source.parts])
+    assert isinstance(source, Original), "a slice is a layer's, or a mean of layers'"
+    return value.narrow(slices.axis, source.index * slices.width, slices.width)
+
+
+def is_matrix(stored: Tensor) -> bool:
+    """Whether a stored tensor is a weight matrix, or a stack of them, that scores look at."""
+    return len(stored.shape) > 1 and stored.dtype in FLOATS

@@ -1,0 +1,173 @@
+"""A model with its calibration text, ready to be measured: loaded once, shared by all passes that need it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from surgeon.backend.data.calibration import Calibration, read_calibration
+from surgeon.backend.device import choose_device, choose_dtype
+from surgeon.backend.model.in_memory_executor import layer_list, operated
+from surgeon.backend.model.layer_runner import LayerRunner, batches_of
+from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.scoring.score import Average, Provenance
+
+# On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
+_BATCH_TOKENS = {"cpu": 512}
+_MOST_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure: sequences x length tokens of `data` (None: the built-in text), relative to `root`.
+
+    `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where
+    the search for a batch size starts, None for what suits the device; it is halved whenever memory runs out.
+    """
+
+    root: Path
+    data: str | None = None
+    sequences: int = 12
+    length: int = 256
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    stream: bool | None = None
+    batch_tokens: int | None = None
+
+    @property
+    def first_batch(self) -> int:
+        """How many tokens go through a layer at once, unless memory runs out."""
+        return self.batch_tokens or _BATCH_TOKENS.get(choose_device(self.device).type, _MOST_BATCH_TOKENS)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One layer's part of a score."""
+
+    value: float
+    error: float | None = None
+    matrices: dict[str, float] = {}
+
+
+Rows = Mapping[str, Mapping[int, Row]]
+"""By name of a score, then by position of the layer."""
+
+
+def weights_alone(draft: Draft, emit: Emit) -> Draft:
+    """Return what is measured of a draft: its weights; say so where trained adapters are on them."""
+    adapters = [lora for layers in draft.stacks.values() for layer in layers for lora in layer.lora.values()]
+    if any(lora.address is not None for lora in adapters):
+        text = "trained adapters are left out: the weights below them are measured; merge_adapters first to have both"
+        emit("log", {"level": "warning", "text": text})
+    return unfrozen(draft)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a pass needs.
+
+    keys: the layer keys of the draft, in order.   known: rows that need no measuring.
+    room: how many bytes of hidden states may stay in memory.
+    """
+
+    draft: Draft
+    model: nn.Module
+    runner: LayerRunner
+    calibration: Calibration
+    batches: Sequence[torch.Tensor]
+    targets: Sequence[torch.Tensor]
+    keys: Sequence[str]
+    emit: Emit
+    cancelled: IsCancelled
+    known: Rows
+    room: int
+
+    @property
+    def streamed(self) -> bool:
+        """Whether layers lie on disk until they are used."""
+        return any(is_streamed(layer) for layer in self.runner.layers)
+
+    def progress(self, done: int, total: int, what: str, unit: str = "layers") -> None:
+        """Tell how far a pass is."""
+        self.emit("progress", {"done": done, "total": total, "unit": unit, "what": what})
+
+    def scored(self, score: str, layer: int, average: Average, matrices: dict[str, float] | None = None) -> None:
+        """Tell one layer's score the moment it is known."""
+        body = {
+            "score": score,
+            "layer": self.keys[layer],
+            "value": average.value,
+            "error": average.error,
+            "matrices": matrices,
+        }
+        self.emit("scored", body)
+
+
+def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | None = None) -> Provenance:
+    """Return what a measurement with these settings is made from; `data` names the text as it was tokenised."""
+    checkpoint = draft.structure.checkpoint
+    if calibration is None:
+        return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
+    dtype = choose_dtype(settings.dtype, choose_device(settings.device))
+    return Provenance(
+        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
+        sequences=settings.sequences, length=settings.length, seed=settings.seed,
+        dtype=str(dtype or "auto").removeprefix("torch."),
+    )  # fmt: skip
+
+
+def _text_digest(calibration: Calibration) -> str:
+    tokens = (calibration.tokens_BT.tolist(), calibration.targets_BT.tolist())
+    return hashlib.sha256(msgspec.json.encode((calibration.digest, tokens))).hexdigest()[:16]
+
+
+def calibration_of(draft: Draft, settings: Settings) -> Calibration:
+    """Read the calibration text with the model's own tokenizer."""
+    tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
+    return read_calibration(
+        settings.data,
+        settings.root,
+        tokenizer,
+        sequences=settings.sequences,
+        length=settings.length,
+        seed=settings.seed,
+    )
+
+
+@contextmanager
+def bench(
+    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled,
+    known: Rows | None = None,
+) -> Iterator[Bench]:  # fmt: skip
+    """Load the model, operate on it as the draft says, and yield it with its text on the device."""
+    checkpoint = draft.structure.checkpoint
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
+    how = "layer by layer from disk" if stream else "whole"
+    emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} {how} on {device}"})
+    with ExitStack() as stack:
+        if stream:
+            stack.enter_context(freed_memory_returned())
+        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        edited = stack.enter_context(operated(model, draft))
+        layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
+        batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)
+        yield Bench(
+            draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
+            batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
+            keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
+            known=known or {}, room=room_for_states(device, streamed=stream),
+        )  # fmt: skip

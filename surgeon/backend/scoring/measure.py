@@ -1,0 +1,232 @@
+"""The `score` job: measures what was asked on the model after the recipe's steps, each kind of pass once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from surgeon.backend.data.calibration import Calibration
+from surgeon.backend.out_of_memory import is_out_of_memory
+from surgeon.backend.scoring.context import Bench, Row, Settings, bench, calibration_of, provenance_of, weights_alone
+from surgeon.backend.scoring.live_passes import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
+from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.scoring.weights_pass import weights_pass
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.scoring.requests import requested_scores
+from surgeon.core.scoring.score import Average, LearningScore, Provenance, Score, ScoreKind, WeightsScore
+from surgeon.errors import ArchitectureError, ScoreError
+
+LivePass = Callable[[Bench, Sequence[Any], Provenance], dict[str, Score]]
+_LIVE: dict[str, LivePass] = {
+    "activations": activations_pass,
+    "inputs": inputs_pass,
+    "gradients": gradients_pass,
+    "sweep": sweep_pass,
+}
+"""The dearest last: its rows are the longest to wait for."""
+
+
+def measure(
+    draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled
+) -> tuple[Score, ...]:
+    """Measure scores on a draft; each layer's value is emitted as `scored` the moment it is known.
+
+    What has been measured before on the same weights, with the same text and settings, is taken from the cache. `all`
+    stands for every score; those that this model cannot have are then left out with a warning.
+
+    Raises:
+        UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
+    """
+    asked = requested_scores(names)
+    measuring = _Measuring(draft, asked, settings, emit, cancelled, lenient="all" in names)
+    found = measuring.known()
+    missing = [kind for kind in asked if kind.name not in found]
+    for score in measuring.fresh(missing):
+        found[score.name] = score
+    for score in found.values():  # of the cache too: a doubt does not grow old
+        for note in score.notes:
+            emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
+    if missing:
+        measuring.cache.trim()
+    return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
+
+
+def _named(score: Score, kind: ScoreKind, data: str | None) -> Score:
+    return msgspec.structs.replace(score, measured_on=data) if kind.data else score
+
+
+class _Measuring:
+    """One job: what was asked, on which draft, and what is known of it already."""
+
+    def __init__(
+        self, draft: Draft, asked: Sequence[ScoreKind], settings: Settings, emit: Emit, cancelled: IsCancelled,
+        *, lenient: bool,
+    ) -> None:  # fmt: skip
+        self.adapted = draft
+        self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, emit)
+        self.settings, self.emit, self.cancelled, self.lenient = settings, emit, cancelled, lenient
+        self.cache = ScoreCache(draft.structure.checkpoint)
+        needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
+        self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
+        self.origins = {kind.name: self._origin(kind) for kind in asked}
+        self.asked = asked
+
+    def _origin(self, kind: ScoreKind) -> Provenance:
+        if kind.of_adapters:
+            provenance = provenance_of(self.adapted, self.settings)
+            provenance = msgspec.structs.replace(provenance, draft=self.adapted.adapted_digest, seed=self.settings.seed)
+        elif isinstance(kind, LearningScore):
+            from surgeon.backend.scoring.learned_scores import learned_origin  # training takes longer to import
+
+            provenance = learned_origin(self.draft, self.settings)
+        else:
+            provenance = provenance_of(self.draft, self.settings, self.calibration if kind.data else None)
+        return msgspec.structs.replace(provenance, settings=msgspec.to_builtins(kind))
+
+    def known(self) -> dict[str, Score]:
+        """Return the scores that were measured before, and tell them again."""
+        found = {}
+        for kind in self.asked:
+            score = self.cache.get(Score, *self._made_of(kind)) or self._from_rows(kind)
+            if score is not None:
+                found[kind.name] = score
+                _tell_again(score, self.emit)
+        return found
+
+    def _made_of(self, kind: ScoreKind) -> tuple[Any, ...]:
+        # Two drafts of the same weights may call their layers differently.
+        layers = [(layer.key, layer.settings) for layer in self.draft.layers()]
+        return ("score", kind.name, self.origins[kind.name], layers)
+
+    def _row_made_of(self, kind: ScoreKind, layer: int) -> tuple[Any, ...]:
+        """Name a layer's row by everything up to the layer, and nothing behind it."""
+        before = [(one.source, one.settings) for one in self.draft.layers()[: layer + 1]]
+        return ("row", kind.name, msgspec.structs.replace(self.origins[kind.name], draft=""), before)
+
+    def rows(self, kind: ScoreKind) -> dict[int, Row]:
+        """Return the rows of a local score that no operation has made stale."""
+        if not kind.local:
+            return {}
+        found = {}
+        for layer in range(len(self.draft.layers())):
+            row = self.cache.get(Row, *self._row_made_of(kind, layer))
+            if row is None:
+                break
+            found[layer] = row
+        return found
+
+    def _from_rows(self, kind: ScoreKind) -> Score | None:
+        rows = self.rows(kind)
+        keys = [layer.key for layer in self.draft.layers()]
+        if len(rows) < len(keys):
+            return None
+        return Score(
+            name=kind.name, values={keys[layer]: row.value for layer, row in rows.items()},
+            errors={keys[layer]: row.error for layer, row in rows.items() if row.error is not None},
+            matrices={keys[layer]: row.matrices for layer, row in rows.items() if row.matrices},
+            notes=tuple(doubts({layer: Average(row.value, row.error) for layer, row in rows.items()})),
+            provenance=self.origins[kind.name],
+        )  # fmt: skip
+
+    def fresh(self, kinds: Sequence[ScoreKind]) -> list[Score]:
+        """Measure scores, each kind of pass once, and keep them."""
+        weights = [kind for kind in kinds if isinstance(kind, WeightsScore)]
+        found: dict[str, Score] = {}
+        if weights:
+            provenance = provenance_of(self.draft, self.settings)
+            found |= weights_pass(self.draft, weights, provenance, self.cache, self.emit, self.cancelled)
+        for name, live_pass in _LIVE.items():
+            wanted = [kind for kind in kinds if kind.needs == name]
+            if wanted:
+                found |= self._live(live_pass, wanted)
+        for kind in kinds:
+            if isinstance(kind, LearningScore):
+                from surgeon.backend.scoring.learned_scores import learned_score
+
+                draft = self.adapted if kind.of_adapters else self.draft
+                found[kind.name] = learned_score(draft, kind, self.settings, self.emit, self.cancelled)
+        return [self._kept(kind, found[kind.name]) for kind in kinds if kind.name in found]
+
+    def _kept(self, kind: ScoreKind, score: Score) -> Score:
+        _require_finite(score)
+        score = msgspec.structs.replace(score, provenance=self.origins[kind.name])
+        self.cache.put(score, *self._made_of(kind))
+        if kind.local:
+            for layer, (key, value) in enumerate(score.values.items()):
+                row = Row(value, score.errors.get(key), score.matrices.get(key, {}))
+                self.cache.put(row, *self._row_made_of(kind, layer))
+        return score
+
+    def _live(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
+        """Run one pass for all kinds; where only some of `all` can be measured on this model, for each on its own."""
+        try:
+            return self._with_enough_memory(live_pass, kinds)
+        except (ArchitectureError, ScoreError) as error:
+            if not self.lenient:
+                raise
+            if len(kinds) == 1:
+                self.emit("log", {"level": "warning", "text": f"{kinds[0].name} is left out: {error}"})
+                return {}
+        return {name: score for kind in kinds for name, score in self._live(live_pass, [kind]).items()}
+
+    def _with_enough_memory(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
+        """Run one pass; where memory runs out, run it again with batches half as large."""
+        assert self.calibration is not None
+        batch_tokens = self.settings.first_batch
+        rows = {kind.name: self.rows(kind) for kind in kinds}
+        while True:
+            try:
+                with bench(
+                    self.draft, self.settings, self.calibration, batch_tokens, self.emit, self.cancelled, rows
+                ) as ready:
+                    return live_pass(ready, kinds, provenance_of(self.draft, self.settings, self.calibration))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or batch_tokens <= self.settings.length:
+                    raise
+            # Outside the handler: the traceback held the tensors that did not fit.
+            batch_tokens //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            text = f"out of memory: trying batches of {batch_tokens} tokens"
+            self.emit("log", {"level": "warning", "text": text})
+
+
+def _tell_again(score: Score, emit: Emit) -> None:
+    for key, value in score.values.items():
+        row = score.matrices.get(key)
+        emit(
+            "scored",
+            {"score": score.name, "layer": key, "value": value, "error": score.errors.get(key), "matrices": row},
+        )
+
+
+def _require_finite(score: Score) -> None:
+    for key, value in score.values.items():
+        if not math.isfinite(value):  # nor could inf cross the pipe: JSON has no word for it
+            raise ScoreError(
+                f"{score.name} is {value}", where=f"layer {key}",
+                hint="its weights or hidden states hold inf or nan: check the model",
+            )  # fmt: skip
+
+
+def score_job(
+    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
+) -> dict[str, Any]:
+    """Perform a `score` job; see `Session.score_job` for its arguments."""
+    settings = settings_of(args)
+    scores = measure(read_draft(args), args["names"], settings, emit, cancelled)
+    return {"scores": [msgspec.to_builtins(score) for score in scores]}
+
+
+def settings_of(args: Mapping[str, Any]) -> Settings:
+    """Pick the measuring settings out of a job's arguments."""
+    known = {field for field in Settings.__dataclass_fields__ if field != "root"}
+    given = {name: value for name, value in args.items() if name in known and value is not None}
+    return Settings(root=Path(args.get("root", ".")), **given)

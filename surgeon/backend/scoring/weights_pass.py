@@ -1,0 +1,121 @@
+"""The weights pass: each matrix once, streamed from disk, for all scores that asked.
+
+A layer's rows are kept by where the layer's weights come from. So after an operation only layers that it made are
+read: none after a prune, the inserted ones after an expand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from surgeon.backend.model.matrices import StoredMatrix, matrices_of
+from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
+from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.draft import Draft, Layer, base_tensors
+from surgeon.core.plan.plan import PlannedTensor, compile_plan
+from surgeon.core.scoring.score import Provenance, Score, WeightsScore
+from surgeon.errors import Cancelled, ScoreError
+
+
+class Weighed(msgspec.Struct):
+    """One layer by one kind of score: by matrix name a score, or a summary where the kind compares all matrices."""
+
+    matrices: dict[str, Any]
+    details: dict[str, dict[str, float]]
+
+
+Rows = dict[str, Weighed]
+"""By layer key."""
+
+
+def weights_pass(
+    draft: Draft, kinds: Sequence[WeightsScore], provenance: Provenance, cache: ScoreCache, emit: Emit,
+    cancelled: IsCancelled,
+) -> dict[str, Score]:  # fmt: skip
+    """Measure scores made of matrices; a layer's value is told as soon as its matrices are read."""
+    layers = draft.layers()
+    rows: dict[str, Rows] = {kind.name: {} for kind in kinds}
+    with tensor_reader() as reader:
+        scales = _Scales(draft, reader, cancelled)
+        for position, layer in enumerate(layers):
+            emit("progress", {"done": position, "total": len(layers), "unit": "layers", "what": "weights"})
+            known = {kind.name: cache.get(Weighed, *_made_of(kind, layer)) for kind in kinds}
+            missing = [kind for kind in kinds if known[kind.name] is None]
+            fresh = scales.weigh(position, layer, missing) if missing else {}
+            for kind in kinds:
+                row = rows[kind.name][layer.key] = known[kind.name] or fresh[kind.name]
+                if not kind.compares:
+                    _tell(kind, layer.key, row.matrices, emit)
+            for kind in missing:
+                cache.put(fresh[kind.name], *_made_of(kind, layer))
+    emit("progress", {"done": len(layers), "total": len(layers), "unit": "layers", "what": "weights"})
+    return {kind.name: _score(kind, rows[kind.name], provenance, emit) for kind in kinds}
+
+
+def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
+    return ("layer", kind.name, kind, layer.source)
+
+
+class _Scales:
+    """Reads a layer's matrices one after the other, and lets every score that wants to look at each."""
+
+    def __init__(self, draft: Draft, reader: TensorReader, cancelled: IsCancelled) -> None:
+        self._draft, self._reader, self._cancelled = draft, reader, cancelled
+        self._stack = draft.structure.stack()
+        self._config = draft.structure.stack_config(self._stack)
+
+    @cached_property
+    def _planned(self) -> Mapping[str, PlannedTensor]:
+        return {tensor.name: tensor for tensor in compile_plan(self._draft).tensors}
+
+    def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, Weighed]:
+        found = {kind.name: Weighed({}, {}) for kind in kinds}
+        for suffix, stored in base_tensors(layer.source, self._stack).items():
+            if self._cancelled():
+                raise Cancelled
+            if not is_matrix(stored):
+                continue
+            tensor = self._planned[self._stack.tensor_name(position, suffix)]
+            weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+            for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
+                if not math.isfinite(matrix.squared_norm):
+                    raise ScoreError(
+                        f"{tensor.name} holds inf or nan", where=f"layer {layer.key}",
+                        hint="such weights cannot be scored: check the model",
+                    )  # fmt: skip
+                for kind in kinds:
+                    _look(kind, name, matrix, found[kind.name])
+        return found
+
+
+def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: Weighed) -> None:
+    row.matrices[name] = kind.matrix(matrix)
+    more = kind.details(matrix)
+    if more:
+        row.details[name] = dict(more)
+
+
+def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, emit: Emit) -> Score:
+    matrices = {key: row.matrices for key, row in rows.items()}
+    if kind.compares:
+        spots = [(key, name) for key, row in matrices.items() for name in row]
+        settled = kind.settle([matrices[key][name] for key, name in spots])
+        matrices = {key: {} for key in rows}
+        for (key, name), value in zip(spots, settled, strict=True):
+            matrices[key][name] = value
+        for key, row in matrices.items():
+            _tell(kind, key, row, emit)
+    return Score(
+        name=kind.name, values={key: kind.layer(row) for key, row in matrices.items()}, matrices=matrices,
+        details={key: row.details for key, row in rows.items() if row.details}, provenance=provenance,
+    )  # fmt: skip
+
+
+def _tell(kind: WeightsScore, key: str, row: dict[str, Any], emit: Emit) -> None:
+    emit("scored", {"score": kind.name, "layer": key, "value": kind.layer(row), "error": None, "matrices": row})

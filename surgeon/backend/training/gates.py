@@ -1,0 +1,73 @@
+"""Learns the gates of trained adapters: stage 2 of ILA (arXiv:2410.17875). Weights, A and B stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.backend.data.examples import Examples, steps_wanted
+from surgeon.backend.training.learning import Order, Result, plain_report, remarks, teaching
+from surgeon.backend.training.trainable_model import LearningBench, opened
+from surgeon.backend.training.trainer import train
+from surgeon.backend.training.training_run import Course
+from surgeon.core.plan.learned_results import adapter_tensors
+from surgeon.operations.learn_masks import STEPS, LearnMasks
+
+_NOTHING = 1e-8
+"""A B whose entries are all this small adds nothing that a gate could take away: one AdamW step moves them further."""
+
+
+def learn_masks(order: Order, state: Path) -> Result:
+    """Train one gate per adapter; the report says of each its `s`, its gamma = sigmoid(s), and whether it was trained.
+
+    Raises:
+        LearningError, DataError: as training does.
+    """
+    step = order.step
+    assert isinstance(step, LearnMasks)
+    objective = step.minimised.objective
+    data, held_out = order.split(objective)
+    notes = remarks(order, objective, data)
+    with opened(order, gates=True) as bench, teaching(order, objective) as teacher:
+        before = _started(bench, step.init)
+        course = Course(
+            model=bench.model, parameters=bench.parameters, step=step, objective=objective, data=data,
+            held_out=held_out, steps=_steps(step, data), learning_rate=bench.learning_rate(step), seed=order.seed,
+            device=order.device, state=state, emit=order.emit, cancelled=order.cancelled, teacher=teacher,
+        )  # fmt: skip
+        report = train(course)
+        masks = _masks(bench, before)
+        untrained = sum(not mask["trained"] for mask in masks.values())
+        if untrained:
+            why = "the B of their adapters is zero, or they start where the sigmoid is flat"
+            notes.append(f"{untrained} of {len(masks)} gates did not move: {why}")
+            order.emit("log", {"level": "warning", "text": f"{order.step.name}: {notes[-1]}"})
+        return Result(bench.tensors(), {**plain_report(report), "remarks": notes, "masks": masks})
+
+
+def _steps(step: LearnMasks, data: Examples) -> int:
+    said = any(one is not None for one in (step.steps, step.tokens, step.epochs))
+    return steps_wanted(step, data) if said else STEPS
+
+
+def _started(bench: LearningBench, init: float | None) -> dict[str, float]:
+    """Give every gate its start value; return what it is."""
+    with torch.no_grad():
+        for gate in bench.parameters.values():
+            if init is not None:
+                gate.fill_(init)
+    return {name: gate.item() for name, gate in bench.parameters.items()}
+
+
+def _masks(bench: LearningBench, before: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Return by adapter what became of its gate. One that had nothing to mask never got a gradient."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, gate in bench.parameters.items():
+        adapter = name.rpartition("/")[0]
+        b = bench.kept[adapter_tensors(adapter)[1]]
+        s = gate.item()
+        trained = s != before[name] and b.abs().max().item() > _NOTHING
+        found[adapter] = {"s": s, "gamma": torch.sigmoid(gate.detach().double()).item(), "trained": trained}
+    return found

@@ -1,0 +1,93 @@
+"""Adds trained adapters to the weights below them, once; disk and memory then copy the same result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+
+from surgeon.backend.data.examples import digest_of
+from surgeon.backend.model.rounding import Rounding
+from surgeon.backend.model.tensors import TensorReader, tensor_reader
+from surgeon.backend.scoring.score_cache import content_digest
+from surgeon.core.jobs import Emit
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.learned_results import (
+    REPORT,
+    TENSORS,
+    adapter_tensors,
+    is_learned,
+    result_directory,
+    result_report,
+    result_tensors,
+)
+from surgeon.core.plan.plan import Adapter, compile_plan
+from surgeon.core.recipe.learning_step import LEARNED, draft_state, result_names
+from surgeon.core.recipe.recipe import Step
+from surgeon.export.publish import published
+
+_VERSION = 1
+"""Raised whenever the same inputs would give another result."""
+
+
+def merge(draft: Draft, step: Step, emit: Emit) -> Step:
+    """Merge the adapters of a draft unless that was done before; return the step with the result's address."""
+    thawed = {name: tuple(replace(one, frozen=frozenset()) for one in layers) for name, layers in draft.stacks.items()}
+    state = draft_state(replace(draft, stacks=thawed, frozen=frozenset(), mask=None))
+    address = digest_of((_VERSION, step.operation.name, content_digest(draft.structure.checkpoint), state))
+    if not is_learned(address):
+        with published(result_directory(address)) as directory:
+            report = _merge(draft, directory)
+            (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, **report}))
+        emit("log", {"level": "info", "text": f"{step.operation.name}: {report['merged']} matrices"})
+    for remark in result_report(address).get("remarks", ()):
+        emit("log", {"level": "warning", "text": f"{step.operation.name}: {remark}"})
+    return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
+
+
+def _merge(draft: Draft, directory: Path) -> dict[str, Any]:
+    """Write the merged matrices, each rounded once to its own dtype; return what there is to tell."""
+    tensors: dict[str, torch.Tensor] = {}
+    moved = kept = 0
+    for name, weight, update in _updates(draft):
+        tensors[name] = (weight.float() + update).to(weight.dtype).contiguous()
+        moved += int(update.count_nonzero())
+        kept += int((tensors[name] != weight).sum())
+    save_file(tensors, directory / TENSORS)
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in tensors.values()})
+    remark = Rounding(moved, kept, ", ".join(dtypes)).remark
+    return {"merged": len(tensors), "remarks": [remark] if remark else []}
+
+
+def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield the matrices with trained adapters: name in the result, weight, and what is added to it in float32."""
+    plan = compile_plan(draft)
+    own = dict(result_names(draft))
+    planned = {own[tensor.name]: tensor for tensor in plan.tensors if tensor.name in own}
+    transposed = draft.structure.family.transposed
+    with tensor_reader() as reader:
+        for adapter in plan.adapters:
+            name = f"{adapter.name}.weight"
+            tensor = planned[name]
+            update = _update(reader, adapter)
+            if update is not None:
+                weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+                update = update.T if adapter.role in transposed else update
+                yield name, weight, update
+
+
+def _update(reader: TensorReader, adapter: Adapter) -> torch.Tensor | None:
+    """Return what an adapter adds, (out, in), float32; None where it was not trained: its B is zero."""
+    lora = adapter.lora
+    stored = result_tensors(lora.address) if lora.address else {}
+    names = adapter_tensors(adapter.name)
+    if names[1] not in stored:
+        return None
+    a_RI, b_OR, gate = (reader.read(stored[name]).float() for name in names)
+    return torch.sigmoid(gate) * (lora.alpha / lora.rank) * (b_OR @ a_RI)

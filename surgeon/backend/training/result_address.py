@@ -1,0 +1,51 @@
+"""The address of a learning step's result: a digest of everything that makes it, and of nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from surgeon.backend.data.examples import digest_of
+from surgeon.backend.data.rows import source_digest
+from surgeon.backend.scoring.score_cache import content_digest, side_digest
+from surgeon.backend.training.token_rewards import rewriter_digest
+from surgeon.core.recipe.learning_step import LearningStep, draft_state
+
+if TYPE_CHECKING:
+    from surgeon.backend.training.learning import Order
+
+_VERSION = 4
+"""Raised whenever the same inputs would give another result."""
+
+
+def address_of(order: Order) -> str:
+    """Return the digest of the base and its tokenizer, the draft before the step, its settings, its data, the seed."""
+    checkpoint = order.draft.structure.checkpoint
+    settings = _settings(order.step)
+    sources = {name: settings.pop(name) for name in ("data", "held_out") if name in settings}
+    digests: dict[str, str] = {name: _source_digest(order, value) for name, value in {"data": None, **sources}.items()}
+    choice = getattr(order.step, "minimised", None) or getattr(order.step, "objective", None)
+    if choice is not None and choice.objective.token_rewards is not None:
+        digests["rewriter"] = rewriter_digest(choice.objective, order.root)
+    made_of = (_VERSION, content_digest(checkpoint), side_digest(checkpoint), draft_state(order.draft),
+               order.step.name, settings, digests, order.seed)  # fmt: skip
+    return digest_of(made_of)
+
+
+def _settings(step: LearningStep) -> dict[str, Any]:
+    """Return the settings that change a weight."""
+    settings: dict[str, Any] = msgspec.to_builtins(step, enc_hook=lambda value: value.plain)
+    for name in ("save_steps", "eval_steps", "gradient_checkpointing"):
+        settings.pop(name, None)
+    objective = settings.get("objective")
+    if isinstance(objective, dict):  # a rewriter is known by its bytes, wherever it lies
+        ((name, fields),) = objective.items()
+        settings["objective"] = {name: {key: value for key, value in fields.items() if key != "rewriter"}}
+    return settings
+
+
+def _source_digest(order: Order, data: str | None) -> str:
+    if data is not None and data.endswith("%"):
+        return data
+    return source_digest(order.source(data), order.root)

@@ -1,0 +1,108 @@
+"""Token rewards from a rewriter, a model that mends answers (ALLO, arXiv:2406.12606, forgetting stage).
+
+It reads the question, a right answer and the wrong one, and its probability of each token of the wrong one, as if it
+wrote that again, says whether it would keep the token.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.backend.data.examples import Rewarding, Tokens, collate, labelled, last_alone
+from surgeon.backend.data.rows import Row, rendered
+from surgeon.backend.model.layer_runner import IGNORED
+from surgeon.backend.model.loading import forget_model, load_model, load_tokenizer
+from surgeon.backend.scoring.score_cache import content_digest, side_digest
+from surgeon.backend.training.training_run import label_log_probs, logits_of
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.recipe.objective import Objective
+from surgeon.errors import Cancelled, DataError
+
+TASK = "{asked}\n\nA correct answer:\n{right}\n\nCorrect this answer with as few changes as possible:\n{wrong}"
+"""What the rewriter is told; its answer begins with the wrong one."""
+_BATCH = 8
+
+
+def _rewriter_path(objective: Objective, root: Path) -> Path:
+    name = str(objective.token_rewards)
+    return root / name if (root / name).is_dir() else locate_model(name)
+
+
+def rewriter_digest(objective: Objective, root: Path) -> str:
+    """Return the digest of the rewriter's own bytes, its tokenizer's too."""
+    checkpoint = open_checkpoint(_rewriter_path(objective, root))
+    return content_digest(checkpoint) + side_digest(checkpoint)
+
+
+def rewarding_of(
+    objective: Objective, root: Path, tokenizer: Any, device: torch.device, emit: Emit, cancelled: IsCancelled
+) -> Rewarding | None:
+    """Return what gives rows the rewards they lack, where the objective names a rewriter."""
+    if objective.token_rewards is None:
+        return None
+    path = _rewriter_path(objective, root)
+
+    def rewarding(rows: Sequence[Row]) -> list[Row]:
+        own = load_tokenizer(path)
+        lacking = [row for row in rows if row.rewards is None]
+        sequences = [_sequence(row, own, tokenizer) for row in lacking]
+        forget_model()
+        model = load_model(path, torch.float32, device).model
+        found: list[Row] = []
+        for at in range(0, len(lacking), _BATCH):
+            if cancelled():
+                raise Cancelled
+            emit("progress", {"done": at, "total": len(lacking), "unit": "rows", "what": "rewarding tokens"})
+            rewards = probabilities(model, sequences[at : at + _BATCH], device)
+            found += [replace(row, rewards=one) for row, one in zip(lacking[at:], rewards, strict=False)]
+        judged = iter(found)
+        return [row if row.rewards is not None else next(judged) for row in rows]
+
+    return rewarding
+
+
+def _sequence(row: Row, own: Any, tokenizer: Any) -> Tokens:
+    """Return what the rewriter reads, the wrong answer labelled.
+
+    Raises:
+        DataError: an answer is missing, or the two models cut it into other tokens.
+    """
+    if row.right is None or row.wrong is None or row.rejected is None:
+        raise DataError(
+            "has no right answer beside the wrong one, which the rewriter is to see", where=row.where,
+            allowed='{"prompt", "chosen", "rejected"}', hint="or give token rewards",
+        )  # fmt: skip
+    asked = "\n\n".join(str(message["content"]) for message in row.asked)
+    told = {"role": "user", "content": TASK.format(asked=asked, right=row.right, wrong=row.wrong)}
+    turns = rendered([told, {"role": "assistant", "content": row.wrong}], row.where, own)
+    found = labelled(turns, [False] * (len(turns) - 1) + [True], own, sys.maxsize)
+    if found is None:
+        raise DataError("has an empty wrong answer", where=row.where, hint="leave the row out")
+    wanted = labelled((*row.turns[:-1], row.rejected), last_alone(row), tokenizer, sys.maxsize)
+    if wanted is None or _answer_of(found[0]) != _answer_of(wanted[0]):
+        raise DataError(
+            "is cut into other tokens by the rewriter, so its rewards fit none of the model's", where=row.where,
+            allowed="a rewriter with the same tokenizer and chat template",
+        )  # fmt: skip
+    return found[0]
+
+
+def _answer_of(one: Tokens) -> list[int]:
+    return [label for label in one.labels if label != IGNORED]
+
+
+@torch.no_grad()
+def probabilities(model: torch.nn.Module, sequences: Sequence[Tokens], device: torch.device) -> list[tuple[float, ...]]:
+    """Return the model's probability of each labelled token, by sequence."""
+    batch = collate([(one,) for one in sequences], range(len(sequences)), device)
+    found_BT = label_log_probs(logits_of(model, batch), batch.labels_BT).exp()
+    labelled_BT = batch.labels_BT >= 0
+    return [tuple(found_BT[row][labelled_BT[row]].tolist()) for row in range(len(sequences))]

@@ -1,0 +1,178 @@
+"""A model opened for a learning step: in float32, after the draft, with what may change set free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import nn
+
+from surgeon.backend.model.adapters import attached
+from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.loading import forget_model, load_model
+from surgeon.backend.model.tensors import DTYPES
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.learned_results import adapter_tensors
+from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.learning_step import LearningStep, is_free, result_names
+from surgeon.core.recipe.training_memory import training_bytes
+from surgeon.errors import ArchitectureError, LearningError
+
+if TYPE_CHECKING:
+    from surgeon.backend.training.learning import Order
+
+
+@dataclass(frozen=True)
+class LearningBench:
+    """A model ready to be trained, float32, and its trainable parameters by their name in the result.
+
+    dtypes: what the result is rounded to.   kept: what is not trained, but belongs to the result.
+    copies: names of tensors that the checkpoint stores though they are tied, and those of the parameters that they are.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    dtypes: Mapping[str, torch.dtype]
+    adapted: bool
+    kept: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+    def learning_rate(self, step: LearningStep) -> float:
+        """Return the step's learning rate, or what is usual for what is trained."""
+        return step.learning_rate or step.learning_rates[self.adapted]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what the parameters have become, rounded once to the checkpoint's dtype."""
+        trained = {name: parameter.detach().to(self.dtypes[name]) for name, parameter in self.parameters.items()}
+        copies = {
+            name: self.parameters[of].detach().to(self.dtypes[name], copy=True)
+            for name, of in self.copies.items()
+            if of in self.parameters
+        }
+        return {**{name: parameter.detach() for name, parameter in self.kept.items()}, **trained, **copies}
+
+
+@contextmanager
+def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
+    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen.
+
+    Of adapters that is A and B, or with `gates` their gates alone.
+    """
+    draft = order.draft
+    plan = compile_plan(draft)
+    forget_model()
+    _tell_memory(order, plan)
+    model = load_model(draft.structure.checkpoint.path, torch.float32, order.device).model
+    model.requires_grad_(requires_grad=False)
+    with operated(model, unfrozen(draft)) as edited:
+        edited.requires_grad_(requires_grad=False)
+        if plan.adapters:
+            with attached(edited, plan, order.seed) as (peft_model, parameters):
+                # Before this, PEFT would have the embedding's output ask for gradients.
+                _set_checkpointing(edited, order.step)
+                yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
+            return
+        _set_checkpointing(edited, order.step)
+        parameters = _free(edited, draft, plan)
+        copies = _copies(edited, draft, plan, parameters)
+        dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
+        own = dict(result_names(draft))
+        yield LearningBench(
+            edited, {own[name]: one for name, one in parameters.items()},
+            {own[name]: dtypes[name] for name in (*parameters, *copies)}, adapted=False,
+            copies={own[name]: own[of] for name, of in copies.items()},
+        )  # fmt: skip
+
+
+def _adapter_bench(
+    draft: Draft, plan: Plan, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, gates: bool
+) -> LearningBench:
+    """Free A and B, or the gates, of all adapters that no freeze holds; these keep all three in the result."""
+    names = [name for adapter in plan.adapters if is_free(draft, adapter) for name in adapter_tensors(adapter.name)]
+    free = {name: parameters[name] for name in names if (parameters[name].dim() == 0) == gates}
+    kept = {name: parameters[name] for name in names if name not in free}
+    model.requires_grad_(requires_grad=False)
+    for parameter in free.values():
+        parameter.requires_grad = True
+    return LearningBench(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
+
+
+def _set_checkpointing(model: Any, step: LearningStep) -> None:
+    """Compute activations twice, if asked to, without having a frozen prefix go through a backward pass for it."""
+    if not step.gradient_checkpointing:
+        return
+    if not model.supports_gradient_checkpointing:
+        raise ArchitectureError(
+            f"{type(model).__name__} cannot compute activations twice", where="gradient_checkpointing",
+            allowed="false", hint="save memory by gradient_accumulation_steps, or a shorter max_length",
+        )  # fmt: skip
+    newer = getattr(model, "activation_checkpointing_enable", None)  # the older name is deprecated where both exist
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # transformers has the embedding's output ask for gradients, which only re-entrant checkpointing needs.
+    model.disable_input_require_grads()
+
+
+def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
+    """Return the parameters that are not frozen by their name in the checkpoint, and let gradients reach them."""
+    live = dict(model.named_parameters())
+    found: dict[str, nn.Parameter] = {}
+    for tensor in plan.tensors:
+        if tensor.name in plan.frozen or DTYPES.get(tensor.dtype) is None or not DTYPES[tensor.dtype].is_floating_point:
+            continue
+        if tensor.name in draft.structure.sliced:
+            raise ArchitectureError(
+                "holds one slice for each layer, and cannot be trained and cut", where=f"tensor {tensor.name!r}",
+                allowed="training that leaves it as it is", hint="freeze outside: [embedding, norm] before",
+            )  # fmt: skip
+        (name,) = draft.structure.memory_names([tensor.name])
+        parameter = live.get(name)
+        if parameter is not None and tuple(parameter.shape) == tensor.shape:
+            parameter.requires_grad = True
+            found[tensor.name] = parameter
+        elif not _is_elsewhere(model, name):
+            raise ArchitectureError(
+                "has another form once it is loaded, so it cannot be trained and stored back", where=tensor.name,
+                allowed="freeze it, or attach masked_lora to other matrices and train that", hint="add a freeze step",
+            )  # fmt: skip
+    return found
+
+
+def _copies(model: nn.Module, draft: Draft, plan: Plan, trained: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Return, by name, the stored tensors that are tied to a trained parameter, and its name; frozen or not."""
+    live = {name: id(one) for name, one in model.named_parameters(remove_duplicate=False)}
+    names = {id(one): name for name, one in trained.items()}
+    found = {}
+    for tensor in plan.tensors:
+        (name,) = draft.structure.memory_names([tensor.name])
+        of = names.get(live.get(name, 0))
+        if of is not None and of != tensor.name:
+            found[tensor.name] = of
+    return found
+
+
+def _is_elsewhere(model: nn.Module, name: str) -> bool:
+    """Whether a tensor is a buffer, or tied to another parameter."""
+    tied = getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or {}
+    return name in dict(model.named_buffers()) or name in tied
+
+
+def _tell_memory(order: Order, plan: Plan) -> None:
+    """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
+    wanted = training_bytes(order.step, order.draft, plan)
+    text = f"{order.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
+    order.emit("log", {"level": "info", "text": text})
+    there = (
+        torch.cuda.get_device_properties(order.device).total_memory
+        if order.device.type == "cuda"
+        else psutil.virtual_memory().total
+    )
+    if wanted > there:
+        raise LearningError(
+            f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
+            where=order.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
+        )  # fmt: skip

@@ -1,0 +1,271 @@
+"""The training loop: optimiser steps on `accelerate`, resumable to the bit, one objective.
+
+Everything a step needs follows from the seed and its number, so a run that was killed and goes on from its last saved
+state ends with the same weights as one that was not (on a CPU, or with deterministic kernels).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import get_scheduler
+
+from surgeon.backend.data.examples import Examples, collate, examples_of_step
+from surgeon.backend.distributed import agreed, gathered
+from surgeon.backend.model.dropout import without_dropout
+from surgeon.backend.model.position_limit import refuse_too_long
+from surgeon.backend.training.accelerator import accelerated
+from surgeon.backend.training.resume_state import load_state, save_state
+from surgeon.backend.training.training_run import Course, Report, View, is_stable, label_log_probs, logits_of
+from surgeon.errors import Cancelled, LearningError
+
+
+def train(course: Course) -> Report:
+    """Train, and return what came of it. The parameters hold the result.
+
+    Raises:
+        LearningError: the loss is not finite.   DataError: an example is longer than the model can read.
+        Cancelled: between two steps; the state is saved.
+    """
+    for data in filter(None, (course.data, course.held_out)):
+        refuse_too_long(course.model, data.longest, course.step.name, "max_length")
+    steady = without_dropout(course.model) if course.objective.reference else nullcontext()
+    with accelerated(course.step, course.device) as accelerator, steady:
+        return _Run(course, accelerator).run()
+
+
+class _Run:
+    """One course under way. Of several processes each takes every n-th example of a batch; gradients are averaged."""
+
+    def __init__(self, course: Course, accelerator: Accelerator) -> None:
+        self.course, self.accelerator = course, accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
+        self.report = Report()
+        # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
+        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate, fused=True)
+        # The first step of a warm-up has a learning rate of 0: the last step has none to wait for.
+        warmup = min(math.ceil(course.step.warmup_ratio * course.steps), course.steps - 1)
+        self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
+        # Whatever is measured is measured by the prepared model, in the precision that is trained in.
+        self.model, self.optimizer = accelerator.prepare(course.model.to(course.device), optimizer)
+        self.reference = self._references()
+        self.done = self._resume()
+        if course.held_out is not None and not self.done:
+            self.report.before = self._evaluate()
+
+    def run(self) -> Report:
+        try:
+            self._run()
+        except Cancelled:
+            self._save()
+            raise
+        return self.report
+
+    def _run(self) -> None:
+        course, watched = self.course, self.course.held_out is not None
+        while not self._is_over():
+            self._stop_if_asked()
+            self._look_if_due()
+            self._step()
+            last = self._is_over()
+            if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
+                self._save()
+        if watched:
+            self.report.after = self._evaluate()
+            self._tell({"loss": self.report.losses[-1]}, self.report.tokens / max(self.report.seconds, 1e-9))
+
+    def _look_if_due(self) -> None:
+        """Look at the held-out loss before the next step, so that a run stopped meanwhile looks when it goes on."""
+        every, seen = self.course.step.eval_steps, self.report.held_out
+        due = self.course.held_out is not None and self.done and every and self.done % every == 0
+        if due and self.done not in dict(seen):
+            seen.append((self.done, self._evaluate()))
+
+    def _is_over(self) -> bool:
+        return self.done >= self.course.steps or is_stable(self.report.losses, self.course.epsilon)
+
+    def _stop_if_asked(self) -> None:
+        if agreed(self.course.cancelled()):
+            raise Cancelled
+
+    def _step(self) -> None:
+        course, start = self.course, time.perf_counter()
+        torch.manual_seed(((course.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
+        numbers = examples_of_step(self.done, course.step.batch_size, len(course.data.examples), course.seed)
+        mine = numbers[self.index :: self.count]
+        # A process without a share goes along, with a weight of zero: the others wait for its gradients.
+        parts = _parts(mine or numbers[:1], course.step.gradient_accumulation_steps)
+        course.model.train()
+        totals: dict[str, float] = {}
+        views = [self._view(self.model, course.data, part) for part in parts]
+        weights = [course.objective.weight(view) if mine else 0.0 for view in views]
+        whole = sum(gathered(sum(weights))) or 1.0
+        for weight in weights:
+            view, share = views.pop(0), weight / whole  # popped: a view keeps its logits
+            with self.accelerator.no_sync(self.model) if views else nullcontext():
+                value = course.objective.loss(view)
+                self.accelerator.backward(value * (share * self.count))
+            _add(totals, {"loss": value.item(), **course.objective.figures(view)}, share)
+        read = sum(len(one.tokens) for number in mine for one in course.data.examples[number])
+        totals = _summed(gathered({**totals, _TOKENS: read}))
+        self._update(totals["loss"])
+        self.done += 1
+        seconds, tokens = time.perf_counter() - start, int(totals.pop(_TOKENS))
+        self.report.losses.append(totals["loss"])
+        self.report.tokens += tokens
+        self.report.seconds += seconds
+        self._tell(totals, tokens / seconds)
+
+    def _update(self, loss: float) -> None:
+        course = self.course
+        norm = self.accelerator.clip_grad_norm_(list(course.parameters.values()), course.step.max_grad_norm)
+        if not math.isfinite(loss) or (norm is not None and not torch.isfinite(norm)):
+            raise LearningError(
+                f"the loss is {loss} at step {self.done}", where=course.step.name,
+                hint="take a smaller learning_rate, or more warm-up; and look for inf or nan in the data's model",
+            )  # fmt: skip
+        if course.mask is not None:
+            for name, parameter in course.parameters.items():
+                if parameter.grad is not None:
+                    course.mask(name, parameter.grad)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _tell(self, figures: Mapping[str, float], rate: float) -> None:
+        """Tell of a step; with it come the held-out figures before the first step and the newest ones."""
+        report = self.report
+        left = (self.course.steps - self.done) * report.seconds / len(report.losses)
+        newest = report.after or (report.held_out[-1][1] if report.held_out else report.before)
+        before = {f"held_out_before_{name}": value for name, value in report.before.items()}
+        body = {
+            "done": self.done, "total": self.course.steps, "unit": "steps", "what": "training",
+            "tokens_per_second": rate, "eta_seconds": left, **figures,
+            **before, **{f"held_out_{name}": value for name, value in newest.items()},
+        }  # fmt: skip
+        self.course.emit("progress", body)
+
+    def _view(self, model: nn.Module, data: Examples, numbers: Sequence[int]) -> View:
+        batch = collate([data.examples[number] for number in numbers], numbers, self.course.device)
+        reference = self.reference[id(data)] if self.course.objective.reference else {}
+        return View(self.course, model, batch, reference)
+
+    def _shares(self, numbers: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+        """Yield this process's examples in batches, as many as in every other process, even if some are empty."""
+        course, size = self.course, _evaluation_batch(self.course)
+        mine = numbers[self.index :: self.count]
+        most = math.ceil(len(numbers) / self.count)
+        for at in range(0, most, size):
+            self._stop_if_asked()
+            if part := mine[at : at + size]:
+                yield part
+            course.emit("progress", {"done": min(at + size, most), "total": most, "unit": "examples", "what": what})
+
+    @torch.no_grad()
+    def _references(self) -> dict[int, dict[int, torch.Tensor]]:
+        """Return the log-probabilities of all labels that will be needed, by data, by example."""
+        course = self.course
+        if not course.objective.reference:
+            return {}
+        course.model.eval()
+        size, count = course.step.batch_size, len(course.data.examples)
+        seen = {one for step in range(course.steps) for one in examples_of_step(step, size, count, course.seed)}
+        found = {id(course.data): self._log_probs(course.data, sorted(seen))}
+        if course.held_out is not None:
+            found[id(course.held_out)] = self._log_probs(course.held_out, range(len(course.held_out.examples)))
+        return found
+
+    def _log_probs(self, data: Examples, numbers: Sequence[int]) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for part in self._shares(numbers, "reference"):
+            batch = collate([data.examples[number] for number in part], part, self.course.device)
+            values_BT = label_log_probs(logits_of(self.course.model, batch), batch.labels_BT)
+            # (sequences of an example, T)
+            by_example = values_BT.view(-1, len(part), values_BT.shape[1]).transpose(0, 1).cpu()
+            found |= dict(zip(part, by_example, strict=True))
+        return {number: values for process in gathered(found) for number, values in process.items()}
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Return the mean loss and figures over the held-out examples, whatever batches they are run in."""
+        course, data = self.course, self.course.held_out
+        assert data is not None
+        course.model.eval()
+        totals: dict[str, float] = {}
+        numbers = range(len(data.examples))
+        for part in self._shares(numbers, "held-out loss"):
+            view = self._view(course.model, data, part)
+            figures = {"loss": course.objective.loss(view).item(), **course.objective.figures(view)}
+            _add(totals, {**figures, _WEIGHT: 1.0}, course.objective.weight(view))
+        totals = _summed(gathered(totals))
+        weight = totals.pop(_WEIGHT) or 1.0
+        return {name: value / weight for name, value in totals.items()}
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        course = self.course
+        state = {
+            "done": self.done,
+            "parameters": {name: parameter.detach() for name, parameter in course.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "report": vars(self.report),
+        }
+        save_state(course.state, state)
+
+    def _resume(self) -> int:
+        course, state = self.course, load_state(self.course.state, self.course.device)
+        # On several machines the state may lie with the first process alone: then all begin anew.
+        if len(set(gathered(state["done"] if state else 0))) > 1 or state is None:
+            return 0
+        with torch.no_grad():
+            for name, parameter in course.parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.report = Report(**state["report"])
+        course.emit("log", {"level": "info", "text": f"going on from step {state['done']} of {course.steps}"})
+        return int(state["done"])
+
+
+_SEEDS = 1 << 63
+"""As many as torch takes."""
+_TOKENS = "tokens"
+_WEIGHT = "weight"
+
+
+def _add(totals: dict[str, float], figures: Mapping[str, float], weight: float) -> None:
+    for name, value in figures.items():
+        totals[name] = totals.get(name, 0.0) + value * weight
+
+
+def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        _add(totals, part, 1.0)
+    return totals
+
+
+def _parts(numbers: Sequence[int], count: int) -> list[Sequence[int]]:
+    size = math.ceil(len(numbers) / count)
+    return [numbers[at : at + size] for at in range(0, len(numbers), size)]
+
+
+def _evaluation_batch(course: Course) -> int:
+    return max(1, course.step.batch_size // course.step.gradient_accumulation_steps)
+
+
+def _groups(course: Course) -> list[dict[str, Any]]:
+    """Return parameter groups: weight decay on matrices alone, as is usual."""
+    matrices = [one for one in course.parameters.values() if one.dim() > 1]
+    others = [one for one in course.parameters.values() if one.dim() <= 1]
+    groups = [(matrices, course.step.weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

@@ -1,0 +1,199 @@
+"""`surgeon inspect`: how a model is built. Reads config and shard headers, never weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import click
+
+from surgeon.architectures.reading import read_structure
+from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
+from surgeon.cli.options import SurgeonCommand, as_json
+from surgeon.core.checkpoint.checkpoint import Tensor, open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.plan.kv_cache import KvCache, kv_cache
+from surgeon.core.plan.plan import outside_kind
+from surgeon.core.selection.selection import spans
+from surgeon.core.structure.structure import Stack, Structure
+
+Report = dict[str, Any]
+
+
+@click.command("inspect", cls=SurgeonCommand)
+@click.argument("model")
+@click.option("--each", is_flag=True, help="One row per layer, even where neighbours are alike.")
+@as_json
+def command(model: str, each: bool, as_json: bool) -> None:
+    """Show layers, roles, parameters, bytes, per-layer settings and the KV cache of MODEL."""
+    structure = read_structure(open_checkpoint(locate_model(model)))
+    report = describe(structure, model)
+    if as_json:
+        print_json(report)
+    else:
+        _show(report, each)
+
+
+def describe(structure: Structure, model: str) -> Report:
+    """Return everything that is known of a model without its weights."""
+    checkpoint, draft = structure.checkpoint, draft_of(structure)
+    stacks = {name: _stack_report(structure, stack, kv_cache(draft, name)) for name, stack in structure.stacks.items()}
+    caches = [stack["kv_cache_bytes_per_token"] for stack in stacks.values()]
+    return {
+        "model": model,
+        "path": str(checkpoint.path),
+        "model_type": structure.model_type,
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "dtypes": _dtypes(checkpoint.tensors.values()),
+        "kv_cache_bytes_per_token": None if None in caches else sum(caches),
+        "stacks": stacks,
+        "roles": _role_reports(structure),
+        "outside": [
+            {**_tensor_report(name, tensor), "kind": outside_kind(name)} for name, tensor in structure.outside.items()
+        ],
+        "notes": [*structure.problems, *(note for stack in structure.stacks.values() for note in stack.notes)],
+    }
+
+
+def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:
+    layers = []
+    for position, tensors in enumerate(stack.layers):
+        layers.append({
+            "position": position,
+            **_sums(tensors.values()),
+            "kv_cache_bytes_per_token": cache.layers[position].bytes_per_token,
+            "window": cache.layers[position].window,
+            "settings": dict(stack.settings[position]),
+            "tensors": [
+                {**_tensor_report(suffix, tensor), "role": structure.role(suffix)} for suffix, tensor in tensors.items()
+            ],
+        })  # fmt: skip
+    return {"prefix": stack.prefix, "kv_cache_bytes_per_token": cache.bytes_per_token, "layers": layers}
+
+
+def _sums(tensors: Any) -> Report:
+    found = list(tensors)
+    return {
+        "parameters": sum(tensor.parameters for tensor in found),
+        "bytes": sum(tensor.nbytes for tensor in found),
+        "dtypes": _dtypes(found),
+    }
+
+
+def _dtypes(tensors: Any) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.parameters
+    return dict(counts.most_common())
+
+
+def _tensor_report(name: str, tensor: Tensor) -> Report:
+    return {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.nbytes}
+
+
+def _role_reports(structure: Structure) -> dict[str, Report]:
+    found: dict[str, list[Tensor]] = {}
+    for stack in structure.stacks.values():
+        for layer in stack.layers:
+            for suffix, tensor in layer.items():
+                found.setdefault(structure.role(suffix), []).append(tensor)
+    return {
+        role: {"tensors": len(tensors), "shapes": sorted({tensor.shape for tensor in tensors}), **_sums(tensors)}
+        for role, tensors in found.items()
+    }
+
+
+def _show(report: Report, each: bool) -> None:
+    layers = sum(len(stack["layers"]) for stack in report["stacks"].values())
+    parts = [
+        report["model"], report["model_type"], f"{layers} layers", f"{count_text(report['parameters'])} parameters",
+        bytes_text(report["bytes"]), "+".join(report["dtypes"]), f"KV cache {_cache_text(report)} per token",
+    ]  # fmt: skip
+    click.echo(" · ".join(parts))
+    if report["path"] != report["model"]:
+        click.echo(report["path"])
+    click.echo("\n" + _layers_table(report, each))
+    click.echo("\n" + _roles_table(report))
+    for note in report["notes"]:
+        click.echo(f"\nnote: {note}")
+
+
+def _cache_text(part: Mapping[str, Any]) -> str:
+    number = part["kv_cache_bytes_per_token"]
+    window = f" in the last {part['window']}" if part.get("window") else ""
+    return "unknown" if number is None else bytes_text(number) + window
+
+
+def _layers_table(report: Report, each: bool) -> str:
+    rows = []
+    for name, stack in report["stacks"].items():
+        title = "" if len(report["stacks"]) == 1 else f"{name} "
+        for run in _alike(stack["layers"], each):
+            first = run[0]
+            name_text = title + spans([layer["position"] for layer in run])
+            rows.append([
+                name_text, count_text(first["parameters"]), *_total_cells(run),
+                "+".join(first["dtypes"]), _cache_text(first), _settings_text(first["settings"]),
+            ])  # fmt: skip
+    for kind in dict.fromkeys(tensor["kind"] for tensor in report["outside"]):
+        tensors = [tensor for tensor in report["outside"] if tensor["kind"] == kind]
+        dtypes = "+".join(dict.fromkeys(tensor["dtype"] for tensor in tensors))
+        rows.append(
+            [kind, "", count_text(sum(map(_elements, tensors))), bytes_text(_total(tensors, "bytes")), dtypes, "", ""]
+        )
+    header = ["layers", "each", "parameters", "bytes", "dtype", "KV/token", "settings"]
+    return table(header, rows, right="each parameters bytes KV/token")
+
+
+def _alike(layers: Sequence[Report], each: bool) -> list[list[Report]]:
+    """Return runs of neighbours that differ in nothing but their position and what is tied to it."""
+    if each:
+        return [[layer] for layer in layers]
+
+    def look(layer: Report) -> Report:
+        return {**layer, "position": None, "settings": _plain_settings(layer["settings"])}
+
+    return [list(run) for _, run in groupby(layers, key=look)]
+
+
+def _total_cells(layers: Sequence[Report]) -> list[str]:
+    return [count_text(_total(layers, "parameters")), bytes_text(_total(layers, "bytes"))]
+
+
+def _total(reports: Sequence[Report], key: str) -> int:
+    return sum(report[key] for report in reports)
+
+
+def _elements(tensor: Report) -> int:
+    count = 1
+    for size in tensor["shape"]:
+        count *= size
+    return count
+
+
+def _plain_settings(settings: Mapping[str, Any]) -> Report:
+    """Leave out what only says where in the base a layer stands; such values are tuples."""
+    return {key: value for key, value in settings.items() if not isinstance(value, tuple)}
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    settings = _plain_settings(settings)
+    return "  ".join(
+        f"{key}={value if isinstance(value, str) else setting_text(value)}" for key, value in settings.items()
+    )
+
+
+def _roles_table(report: Report) -> str:
+    rows = []
+    for role, part in report["roles"].items():
+        shapes = ["×".join(map(str, shape)) or "scalar" for shape in part["shapes"]]
+        share = part["parameters"] / max(report["parameters"], 1)
+        rows.append([
+            role, str(part["tensors"]), count_text(part["parameters"]), f"{share:.1%}",
+            shapes[0] if len(shapes) == 1 else f"{shapes[0]} … {shapes[-1]}",
+        ])  # fmt: skip
+    return table(["role", "tensors", "parameters", "share", "shape"], rows, right="tensors parameters share")

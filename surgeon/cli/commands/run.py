@@ -1,0 +1,47 @@
+"""`surgeon run RECIPE`: replays a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from surgeon.cli.options import SurgeonCommand, as_json, computing
+from surgeon.cli.progress_output import Narrator
+from surgeon.cli.recipe_runner import Order, operate
+from surgeon.core.recipe.recipe import load_recipe
+from surgeon.core.recipe.yaml_document import parse_value
+from surgeon.errors import UsageError
+
+
+@click.command("run", cls=SurgeonCommand)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="A new directory for the result.")
+@click.option("--model", metavar="MODEL", help="Use this model instead of the recipe's.")
+@click.option("--dry-run", is_flag=True, help="Only show what would happen; loads no torch.")
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one value: steps.0.prune.layers=3-5."
+)
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Reload the result and prove it right.")
+@computing
+@as_json
+@click.pass_obj
+def command(narrator: Narrator, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any) -> None:
+    """Carry out RECIPE on its base model and write the result to a new directory.
+
+    Measured selections that are not resolved yet are measured on the way. Prints the directory; for a recipe that only
+    evaluates, which needs none, what it found.
+    """
+    values = dict(map(_pair, overrides))
+    if model is not None:
+        values["base.model"] = model
+    loaded = load_recipe(recipe, values)
+    operate(loaded, Order(root=recipe.absolute().parent, where=recipe, **order), narrator)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{text!r} is no KEY=VALUE", where="--set", allowed="such as steps.0.prune.layers=3-5")
+    return key, parse_value(value)

@@ -1,0 +1,217 @@
+"""A recipe folded and compiled without doing anything: what each step changes and what would come out. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.plan.draft import Draft, base_tensors, draft_of
+from surgeon.core.plan.kv_cache import kv_cache
+from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.fold import apply_step, changes_of
+from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
+from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
+from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.selection.selection import Ranked
+from surgeon.errors import ArchitectureError, RecipeError
+
+ABSENT = "(absent)"
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step changes.
+
+    measure: the scores that must be measured before it is known which layers it means.
+    learn: what a learning step trains and the least memory it takes, unless its result is here; None for other steps.
+    exact: False where the figures assume an outcome of such a measurement, this step's or an earlier one's.
+    """
+
+    number: int
+    step: dict[str, Any]
+    layers_before: int
+    layers_after: int
+    parameters_change: int
+    bytes_change: int
+    changes: str
+    measure: tuple[dict[str, str | None], ...]
+    exact: bool
+    learn: dict[str, int] | None = None
+
+
+class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run would do.
+
+    config: old and new value by dotted key.   writes: checkpoint, adapter, or both.   unknown: why it ends early.
+    """
+
+    model: str
+    steps: tuple[StepReport, ...]
+    config: dict[str, tuple[Any, Any]]
+    layers: int
+    tensors: int
+    parameters: int
+    bytes: int
+    trainable_parameters: int
+    adapters: int
+    writes: str
+    kv_cache_bytes_per_token: int | None
+    exact: bool
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A recipe and the drafts after each of its steps, the base first."""
+
+    recipe: Recipe
+    drafts: tuple[Draft, ...]
+    reports: tuple[StepReport, ...]
+    unknown: str = ""
+
+    @property
+    def rehearsal(self) -> Rehearsal:
+        """The report on all of it."""
+        draft = self.drafts[-1]
+        plan = compile_plan(draft)
+        trainable = set(plan.trainable)
+        return Rehearsal(
+            model=self.recipe.base.model,
+            steps=self.reports,
+            config=config_changes(draft.structure.checkpoint.config, plan.config),
+            layers=len(draft.layers()),
+            tensors=len(plan.tensors),
+            parameters=plan.parameters,
+            bytes=plan.nbytes,
+            trainable_parameters=sum(tensor.parameters for tensor in plan.tensors if tensor.name in trainable),
+            adapters=len(plan.adapters),
+            writes=_writes(plan),
+            kv_cache_bytes_per_token=kv_cache(draft).bytes_per_token,
+            exact=not self.unknown and all(report.exact for report in self.reports),
+            unknown=self.unknown,
+        )
+
+
+def _writes(plan: Plan) -> str:
+    if not plan.adapters:
+        return "checkpoint"
+    return "checkpoint and adapter" if plan.moved else "adapter"
+
+
+def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
+    """Fold a recipe over its base. Measured selections are assumed, so that what follows them is checked too.
+
+    Raises:
+        CheckpointError, ArchitectureError, RecipeError: the model cannot be read, or a step does not fit it.
+    """
+    checkpoint = open_checkpoint(locate_model(recipe.base.model))
+    recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(where or "recipe"))
+    drafts = [draft_of(read_structure(checkpoint))]
+    reports: list[StepReport] = []
+    plan, exact = compile_plan(drafts[0]), True
+    for number, step in enumerate(recipe.steps):
+        assumed = _assumed(drafts[-1], step)
+        try:
+            draft = apply_step(drafts[-1], step, number, assumed)
+            after = compile_plan(draft)
+        except (RecipeError, ArchitectureError) as error:
+            if exact:
+                raise
+            return Folded(
+                recipe, tuple(drafts), tuple(reports), f"whether steps[{number}] fits is known only then: {error.what}"
+            )
+        exact = exact and not assumed
+        reports.append(_report(number, step, drafts[-1], draft, (plan, after), tuple(assumed), exact))
+        drafts.append(draft)
+        plan = after
+    return Folded(recipe, tuple(drafts), tuple(reports))
+
+
+def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
+    """Return a score in which all layers and matrices are alike for each one that is not there yet."""
+    if step.resolved is not None:
+        return {}
+    stack, layers = draft.structure.stack(step.operation.stack), draft.layers(step.operation.stack)
+    values = {layer.key: 0.0 for layer in layers}
+    matrices = {
+        layer.key: {name: 0.0 for name, one in base_tensors(layer.source, stack).items() if len(one.shape) >= 2}
+        for layer in layers
+    }
+    origin = Provenance(fingerprint="")
+    return {
+        ranked: Score(name=ranked.by, values=values, matrices=matrices, provenance=origin)
+        for ranked in step.operation.ranked()
+    }
+
+
+def _report(
+    number: int,
+    step: Step,
+    before: Draft,
+    after: Draft,
+    plans: tuple[Plan, Plan],
+    ranked: tuple[Ranked, ...],
+    exact: bool,
+) -> StepReport:
+    stack = step.operation.stack
+    old, new = plans
+    said = [changes_of(before, after), _frozen_text(old, new), _adapters_text(old, new), _learned_text(step)]
+    return StepReport(
+        number=number,
+        step=step_to_builtins(step),
+        layers_before=len(before.layers(stack)),
+        layers_after=len(after.layers(stack)),
+        parameters_change=new.parameters - old.parameters,
+        bytes_change=new.nbytes - old.nbytes,
+        changes=", ".join(filter(None, said)) or "changes nothing",
+        measure=tuple({"score": one.by, "data": one.data} for one in ranked),
+        exact=exact,
+        learn=_learn(step, before, old) if new.pending else None,
+    )
+
+
+def _learn(step: Step, draft: Draft, plan: Plan) -> dict[str, int] | None:
+    if not isinstance(step.operation, LearningStep):
+        return None
+    trained = trained_parameters(step.operation, draft, plan)
+    return {"parameters": trained, "bytes": training_bytes(step.operation, draft, plan)}
+
+
+def _learned_text(step: Step) -> str:
+    return "learns" if isinstance(step.operation, LearningStep) else ""
+
+
+def _frozen_text(old: Plan, new: Plan) -> str:
+    count = len(new.frozen) - len(old.frozen)
+    return f"froze {count} tensors" if count > 0 else ""
+
+
+def _adapters_text(old: Plan, new: Plan) -> str:
+    count = len(new.adapters) - len(old.adapters)
+    return f"attached {count} adapters" if count > 0 else f"dropped {-count} adapters" if count < 0 else ""
+
+
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that differ, dotted, with old and new value."""
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    keys = dict.fromkeys([*before, *after])
+    return {
+        key: (before.get(key, ABSENT), after.get(key, ABSENT))
+        for key in keys
+        if key not in before or key not in after or before[key] != after[key]
+    }
+
+
+def _leaves(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,179 @@
+"""What `run` and the commands of the operations share: rehearse a recipe, show it, or carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from surgeon.cli.dry_run import Folded, Rehearsal, StepReport, fold_recipe
+from surgeon.cli.formatting import bytes_text, change_text, count_text, print_json, setting_text, table, value_text
+from surgeon.cli.progress_output import Narrator
+from surgeon.cli.proof_table import proof_table, refuse_failed
+from surgeon.core.recipe.read_only_step import only_looks
+from surgeon.core.recipe.recipe import Recipe, recipe_to_builtins
+from surgeon.errors import ExportError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How a recipe is to be carried out. `root` is what its data files are relative to; `where` names its file."""
+
+    root: Path
+    where: Path | None = None
+    out: Path | None = None
+    dry_run: bool = False
+    verify: bool = True
+    device: str | None = None
+    dtype: str | None = None
+    worker: str | None = None
+    as_json: bool = False
+
+
+def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] | None:
+    """Rehearse a recipe and, unless that is all that was asked, run it; returns the result of the run.
+
+    Raises:
+        SurgeonError: the recipe does not fit, or what the run raised.
+    """
+    if order.dry_run:
+        show_rehearsal(fold_recipe(recipe, order.where), order.as_json)
+        return None
+    # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
+    if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
+        fold_recipe(recipe, order.where)
+    if order.out is None and not only_looks(recipe):
+        raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
+    out = None if order.out is None else order.out.expanduser().absolute()
+    if out is not None and order.worker is None and out.exists():
+        raise ExportError("is there already", where=str(out), allowed="a directory that does not exist yet")
+    result = _run(recipe, order, out, narrator)
+    _show_result(result, order.as_json, narrator)
+    return result
+
+
+def _run(recipe: Recipe, order: Order, out: Path | None, narrator: Narrator) -> dict[str, Any]:
+    from surgeon.client import run_job
+
+    args = {
+        "recipe": recipe_to_builtins(recipe), "root": str(order.root), "out": str(out) if out else None,
+        "verify": order.verify, "device": order.device, "dtype": order.dtype,
+    }  # fmt: skip
+    result = dict(run_job("run", args, narrator.hear, order.worker))
+    narrator.finish()
+    return result
+
+
+def _show_result(result: dict[str, Any], as_json: bool, narrator: Narrator) -> None:
+    narrator.say(f"{count_text(result['parameters'])} parameters, {bytes_text(result['bytes'])}")
+    if result.get("proof"):
+        narrator.say(proof_table(result["proof"]))
+    measured = evaluations_table(result.get("evaluations") or ())
+    if measured and result["out"]:
+        narrator.say(measured)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(result["out"] or measured)
+    refuse_failed(result.get("proof") or {}, str(result["out"]))
+
+
+def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Align what evaluations and gates found; empty where there were none."""
+    rows = [
+        [str(one["step"]), one["name"], one.get("data") or "built-in text", figure, value_text(found["value"]),
+         value_text(found.get("error")), one.get("bounds", {}).get(figure, "")]
+        for one in results for figure, found in one["figures"].items()
+    ]  # fmt: skip
+    header = ["step", "what", "data", "figure", "value", "error", "required"]
+    width = len(header) - (not any(row[-1] for row in rows))
+    return table(header[:width], [row[:width] for row in rows], right="step value error") if rows else ""
+
+
+def show_rehearsal(folded: Folded, as_json: bool) -> None:
+    """Print what a run would do."""
+    rehearsal = folded.rehearsal
+    if as_json:
+        print_json(rehearsal)
+        return
+    base = folded.drafts[0].structure.checkpoint
+    click.echo(f"{rehearsal.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
+    click.echo(_steps_table(rehearsal.steps))
+    for report in rehearsal.steps:
+        for one in report.measure:
+            data = f" on {one['data']}" if one["data"] else ""
+            click.echo(f"steps[{report.number}] has to be measured first: {one['score']}{data}")
+        if report.learn is not None:
+            click.echo(_learn_text(report.number, report.learn))
+    click.echo(_config_text(rehearsal))
+    click.echo(_result_text(rehearsal))
+
+
+def _learn_text(number: int, learn: Mapping[str, int]) -> str:
+    return (
+        f"steps[{number}] has to be learned, unless its result is kept already: it trains "
+        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory and more"
+    )
+
+
+def _steps_table(reports: tuple[StepReport, ...]) -> str:
+    header = ["step", "operation", "layers", "parameters", "bytes", "what"]
+    return table(header, list(map(_step_row, reports)), right="step parameters bytes")
+
+
+def _step_row(report: StepReport) -> list[str]:
+    about = "" if report.exact else "~"
+    moved = report.layers_before != report.layers_after
+    return [
+        str(report.number),
+        _step_text(report.step),
+        f"{report.layers_before} → {report.layers_after}" if moved else str(report.layers_after),
+        about + change_text(report.parameters_change, count_text),
+        about + change_text(report.bytes_change, bytes_text),
+        report.changes,
+    ]
+
+
+def _step_text(step: dict[str, Any]) -> str:
+    name = next(key for key in step if key != "resolved")
+    fields = "  ".join(f"{key}={_bare(value)}" for key, value in step[name].items())
+    resolved = "".join(f"  [{key}: {_bare(value)}]" for key, value in step.get("resolved", {}).items())
+    return f"{name} {fields}{resolved}"
+
+
+def _bare(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return ",".join(map(_bare, value))
+    return msgspec.json.encode(value).decode().replace('"', "")
+
+
+def _config_text(rehearsal: Rehearsal) -> str:
+    if not rehearsal.config:
+        return "\nconfig.json stays as it is"
+    rows = [[key, setting_text(old), "→", setting_text(new)] for key, (old, new) in rehearsal.config.items()]
+    return "\n" + table(["config.json", "", "", ""], rows)
+
+
+def _result_text(rehearsal: Rehearsal) -> str:
+    cache = rehearsal.kv_cache_bytes_per_token
+    cache_text = "unknown" if cache is None else f"{bytes_text(cache)} per token"
+    parts = [
+        f"{rehearsal.layers} layers", f"{rehearsal.tensors} tensors", f"{count_text(rehearsal.parameters)} parameters",
+        f"{bytes_text(rehearsal.bytes)}", f"KV cache {cache_text}",
+    ]  # fmt: skip
+    if rehearsal.trainable_parameters != rehearsal.parameters:
+        parts.append(f"{count_text(rehearsal.trainable_parameters)} trainable")
+    if rehearsal.adapters:
+        parts.append(f"{rehearsal.adapters} adapters")
+    lines = ["", "result: " + ", ".join(parts), f"what is written: {rehearsal.writes}"]
+    if not rehearsal.exact:
+        lines.append("~ assumes an outcome of the measurements: figures may differ where layers are unlike")
+    if rehearsal.unknown:
+        lines.append(rehearsal.unknown)
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""What the commands that measure a model share: which model, after which steps, on which text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--data", metavar="FILE", help="Text to measure on; Python's own documentation where none is given."),
+    click.option("--sequences", type=click.IntRange(1), default=12, show_default=True, help="How many pieces of text."),
+    click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in each piece."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Chooses the pieces."),
+    click.option(
+        "--stream/--no-stream", default=None,
+        help="Leave the layers on disk, one in memory at a time; decided by what is free where nothing is said.",
+    ),
+    click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Measure after these steps."),
+)  # fmt: skip
+
+
+def measuring(function: Function) -> Function:
+    """Add the options about text, memory and recipe to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def patient_of(model: str, recipe: Path | None) -> Recipe:
+    """Return what is to be done to a model before it is measured."""
+    if recipe is None:
+        return Recipe(base=Base(model=model))
+    loaded = load_recipe(recipe)
+    return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=model))
+
+
+def measuring_job(patient: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the jobs `score` and `ablate` share."""
+    root = recipe.absolute().parent if recipe is not None else Path.cwd()
+    return {"recipe": recipe_to_builtins(patient), "root": str(root), "data": _data(data, patient), **settings}
+
+
+def _data(data: str | None, patient: Recipe) -> str | None:
+    """Return where the text is: a name from the recipe, a file here, or whatever the worker makes of it."""
+    if data in patient.data:
+        return patient.data[data]
+    return str(Path(data).absolute()) if data and Path(data).exists() else data

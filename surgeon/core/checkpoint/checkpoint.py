@@ -1,0 +1,276 @@
+"""What lies on disk, known from `config.json` and the shard headers alone. Never reads a whole tensor.
+
+Everything that a broken or hostile directory can lie about is checked here, once, so that later rooms may trust it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from surgeon.core.checkpoint.headers import Tensor, read_header, unrepeated_json
+from surgeon.errors import CheckpointError
+
+__all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Weights in other formats: they would no longer be those of this model.
+_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz", ".tflite")
+# The only folder that transformers reads beside the files of a checkpoint's own directory.
+_CHAT_TEMPLATES = "additional_chat_templates"
+_SAMPLE_BYTES = 4096
+# Keys that say who wrote the file or how to load it, not what the model computes.
+_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory of config, shards and side files that has been checked.
+
+    `tensors` is in the order of the shards and of the offsets within them. `side_files` are paths relative to
+    `path` of everything that travels unchanged: tokenizer, generation config, chat template, licence, code.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    side_files: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def parameters(self) -> int:
+        """Stored elements; a tied tensor counts once."""
+        return sum(tensor.parameters for tensor in self.tensors.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that name the model: its config, its tensors, and a sample of each one's bytes.
+
+        A tensor of up to 16 KiB is read whole, of a longer one four pieces of 4 KiB spread over it, so a 400 B
+        model takes seconds. How the tensors are spread over shards does not matter.
+        """
+        with _explaining(self.path):
+            return self._digest()
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        handles: dict[Path, int] = {}
+        try:
+            for name in sorted(self.tensors):
+                tensor = self.tensors[name]
+                if tensor.shard not in handles:
+                    handles[tensor.shard] = os.open(tensor.shard, os.O_RDONLY)
+                digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
+                for start, count in _sample_ranges(tensor.nbytes):
+                    digest.update(os.pread(handles[tensor.shard], count, tensor.start + start))
+        finally:
+            for handle in handles.values():
+                os.close(handle)
+        return digest.hexdigest()[:16]
+
+
+def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
+    if nbytes <= 4 * _SAMPLE_BYTES:
+        return [(0, nbytes)]
+    stride = (nbytes - _SAMPLE_BYTES) // 3
+    return [(piece * stride, _SAMPLE_BYTES) for piece in range(4)]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint directory.
+
+    Raises:
+        CheckpointError: anything is missing, truncated, inconsistent, outside the directory, or a pickle.
+    """
+    path = Path(path)
+    with _explaining(path):
+        return _open(path)
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(error.filename or path),
+            hint="check its permissions, and that every link leads to a file",
+        ) from error
+
+
+def _open(path: Path) -> Checkpoint:
+    config = _read_config(path)
+    shards, weight_map = _find_shards(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        found, shard_metadata = read_header(shard)
+        metadata.update(shard_metadata)
+        for tensor in found:
+            if tensor.name in tensors:
+                raise CheckpointError(
+                    f"tensor {tensor.name!r} is also in {tensors[tensor.name].shard.name}",
+                    where=str(shard),
+                    allowed="each tensor in one shard",
+                    hint="download or save the checkpoint again",
+                )
+            tensors[tensor.name] = tensor
+    if weight_map is not None:
+        _check_index(path / INDEX, weight_map, tensors)
+    if not tensors:
+        raise CheckpointError("holds no tensors", where=str(path), hint="check that the download is complete")
+    return Checkpoint(
+        path=path,
+        config=MappingProxyType(config),
+        tensors=MappingProxyType(tensors),
+        side_files=tuple(_side_files(path, {shard.name for shard in shards})),
+        metadata=MappingProxyType(metadata),
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    where = path / "config.json"
+    if not path.is_dir():
+        raise CheckpointError("no such directory", where=str(path), allowed="a directory with config.json")
+    adapter = (path / "adapter_config.json").is_file()
+    if not where.is_file():
+        raise CheckpointError(
+            "there is no config.json",
+            where=str(path),
+            allowed="a Hugging Face checkpoint directory",
+            hint="this is a PEFT adapter: name its base model instead" if adapter else "check the path",
+        )
+    if adapter:
+        raise CheckpointError(
+            "holds a PEFT adapter beside the weights, which transformers would put on top of them",
+            where=str(path),
+            hint="merge the adapter into the weights, or move its files elsewhere",
+        )
+    try:
+        # Python's json and not msgspec: configs may hold Infinity, as transformers reads and writes it.
+        config = json.loads(where.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"is not valid JSON: {error}", where=str(where), hint="download it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError("is not a JSON object", where=str(where), allowed='{"model_type": …}')
+    return config
+
+
+def _find_shards(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    if (path / INDEX).is_file():
+        return _shards_of_index(path)
+    if (path / SINGLE).is_file():
+        return [path / SINGLE], None
+    strays = sorted(path.glob("*.safetensors"))
+    if len(strays) == 1 and not re.search(r"-\d+-of-\d+", strays[0].name):
+        return strays, None
+    if strays:
+        raise CheckpointError(
+            f"{len(strays)} of several safetensors files, but no {INDEX}",
+            where=str(path),
+            allowed=f"{SINGLE}, or shards with {INDEX}",
+            hint="the download is incomplete: fetch the index too",
+        )
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened",
+            where=str(path),
+            allowed="safetensors",
+            hint=f"if you trust them: {_conversion(path)}",
+        )
+    raise CheckpointError(
+        "there are no safetensors files", where=str(path), allowed=f"{SINGLE}, or shards with {INDEX}"
+    )
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that turns pickles into safetensors, tokenizer included."""
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; _, old, new = sys.argv; "
+        "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
+    )
+    return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
+
+
+def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
+    where = path / INDEX
+    try:
+        weight_map = msgspec.convert(unrepeated_json(where.read_bytes())["weight_map"], dict[str, str])
+    except (msgspec.ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"has no readable weight_map: {error}",
+            where=str(where),
+            allowed='{"weight_map": {TENSOR: FILE, …}}',
+            hint="download it again",
+        ) from error
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
+        inside = Path(name)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or inside.suffix != ".safetensors":
+            raise CheckpointError(
+                f"names {name!r}, which is not a safetensors file inside the directory",
+                where=str(where),
+                allowed="relative *.safetensors paths without '..'",
+                hint="do not trust this checkpoint",
+            )
+        if not (path / inside).is_file():
+            raise CheckpointError(
+                f"names {name!r}, which is missing",
+                where=str(where),
+                hint="the download is incomplete: fetch that file again",
+            )
+    return [path / name for name in sorted(names)], weight_map
+
+
+def _check_index(where: Path, weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"promises tensor {name!r} in {shard}, which does not hold it",
+                where=str(where),
+                hint="index and shards are of different downloads: fetch all of them again",
+            )
+        if tensors[name].shard != where.parent / shard:
+            raise CheckpointError(
+                f"puts {name!r} in {shard}, but it is in {tensors[name].shard.name}",
+                where=str(where),
+                hint="index and shards are of different downloads: fetch all of them again",
+            )
+
+
+def _side_files(path: Path, shards: set[str]) -> list[str]:
+    skipped = {"config.json", INDEX, *shards}
+    found = [
+        file.name
+        for file in path.iterdir()
+        if file.is_file()
+        and file.name not in skipped
+        and not file.name.startswith(".")
+        and file.suffix not in _WEIGHTS
+        and not file.name.endswith(".index.json")
+    ]
+    templates = (path / _CHAT_TEMPLATES).glob("*.jinja")
+    return sorted([*found, *(f"{_CHAT_TEMPLATES}/{file.name}" for file in templates if file.is_file())])

@@ -1,0 +1,197 @@
+"""The model as it will be: which layers, where each comes from, and how it was changed. Pure data, no weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from surgeon.core.structure.structure import Stack, Structure
+
+OUTSIDE = ("embedding", "head", "norm")
+"""What belongs to no layer and can be frozen: the token embedding, the output head, the rest (the final norm)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The weights of a layer of the base."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The element-wise mean of several layers' weights, all alike in it, computed in float32 and rounded once."""
+
+    parts: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A layer's weights with its residual outputs silenced, so that it passes its input through bit for bit."""
+
+    of: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Which singular directions of a matrix go: all beyond `rank`, or tenths; 1 is the largest, 10 the smallest."""
+
+    deciles: tuple[int, ...] = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """A layer's weights with singular directions of the matrices of some roles set to zero."""
+
+    of: Source
+    roles: frozenset[str]
+    how: Truncation
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A layer's weights after a learned step: what the result at `address` holds under `key` replaces those of `of`."""
+
+    of: Source
+    address: str
+    key: str
+
+
+Source = Original | Mean | Identity | Truncated | Learned
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A low-rank adapter on one matrix, and its gate: `y = W x + sigmoid(gate) * (alpha / rank) * B A x`.
+
+    `address` is where its values were learned; None where it is as it was attached: A random, B zero.
+    """
+
+    rank: int
+    alpha: float
+    gate: float
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a draft.
+
+    key: names it for as long as it lives, whatever its position: `12` for layer 12 of the base, `12+1` for the first
+        layer inserted after it.
+    original: its position in the base; None if it was inserted.
+    settings: what the per-layer config fields say about it.
+    frozen: roles that later training leaves as they are.
+    lora: adapters by role.
+    """
+
+    key: str
+    source: Source
+    original: int | None
+    settings: Mapping[str, Any]
+    frozen: frozenset[str] = frozenset()
+    lora: Mapping[str, Lora] = field(default_factory=dict)
+
+    @property
+    def inserted(self) -> bool:
+        """Whether an operation made it."""
+        return self.original is None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The model as it will be.
+
+    frozen: what is frozen of `OUTSIDE`.
+    learned: addresses of results that may hold tensors outside the layers, the newest last.
+    mask: the address of a weight mask: later training changes no weight outside it.
+    untied: once the head has weights of its own, what was `learned` when it was untied from the embedding.
+    """
+
+    structure: Structure
+    stacks: Mapping[str, tuple[Layer, ...]]
+    frozen: frozenset[str] = frozenset()
+    learned: tuple[str, ...] = ()
+    mask: str | None = None
+    untied: tuple[str, ...] | None = None
+
+    def layers(self, stack: str | None = None) -> tuple[Layer, ...]:
+        """Return the layers of one stack, the default one if none is named."""
+        return self.stacks[self.structure.stack(stack).name]
+
+    def with_layers(self, layers: tuple[Layer, ...], stack: str | None = None) -> Draft:
+        """Return the draft with one stack's layers replaced."""
+        return replace(self, stacks={**self.stacks, self.structure.stack(stack).name: layers})
+
+    @property
+    def moved(self) -> bool:
+        """Whether the weights differ from the base's: a layer was removed, inserted, reordered, computed or trained."""
+        return (
+            bool(self.learned)
+            or self.untied is not None
+            or any(
+                [layer.source for layer in layers]
+                != [Original(index) for index in range(len(self.structure.stacks[name].layers))]
+                for name, layers in self.stacks.items()
+            )
+        )
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that name the weights and their order; freezes and adapters do not count."""
+        weights: Any = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
+        if self.learned or self.untied is not None:
+            weights = (weights, self.learned, self.untied)
+        return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
+
+    @property
+    def adapted_digest(self) -> str:
+        """Sixteen hex digits that name the weights, their order and the adapters on them."""
+        lora = {name: [sorted(layer.lora.items()) for layer in layers] for name, layers in self.stacks.items()}
+        return hashlib.sha256(msgspec.json.encode((self.digest, lora), order="deterministic")).hexdigest()[:16]
+
+    def is_what(self, digest: str) -> bool:
+        """Whether a score with this digest in its provenance was measured on this draft."""
+        return digest in (self.digest, self.adapted_digest)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any layer carries an adapter."""
+        return any(layer.lora for layers in self.stacks.values() for layer in layers)
+
+    def new_key(self, parent: Layer, stack: str | None = None) -> str:
+        """Return an unused key for a layer inserted after `parent`."""
+        taken = {layer.key for layer in self.layers(stack)}
+        number = 1
+        while f"{parent.key}+{number}" in taken:
+            number += 1
+        return f"{parent.key}+{number}"
+
+
+def draft_of(structure: Structure) -> Draft:
+    """Return the draft that is the base itself."""
+    return Draft(structure, {name: _base_layers(stack) for name, stack in structure.stacks.items()})
+
+
+def _base_layers(stack: Stack) -> tuple[Layer, ...]:
+    return tuple(
+        Layer(key=str(index), source=Original(index), original=index, settings=settings)
+        for index, settings in enumerate(stack.settings)
+    )
+
+
+def leaf(source: Source) -> int:
+    """Return the base layer that gives a source its names and shapes: the first it is made of."""
+    while not isinstance(source, Original):
+        source = source.parts[0] if isinstance(source, Mean) else source.of
+    return source.index
+
+
+def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
+    """Return the tensors, by name within the layer, that give a source its names and shapes."""
+    return stack.layers[leaf(source)]

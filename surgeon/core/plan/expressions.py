@@ -1,0 +1,156 @@
+"""How one output tensor is made of stored ones: copied, filled, averaged or truncated. Data, not arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgeon.core.checkpoint.checkpoint import Tensor
+from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.plan.draft import Identity, Learned, Original, Source, Truncated, Truncation, base_tensors
+from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
+from surgeon.core.structure.fused import Piece, pieces_of
+from surgeon.core.structure.structure import OTHER, Stack, Structure
+from surgeon.errors import ArchitectureError
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The bytes of a stored tensor."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """One constant everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOf:
+    """The mean of several, in float32, rounded once to the output's dtype."""
+
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedOf:
+    """A weight without some singular directions of some of the matrices it holds; of each expert's, where stacked."""
+
+    of: Expression
+    pieces: tuple[Piece, ...]
+    how: Truncation
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedOf:
+    """What a learned step made of a tensor; stands only where the result is not there yet."""
+
+    of: Expression
+    address: str
+
+
+Expression = Copy | Fill | MeanOf | TruncatedOf | LearnedOf | Slices
+
+
+def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
+    """Return how the tensor `suffix` of a layer from `source` is made.
+
+    Raises:
+        ArchitectureError: it would have to be calculated from a dtype that surgeon only moves.
+    """
+    if isinstance(source, Original):
+        return Copy(stack.layers[source.index][suffix])
+    if isinstance(source, Identity):
+        constant = _silenced(structure, stack, source, suffix)
+        return express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
+    if isinstance(source, Truncated):
+        return _truncated(structure, stack, source, suffix)
+    if isinstance(source, Learned):
+        inner = express(structure, stack, source.of, suffix)
+        return learned(inner, source.address, layer_tensor(stack.name, source.key, suffix))
+    parts = tuple(express(structure, stack, part, suffix) for part in source.parts)
+    if all(part == parts[0] for part in parts):
+        return parts[0]
+    dtype = base_tensors(source, stack)[suffix].dtype
+    if dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {dtype}, of which no mean can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
+            hint="copy the layer instead: that only moves bytes",
+        )
+    return MeanOf(parts)
+
+
+def learned(inner: Expression, address: str, name: str) -> Expression:
+    """Return the tensor `name` of a learned result, or `inner` where the result left it as it was."""
+    if not is_learned(address):
+        return LearnedOf(inner, address)
+    stored = result_tensors(address).get(name)
+    return inner if stored is None else Copy(stored)
+
+
+def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
+    inner = express(structure, stack, source.of, suffix)
+    model = base_tensors(source, stack)[suffix]
+    pieces = truncated_pieces(structure, stack, source, suffix, model.shape)
+    if not pieces or isinstance(inner, Fill):
+        return inner
+    if model.dtype not in FLOATS:
+        raise ArchitectureError(
+            f"has dtype {model.dtype}, of which no singular values can be taken",
+            where=f"tensor {suffix!r}",
+            allowed=", ".join(FLOATS),
+            hint="dequantise the checkpoint first",
+        )
+    return TruncatedOf(inner, pieces, source.how)
+
+
+def truncated_pieces(
+    structure: Structure, stack: Stack, source: Truncated, suffix: str, shape: tuple[int, ...]
+) -> tuple[Piece, ...]:
+    """Return the matrices of one tensor that a truncation means; a fused weight by its own role or by a part's."""
+    if len(shape) < 2:
+        return ()
+    role = structure.role(suffix)
+    if len(shape) > 2:
+        return tuple(piece for piece in _stacked_pieces(structure, role, shape) if piece.role in source.roles)
+    if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
+        return ()
+    pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
+    return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
+
+
+def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    """Return the matrices of one expert of a stack; gate and up, stored apart, are above each other once loaded."""
+    half = shape[-2] // 2
+    if role == "experts.gate_up" and {"experts.gate", "experts.up"} <= set(structure.roles):
+        return (Piece("experts.gate", 0, ((0, half),)), Piece("experts.up", 0, ((half, shape[-2]),)))
+    return (Piece(role, 0, ((0, shape[-2]),)),)
+
+
+def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
+    role = structure.role(suffix)
+    if role == OTHER:
+        return None
+    ways = structure.silence(base_tensors(source, stack))
+    return next((silence.value for silence in ways if silence.role == role), None)
+
+
+def first_leaf(expression: Expression, own_name: str) -> str:
+    """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
+    while isinstance(expression, (MeanOf, TruncatedOf, LearnedOf)):
+        expression = expression.parts[0] if isinstance(expression, MeanOf) else expression.of
+    return expression.tensor.name if isinstance(expression, (Copy, Slices)) else own_name
+
+
+def is_pending(expression: Expression) -> bool:
+    """Whether it stands for what a learned step has not found yet."""
+    if isinstance(expression, MeanOf):
+        return any(map(is_pending, expression.parts))
+    if isinstance(expression, TruncatedOf):
+        return is_pending(expression.of)
+    return isinstance(expression, LearnedOf)

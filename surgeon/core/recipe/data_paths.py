@@ -1,0 +1,70 @@
+"""Data of a recipe: what it will read, and what files named relative to its directory are called in another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.core.recipe.recipe import Recipe, Step, step_from_builtins, step_to_builtins
+
+_DATA = ("data", "held_out")
+_FIELDS = (*_DATA, "rewriter")
+"""What names a file, or a directory, wherever it stands in a step: in a bound and in an objective too."""
+
+
+def seen_from(recipe: Recipe, old: Path, new: Path) -> Recipe:
+    """Return a recipe of the directory `old` as one of the directory `new`: the same files under other names.
+
+    What is not there relative to `old` keeps its name: the recipe's own names, shares, hub ids, absolute paths.
+    """
+    if old.resolve() == new.resolve():
+        return recipe
+
+    def renamed(name: str) -> str:
+        is_there = not Path(name).is_absolute() and (old / name).exists()
+        return os.path.relpath((old / name).resolve(), new.resolve()) if is_there else name
+
+    def moved(step: Step) -> Step:
+        plain = step_to_builtins(step)
+        changed = _changed(plain, lambda name: name if name in recipe.data else renamed(name))
+        return step if changed == plain else step_from_builtins(changed, "recipe")
+
+    data = {name: renamed(file) for name, file in recipe.data.items()}
+    return msgspec.structs.replace(recipe, data=data, steps=tuple(map(moved, recipe.steps)))
+
+
+def named_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (where, data) of all that carrying out a recipe reads; what is resolved is measured no more."""
+    for number, step in enumerate(recipe.steps):
+        if step.resolved is None or isinstance(step.operation, LearningStep):
+            for where, name in _named(step_to_builtins(step), f"steps[{number}]"):
+                yield where, recipe.data.get(name, name)
+
+
+def _named(plain: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            if key in _DATA and isinstance(value, str):
+                yield f"{where}.{key}", value
+            else:
+                yield from _named(value, f"{where}.{key}")
+    elif isinstance(plain, list | tuple):
+        for at, one in enumerate(plain):
+            yield from _named(one, f"{where}[{at}]")
+
+
+def _changed(plain: Any, renamed: Callable[[str], str]) -> Any:
+    """Return plain data with every name of a file changed."""
+    if isinstance(plain, list | tuple):
+        return [_changed(one, renamed) for one in plain]
+    if not isinstance(plain, dict):
+        return plain
+    return {
+        key: renamed(value) if key in _FIELDS and isinstance(value, str) else _changed(value, renamed)
+        for key, value in plain.items()
+    }

@@ -1,0 +1,110 @@
+"""Folds steps over a draft. The only place where a step meets the model at that step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.learning_step import LEARNED
+from surgeon.core.recipe.operation import Chosen
+from surgeon.core.recipe.recipe import Step
+from surgeon.core.scoring.score import Score
+from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
+from surgeon.core.selection.selection import Ranked
+from surgeon.errors import ArchitectureError, RecipeError, SelectionError
+
+Measured = Mapping[Ranked, Score]
+
+
+def fold(draft: Draft, steps: Iterable[Step]) -> Draft:
+    """Apply steps in order; measured selections must be resolved.
+
+    Raises:
+        RecipeError: a step does not fit the model at that step; the message names the step and the field.
+        ArchitectureError: the model cannot express the result of a step.
+    """
+    for number, step in enumerate(steps):
+        draft = apply_step(draft, step, number)
+    return draft
+
+
+def resolve_step(draft: Draft, step: Step, number: int, measured: Measured) -> Step:
+    """Write what the step's measured selections come to on this draft into `resolved`."""
+    if step.resolved is not None or not step.operation.ranked():
+        return step
+    chosen = _chosen(draft, step, number, measured)
+    return msgspec.structs.replace(step, resolved=dict(chosen))
+
+
+def apply_step(draft: Draft, step: Step, number: int, measured: Measured | None = None) -> Draft:
+    """Apply one step, the one at `number` of its recipe (for messages)."""
+    try:
+        return step.operation.apply(draft, _chosen(draft, step, number, measured or {}))
+    except (RecipeError, ArchitectureError) as error:
+        raise _at(error, f"steps[{number}].{step.operation.name}", "") from error
+
+
+def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen:
+    layers = draft.layers(step.operation.stack)
+    chosen: dict[str, tuple[Any, ...]] = {}
+    if step.resolved is not None and LEARNED in step.resolved:
+        chosen[LEARNED] = step.resolved[LEARNED]
+    for field, selection in step.operation.selections().items():
+        if step.resolved is not None and field in step.resolved:
+            where = f"steps[{number}].resolved.{field}"
+            if isinstance(selection, MatrixSelection):
+                _in_range(list(roles_by_position(step.resolved[field])), len(layers), where)
+                chosen[field] = step.resolved[field]
+            else:
+                chosen[field] = _in_range(step.resolved[field], len(layers), where)
+            continue
+        try:
+            if isinstance(selection, MatrixSelection):
+                chosen[field] = selection.spots(draft, step.operation.stack, measured)
+            else:
+                chosen[field] = selection.positions(layers, measured)
+        except SelectionError as error:
+            raise _at(error, f"steps[{number}].{step.operation.name}", field) from error
+    return chosen
+
+
+def _in_range(positions: Sequence[Any], count: int, where: str) -> tuple[int, ...]:
+    stray = [position for position in positions if not isinstance(position, int) or not 0 <= position < count]
+    if stray:
+        raise SelectionError(
+            f"{stray[0]} is out of range", where=where, allowed=f"the model has layers 0-{count - 1} at this step"
+        )
+    return tuple(sorted(set(positions)))
+
+
+def _at(error: RecipeError | ArchitectureError, step: str, field: str) -> RecipeError | ArchitectureError:
+    if error.where.startswith("steps["):
+        return error
+    where = ".".join(part for part in (step, field) if part)
+    inner = error.where
+    joined = f"{where}.{inner}" if inner and isinstance(error, RecipeError) else where + (f", {inner}" if inner else "")
+    return type(error)(error.what, where=joined, allowed=error.allowed, hint=error.hint)
+
+
+def changes_of(before: Draft, after: Draft) -> str:
+    """Say in a few words how many layers a step removed or inserted, and whether it untied the head."""
+    parts = []
+    for name in before.stacks:
+        old, new = {layer.key for layer in before.stacks[name]}, {layer.key for layer in after.stacks[name]}
+        parts += [f"removed {len(old - new)}"] if old - new else []
+        parts += [f"inserted {len(new - old)}"] if new - old else []
+    parts += ["untied the head"] if before.untied is None and after.untied is not None else []
+    return ", ".join(parts)
+
+
+def unfrozen(draft: Draft) -> Draft:
+    """Return the draft without freezes and adapters: what the weights alone are."""
+    stacks = {
+        name: tuple(replace(layer, frozen=frozenset(), lora={}) for layer in layers)
+        for name, layers in draft.stacks.items()
+    }
+    return replace(draft, stacks=stacks, frozen=frozenset())

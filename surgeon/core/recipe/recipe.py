@@ -1,0 +1,273 @@
+"""A recipe: base, seed, data and steps. The document, the undo history and what a replay needs.
+
+Every fault of a document is reported at once, with its line, what is allowed and the nearest spelling.
+`load(dump(recipe)) == recipe`, and comments survive a save; the YAML itself is `document.py`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from surgeon.core.recipe.learning_step import LEARNED, ResultStep
+from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
+from surgeon.core.recipe.operation import Operation, operations
+from surgeon.core.recipe.validation import Problems, Spot, built_in
+from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
+from surgeon.core.selection.selection import Selection, parse_selection
+from surgeon.errors import RecipeError
+
+VERSION = 1
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+
+    model: str
+    fingerprint: str | None = None
+
+    def check(self, fingerprint: str, found_at: str, where: str) -> None:
+        """Refuse a model that is not the one the recipe was written for.
+
+        Raises:
+            RecipeError: the fingerprints differ.
+        """
+        if self.fingerprint and self.fingerprint != fingerprint:
+            raise RecipeError(
+                f"was written for a model with fingerprint {self.fingerprint}, but {found_at} has {fingerprint}",
+                where=f"{where}, base.fingerprint",
+                hint="name the right model, or remove the fingerprint to use the recipe on this one",
+            )
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One operation with its arguments. `resolved` holds what measured selections came to, by field."""
+
+    operation: Operation
+    resolved: dict[str, tuple[int | str, ...]] | None = None
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a replay needs. `data` names files, relative to the recipe's own directory."""
+
+    base: Base
+    seed: int = 0
+    data: dict[str, str] = {}
+    steps: tuple[Step, ...] = ()
+
+
+def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
+    """Build a step from an operation's name and its fields.
+
+    Raises:
+        RecipeError: a field is unknown, missing or wrong; all of them at once.
+    """
+    problems = Problems(where, None)
+    step = _step({name: dict(fields)}, (), problems)
+    problems.raise_any()
+    assert step is not None
+    return step
+
+
+def step_to_builtins(step: Step) -> dict[str, Any]:
+    """Return a step as plain data, defaults left out: the inverse of `step_of`."""
+    fields = built_in(msgspec.to_builtins(step.operation, enc_hook=_encode))
+    plain: dict[str, Any] = {step.operation.name: fields}
+    if step.resolved is not None:
+        plain["resolved"] = {name: list(positions) for name, positions in step.resolved.items()}
+    return plain
+
+
+def step_from_builtins(plain: Mapping[str, Any], where: str) -> Step:
+    """Build a step from what `step_to_builtins` returned.
+
+    Raises:
+        RecipeError: it is no such thing; all faults at once.
+    """
+    problems = Problems(where, None)
+    step = _step(plain, (), problems)
+    problems.raise_any()
+    assert step is not None
+    return step
+
+
+def recipe_to_builtins(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as plain data, in the order in which it is written."""
+    plain: dict[str, Any] = {"version": VERSION, "base": msgspec.to_builtins(recipe.base), "seed": recipe.seed}
+    if recipe.data:
+        plain["data"] = dict(recipe.data)
+    plain["steps"] = [step_to_builtins(step) for step in recipe.steps]
+    return plain
+
+
+def recipe_from_builtins(plain: Any, where: str = "recipe", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Check plain data and build the recipe; `overrides` maps dotted paths such as `steps.0.prune.layers` to values.
+
+    Raises:
+        RecipeError: anything is unknown, missing or of the wrong type; all faults at once.
+    """
+    for path, value in (overrides or {}).items():
+        _override(plain, path, value)
+    problems = Problems(where, plain)
+    recipe = _recipe(plain, problems)
+    problems.raise_any()
+    assert recipe is not None
+    return recipe
+
+
+def _override(document: Any, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    spot = document
+    try:
+        for key in parents:
+            spot = spot[int(key)] if isinstance(spot, list) else spot[key]
+        if isinstance(spot, list):
+            spot[int(last)] = value
+        else:
+            spot[last] = value
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise RecipeError(
+            "leads nowhere in this recipe", where=f"--set {path}", allowed="a path such as steps.0.prune.layers"
+        ) from error
+
+
+def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: it cannot be read, is not YAML, repeats a key, or does not check.
+    """
+    from surgeon.core.recipe.yaml_document import (
+        read_document,  # YAML takes a while to load, and a screen may never need it
+    )
+
+    return recipe_from_builtins(read_document(path), str(path), overrides)
+
+
+def dump_recipe(recipe: Recipe, like: Path | None = None) -> str:
+    """Write a recipe as YAML; comments of the file `like` survive where the parts they stand at are unchanged."""
+    from surgeon.core.recipe.yaml_document import write_document
+
+    return write_document(recipe_to_builtins(recipe), like)
+
+
+def _recipe(plain: Any, problems: Problems) -> Recipe | None:
+    if not isinstance(plain, Mapping):
+        problems.add((), "a recipe is a mapping", "version, base, seed, data, steps")
+        return None
+    known = ["version", "base", "seed", "data", "steps"]
+    for key in plain:
+        if key not in known:
+            problems.unknown((), key, known)
+    if type(plain.get("version")) is bool or plain.get("version") != VERSION:
+        problems.add(("version",), f"is {plain.get('version', 'missing')!r}", str(VERSION))
+    base = _field(plain, "base", Base, problems)
+    seed = _field(plain, "seed", int, problems) if "seed" in plain else 0
+    data = _field(plain, "data", dict[str, str], problems) if "data" in plain else {}
+    steps = _steps(plain.get("steps", []), problems)
+    if problems.faults:
+        return None
+    return Recipe(base=base, seed=seed, data=data, steps=tuple(steps))
+
+
+def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
+    if key == "base" and isinstance(plain.get(key), Mapping):
+        for name in plain[key]:
+            if name not in ("model", "fingerprint"):
+                problems.unknown((key,), name, ["model", "fingerprint"])
+    try:
+        return msgspec.convert(built_in(plain[key]), kind)
+    except KeyError:
+        problems.add((key,), "is missing")
+    except msgspec.ValidationError as error:
+        problems.add((key,), str(error))
+    return None
+
+
+def _steps(plain: Any, problems: Problems) -> list[Step]:
+    if not isinstance(plain, list):
+        problems.add(("steps",), "is no list", "a list of operations")
+        return []
+    found = (_step(step, ("steps", at), problems) for at, step in enumerate(plain))
+    return [step for step in found if step is not None]
+
+
+def _step(plain: Any, path: Spot, problems: Problems) -> Step | None:
+    known = operations()
+    names = [key for key in plain if key != "resolved"] if isinstance(plain, Mapping) else []
+    if len(names) != 1:
+        problems.add(path, "a step is one operation", ", ".join(known))
+        return None
+    name = names[0]
+    if name not in known:
+        problems.unknown(path, name, list(known))
+        return None
+    operation = _operation(known[name], {} if plain[name] is None else plain[name], (*path, name), problems)
+    resolved = _resolved(plain["resolved"], operation or known[name], path, problems) if "resolved" in plain else None
+    return Step(operation, resolved) if operation is not None else None
+
+
+def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems) -> Operation | None:
+    if not isinstance(plain, Mapping):
+        problems.add(path, f"is {type(plain).__name__}", "a mapping of fields")
+        return None
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    before = len(problems.faults)
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        if key not in fields:
+            problems.unknown(path, key, list(fields))
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.add((*path, key), f"is {value}", "finite numbers")
+            continue
+        try:
+            values[fields[key].name] = msgspec.convert(built_in(value), fields[key].type, dec_hook=_decode)
+        except msgspec.ValidationError as error:
+            problems.add((*path, key), str(error))
+    for name, field in fields.items():
+        if field.required and name not in plain:
+            problems.add((*path, name), "is missing")
+    return kind(**values) if len(problems.faults) == before else None
+
+
+def _resolved(
+    plain: Any, operation: Operation | type[Operation], path: Spot, problems: Problems
+) -> dict[str, tuple[int | str, ...]] | None:
+    try:
+        resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
+    except msgspec.ValidationError as error:
+        problems.add((*path, "resolved"), str(error))
+        return None
+    fields = [field.encode_name for field in msgspec.structs.fields(operation)]
+    known = list(operation.selections()) if isinstance(operation, Operation) else fields
+    known += [LEARNED] if issubclass(operation if isinstance(operation, type) else type(operation), ResultStep) else []
+    for name, chosen in resolved.items():
+        kind = str if name in ("matrices", LEARNED) else int
+        if name not in known:
+            problems.unknown((*path, "resolved"), name, known)
+        elif not all(isinstance(one, kind) for one in chosen):
+            allowed = "texts" if kind is str else "positions"
+            problems.add((*path, "resolved", name), "has entries of the wrong kind", allowed)
+    return resolved
+
+
+def _decode(kind: type, raw: Any) -> Any:
+    try:
+        if kind is ObjectiveChoice:
+            return parse_objective(raw)
+        if not issubclass(kind, Selection):
+            raise NotImplementedError(kind)
+        return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
+    except RecipeError as error:
+        raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, (Selection, ObjectiveChoice)):
+        return built_in(value.raw)
+    raise NotImplementedError(type(value))

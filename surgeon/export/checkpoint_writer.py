@@ -1,0 +1,130 @@
+"""Writes a plan as a checkpoint directory, and checks from headers and config that it is what was planned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.plan import Plan
+from surgeon.core.recipe.evaluation import Evaluated, evaluated_to_builtins
+from surgeon.core.recipe.recipe import Recipe, dump_recipe
+from surgeon.errors import CheckpointError, VerifyError
+from surgeon.export.model_card import model_card
+from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
+from surgeon.export.shards import Arithmetic, write_shards
+
+RECIPE = "recipe.yaml"
+PROOF = "surgeon_proof.json"
+TRAINABLE = "trainable_parameters.json"
+ADAPTER = "adapter"
+RESULTS = "surgeon_results.json"
+_OURS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
+
+Finish = Callable[[Path], dict[str, Any] | None]
+"""Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
+
+
+def export_checkpoint(
+    plan: Plan, recipe: Recipe, out: Path, *, emit: Emit, cancelled: IsCancelled,
+    arithmetic: Arithmetic | None = None, finish: Finish | None = None, results: Sequence[Evaluated] = (),
+) -> dict[str, Any] | None:  # fmt: skip
+    """Write a checkpoint, check it, let `finish` add to it, and publish it at `out`. Returns what `finish` returned.
+
+    Raises:
+        ExportError: it exists, does not fit or cannot be written. VerifyError: it is not what was planned.
+    """
+    refuse_existing(out)
+    checkpoint = plan.structure.checkpoint
+    refuse_inside(out, checkpoint.path)
+    require_space(out, plan.nbytes + sum((checkpoint.path / name).stat().st_size for name in checkpoint.side_files))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        emit("progress", {"done": done, "total": plan.nbytes, "unit": "bytes", "what": "writing"})
+
+    with published(out) as directory:
+        write_shards(plan, directory, arithmetic, advance, cancelled)
+        write_config(plan, directory)
+        copy_side_files(plan, directory)
+        write_records(plan, recipe, directory, results)
+        check_written(plan, directory)
+        proof = finish(directory) if finish else None
+        if proof is not None:
+            (directory / PROOF).write_bytes(pretty(proof))
+    return proof
+
+
+def pretty(value: Any) -> bytes:
+    """Return JSON as Hugging Face writes it: two spaces, numbers as Python has them, a newline at the end."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def write_config(plan: Plan, directory: Path) -> None:
+    """Write config.json: every key of the base in its order, the changed ones changed."""
+    (directory / "config.json").write_bytes(pretty(plan.config))
+
+
+def copy_side_files(plan: Plan, directory: Path) -> None:
+    """Copy tokenizer, generation config, chat templates, licence and code as they are."""
+    checkpoint = plan.structure.checkpoint
+    for name in checkpoint.side_files:
+        if name not in _OURS:
+            (directory / name).parent.mkdir(exist_ok=True)
+            _copy_side_file(checkpoint.path / name, directory / name)
+
+
+def _copy_side_file(source: Path, target: Path) -> None:
+    try:
+        # Opened here, so that a source that vanished is not mistaken for a target that cannot be written.
+        file = source.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read any more: {error.strerror}",
+            where=str(source),
+            hint="leave the base alone while it is copied",
+        ) from error
+    with file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence[Evaluated] = ()) -> None:
+    """Write the recipe, the card, what was measured, and what stays trainable if anything was frozen or inserted."""
+    (directory / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(plan, recipe, results), encoding="utf-8")
+    if results:
+        (directory / RESULTS).write_bytes(pretty({"evaluations": evaluated_to_builtins(results)}))
+    if plan.frozen or plan.inserted:
+        names = plan.structure.memory_names
+        record = {
+            "trainable": names(plan.trainable),
+            "frozen": names(sorted(plan.frozen)),
+            "inserted": list(plan.inserted),
+        }
+        (directory / TRAINABLE).write_bytes(pretty(record))
+
+
+def check_written(plan: Plan, directory: Path) -> None:
+    """Reopen what was written and compare headers and config with the plan.
+
+    Raises:
+        VerifyError: anything differs.
+    """
+    written = open_checkpoint(directory)
+    planned = {tensor.name: (tensor.dtype, tensor.shape) for tensor in plan.tensors}
+    found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in written.tensors.values()}
+    wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
+    if wrong:
+        raise VerifyError(
+            f"tensor {wrong[0]!r} is {found.get(wrong[0])}, planned was {planned.get(wrong[0])}", where=str(directory)
+        )
+    if dict(written.config) != dict(plan.config):
+        raise VerifyError("is not what was planned", where=str(directory / "config.json"))
+    read_structure(written)

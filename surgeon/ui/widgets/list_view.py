@@ -1,0 +1,85 @@
+"""A scrolling list of styled lines: the base of the panes, the help and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from surgeon.ui.theme import DARK_LOOKS, LIGHT_LOOKS, Looks
+
+
+class Lines(ScrollView, can_focus=True, inherit_bindings=False):
+    """Paints `rich.text.Text` lines; long ones are cut. A cursor is drawn where `cursor` is not None."""
+
+    class Clicked(Message):
+        """A line was clicked."""
+
+        def __init__(self, widget: Lines, line: int) -> None:
+            super().__init__()
+            self.widget, self.line = widget, line
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self.lines: Sequence[Text] = ()
+        self.cursor: int | None = None
+        self._ground = Style.null()
+
+    @property
+    def looks(self) -> Looks:
+        """The styles of the theme in use."""
+        return DARK_LOOKS if self.app.current_theme.dark else LIGHT_LOOKS
+
+    @property
+    def page(self) -> int:
+        """Half of the lines in view."""
+        return max(1, self.size.height // 2)
+
+    def set_lines(self, lines: Sequence[Text]) -> None:
+        """Show these lines."""
+        self.lines = lines
+        self.virtual_size = Size(0, len(lines))
+        self.refresh()
+
+    def move(self, change: int) -> None:
+        """Scroll, or move the cursor if there is one."""
+        if self.cursor is None:
+            self.scroll_to(y=self.scroll_offset.y + change, animate=False, force=True)
+            return
+        self.cursor = min(max(self.cursor + change, 0), max(0, len(self.lines) - 1))
+        top, height = self.scroll_offset.y, max(1, self.size.height)
+        wanted = self.cursor if self.cursor < top else max(top, self.cursor - height + 1)
+        self.scroll_to(y=wanted, animate=False, force=True)
+        self.refresh()
+
+    def on_click(self, event: events.Click) -> None:
+        """Tell which line was clicked."""
+        offset = event.get_content_offset(self)
+        if offset is not None:
+            self.post_message(self.Clicked(self, offset.y + self.scroll_offset.y))
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Work out the ground colour once for all lines of one painting; Textual would do it for each."""
+        self._ground = self.rich_style
+        return super().render_lines(crop)
+
+    def render_line(self, y: int) -> Strip:
+        """Paint the line at `y` of what is in view."""
+        width, at = self.size.width, y + self.scroll_offset.y
+        under = self._ground
+        if at == self.cursor and self.has_focus:
+            under += self.looks.on_cursor
+        if at >= len(self.lines):
+            return Strip.blank(width, under)
+        line = self.lines[at]
+        segments = [
+            Segment(text, under + style if style else under) for text, style, _ in line.render(self.app.console, end="")
+        ]
+        return Strip(segments).adjust_cell_length(width, under)
