@@ -223,11 +223,11 @@ def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | 
         SurgeonError: what the job raised; Cancelled on Ctrl+C.
     """
     if worker is None:
-        from surgeon.backend.distributed import follow, join, process_index
+        from surgeon.backend.distributed import join_process_group, rank, serve_as_follower
 
-        if process_index() > 0:
-            follow()
-        join()
+        if rank() > 0:
+            serve_as_follower()
+        join_process_group()
         return _run_here(job, args, on_event)
     return asyncio.run(_run_there(job, args, on_event, worker))
 

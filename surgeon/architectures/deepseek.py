@@ -6,14 +6,14 @@ from collections.abc import Hashable, Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, first, where
 from surgeon.core.structure.layer_counts import FirstCount
-from surgeon.core.structure.layer_dependencies import Borrows
-from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
+from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family, Silence
 
 
-def _mlp(number: int) -> EachLayer:
+def _mlp(number: int) -> PerLayerList:
     legacy = ("first_k_dense_replace", "moe_layer_freq")
-    return EachLayer("mlp_layer_types", first(number, legacy[0], freq_key=legacy[1]), legacy)
+    return PerLayerList("mlp_layer_types", first(number, legacy[0], freq_key=legacy[1]), legacy)
 
 
 def indexers(config: Config, count: int) -> Sequence[str]:
@@ -37,18 +37,18 @@ def _dots3(config: Config, count: int) -> Sequence[str]:
 
 
 FAMILIES = (
-    Family(model_types=("dots3_note", "dots3_note_text"), fields=(EachLayer("layer_types", _dots3), _mlp(1))),
+    Family(model_types=("dots3_note", "dots3_note_text"), fields=(PerLayerList("layer_types", _dots3), _mlp(1))),
     Family(model_types=("deepseek_v2",), fields=(FirstCount("first_k_dense_replace", 0),)),
     Family(model_types=("deepseek_v3",), fields=(FirstCount("first_k_dense_replace", 3),)),
     Family(
         model_types=("dots1",),
         fields=(
             FirstCount("first_k_dense_replace", 0),
-            EachLayer("layer_types", where(62, "max_window_layers"), ("max_window_layers",)),
+            PerLayerList("layer_types", where(62, "max_window_layers"), ("max_window_layers",)),
         ),
     ),
     Family(model_types=("glm4_moe",), fields=(FirstCount("first_k_dense_replace", 1),)),
-    Family(model_types=("glm4_moe_lite",), fields=(EachLayer("mlp_layer_types", first(1)),)),
+    Family(model_types=("glm4_moe_lite",), fields=(PerLayerList("mlp_layer_types", first(1)),)),
     Family(
         model_types=("axk1",),
         fields=(_mlp(1),),
@@ -72,14 +72,16 @@ FAMILIES = (
     ),
     Family(
         model_types=("deepseek_v32",),
-        fields=(EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),),
+        fields=(PerLayerList("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),),
     ),
     Family(
         model_types=("glm_moe_dsa",),
         fields=(
-            EachLayer("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),
-            EachLayer("indexer_types", indexers, ("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")),
-            Borrows("choice of tokens", "indexer_types", _choosers),
+            PerLayerList("mlp_layer_types", first(3, "first_k_dense_replace"), ("first_k_dense_replace",)),
+            PerLayerList(
+                "indexer_types", indexers, ("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
+            ),
+            ReadsEarlierLayer("choice of tokens", "indexer_types", _choosers),
         ),
     ),
     Family(
@@ -93,8 +95,8 @@ FAMILIES = (
             (r"\.gate\.expert_bias$", ".gate.e_score_correction_bias"),
         ),
         fields=(
-            EachLayer("layer_types", every(6, "layer_group_size", other=LINEAR), ("layer_group_size",)),
-            EachLayer("mlp_layer_types", first(2, "first_k_dense_replace"), ("first_k_dense_replace",)),
+            PerLayerList("layer_types", every(6, "layer_group_size", other=LINEAR), ("layer_group_size",)),
+            PerLayerList("mlp_layer_types", first(2, "first_k_dense_replace"), ("first_k_dense_replace",)),
         ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family
 
 _CSA, _HCA, _SLIDING = "compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"
@@ -31,8 +31,8 @@ FAMILY = Family(
         (r"ffn\.gate\.tid2eid", "router"),
     ),
     fields=(
-        EachLayer("layer_types", _attention, ("compress_ratios",)),
-        EachLayer("mlp_layer_types", _experts, ("num_hash_layers",)),
+        PerLayerList("layer_types", _attention, ("compress_ratios",)),
+        PerLayerList("mlp_layer_types", _experts, ("num_hash_layers",)),
     ),
     in_memory=(
         (r"^embed\.", "model.embed_tokens."),

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 from surgeon.architectures.positions import FULL, every
 from surgeon.architectures.shared import SANDWICH, post_norms
 from surgeon.core.structure.layer_counts import LastCount
-from surgeon.core.structure.layer_dependencies import Borrows
-from surgeon.core.structure.layer_fields import Config, Derived, EachLayer, LayerField
+from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
+from surgeon.core.structure.layer_fields import Config, Derived, LayerField, PerLayerList
 from surgeon.core.structure.structure import Family, OutsideSlices, Silence
 
 _SLICES = (
@@ -25,7 +25,7 @@ def _shared_kv(layer_types: Derived, default: int) -> tuple[LayerField, ...]:
         kinds = config.get("layer_types") or layer_types(config, count) or [FULL] * count
         return [(kind, index >= own) for index, kind in enumerate(kinds)]
 
-    return LastCount("num_kv_shared_layers", default), Borrows(
+    return LastCount("num_kv_shared_layers", default), ReadsEarlierLayer(
         "shared keys and values", "num_kv_shared_layers", lenders
     )
 
@@ -59,19 +59,19 @@ _GEMMA4_SILENCES = tuple(
 
 FAMILIES = (
     Family(model_types=("gemma",)),
-    _sandwich("gemma2", value=-1.0, fields=(EachLayer("layer_types", every(2)),)),
-    Family(model_types=("vaultgemma",), fields=(EachLayer("layer_types", every(2)),)),
+    _sandwich("gemma2", value=-1.0, fields=(PerLayerList("layer_types", every(2)),)),
+    Family(model_types=("vaultgemma",), fields=(PerLayerList("layer_types", every(2)),)),
     _sandwich(
         "gemma3",
         "gemma3_text",
         value=-1.0,
-        fields=(EachLayer("layer_types", every(6, "sliding_window_pattern"), ("sliding_window_pattern",)),),
+        fields=(PerLayerList("layer_types", every(6, "sliding_window_pattern"), ("sliding_window_pattern",)),),
     ),
     Family(
         model_types=("gemma3n", "gemma3n_text"),
         fields=(
-            EachLayer("layer_types", _GEMMA3N),
-            EachLayer("activation_sparsity_pattern", _sparse_start),
+            PerLayerList("layer_types", _GEMMA3N),
+            PerLayerList("activation_sparsity_pattern", _sparse_start),
             *_shared_kv(_GEMMA3N, 15),
         ),
         no_identity="its layers mix four streams with weights that no values of its tensors turn into an identity",
@@ -80,7 +80,7 @@ FAMILIES = (
     Family(
         model_types=("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
         roles=_GEMMA4_ROLES,
-        fields=(EachLayer("layer_types", _GEMMA4, ends_with=FULL), *_shared_kv(_GEMMA4, 0)),
+        fields=(PerLayerList("layer_types", _GEMMA4, ends_with=FULL), *_shared_kv(_GEMMA4, 0)),
         silences=_GEMMA4_SILENCES,
         outside_slices=_SLICES,
     ),
@@ -88,7 +88,7 @@ FAMILIES = (
         model_types=("embedding_gemma2", "embedding_gemma2_text"),
         roles=_GEMMA4_ROLES,
         fields=(
-            EachLayer(
+            PerLayerList(
                 "layer_types",
                 every(6, "sliding_window_pattern", last=FULL),
                 ("sliding_window_pattern",),

@@ -3,7 +3,7 @@
 from surgeon.architectures.positions import every
 from surgeon.architectures.shared import SANDWICH, post_norms
 from surgeon.core.structure.layer_counts import FirstCount
-from surgeon.core.structure.layer_fields import EachLayer
+from surgeon.core.structure.layer_fields import PerLayerList
 from surgeon.core.structure.structure import Family
 
 # Here post_attention_layernorm is the norm before the MLP.
@@ -19,7 +19,7 @@ FAMILIES = (
         model_types=("kolibri1",),
         roles=_NAMED,
         silences=post_norms(),
-        fields=(EachLayer("layer_types", every(5)),),
+        fields=(PerLayerList("layer_types", every(5)),),
         in_memory=(
             (r"\.moe\.router\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
             (r"\.post_attn_norm\.", ".post_self_attn_layernorm."),
@@ -31,7 +31,7 @@ FAMILIES = (
         roles=SANDWICH,
         silences=post_norms(),
         fields=(
-            EachLayer("layer_types", every(4, "global_attn_every_n_layers"), ("global_attn_every_n_layers",)),
+            PerLayerList("layer_types", every(4, "global_attn_every_n_layers"), ("global_attn_every_n_layers",)),
             FirstCount("num_dense_layers", 1),
         ),
     ),

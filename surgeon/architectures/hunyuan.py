@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from surgeon.architectures.positions import first
-from surgeon.core.structure.layer_dependencies import Borrows
-from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
+from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family
 
 
@@ -27,7 +27,7 @@ _STREAMS = tuple(
 FAMILIES = (
     Family(
         model_types=("hy_v3",),
-        fields=(EachLayer("mlp_layer_types", first(1)),),
+        fields=(PerLayerList("mlp_layer_types", first(1)),),
         in_memory=(
             (r"\.mlp\.expert_bias$", ".mlp.e_score_correction_bias"),
             (r"\.mlp\.router\.gate\.", ".mlp.gate."),
@@ -43,9 +43,9 @@ FAMILIES = (
             (r"\.linear_gate\.", ".gate_proj."),
         ),
         fields=(
-            EachLayer("mlp_layer_types", first(1)),
-            EachLayer("indexer_types", _indexers),
-            Borrows("choice of tokens", "indexer_types", _choosers),
+            PerLayerList("mlp_layer_types", first(1)),
+            PerLayerList("indexer_types", _indexers),
+            ReadsEarlierLayer("choice of tokens", "indexer_types", _choosers),
         ),
         no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
     ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import FULL, SLIDING
-from surgeon.core.structure.layer_fields import Config, EachLayer, Indices
+from surgeon.core.structure.layer_fields import Config, LayerIndices, PerLayerList
 from surgeon.core.structure.structure import Family
 
 
@@ -50,11 +50,14 @@ def _windows(config: Config, count: int) -> Sequence[str]:
 FAMILIES = (
     Family(
         model_types=("llama4", "llama4_text"),
-        fields=(EachLayer("no_rope_layers", _rotary), EachLayer("layer_types", _chunked), _ExpertLayers()),
+        fields=(PerLayerList("no_rope_layers", _rotary), PerLayerList("layer_types", _chunked), _ExpertLayers()),
     ),
     Family(
         model_types=("mllama", "mllama_text_model"),
-        fields=(Indices("cross_attention_layers", default=(3, 8, 13, 18, 23, 28, 33, 38)),),
+        fields=(LayerIndices("cross_attention_layers", default=(3, 8, 13, 18, 23, 28, 33, 38)),),
     ),
-    Family(model_types=("smollm3",), fields=(EachLayer("no_rope_layers", _rotary), EachLayer("layer_types", _windows))),
+    Family(
+        model_types=("smollm3",),
+        fields=(PerLayerList("no_rope_layers", _rotary), PerLayerList("layer_types", _windows)),
+    ),
 )

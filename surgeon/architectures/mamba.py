@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
-from surgeon.core.plan.end_tensors import HeldByFirst
+from surgeon.core.plan.end_tensors import SharedTensors
 from surgeon.core.structure.layer_counts import FirstCount, Period
-from surgeon.core.structure.layer_dependencies import InOrder
-from surgeon.core.structure.layer_fields import Config, Cycle, EachLayer, Indices, Pattern
+from surgeon.core.structure.layer_dependencies import OrderedLayers
+from surgeon.core.structure.layer_fields import Config, LayerIndices, LayerPattern, PerLayerList, RepeatingList
 from surgeon.core.structure.structure import Family, Silence
 
 
@@ -60,7 +60,7 @@ _MAMBA = r"(?:.+\.)?mamba\."
 
 FAMILIES = (
     Family(model_types=("mamba", "mamba2", "falcon_mamba")),
-    Family(model_types=("bamba",), fields=(Indices("attn_layer_indices"),)),
+    Family(model_types=("bamba",), fields=(LayerIndices("attn_layer_indices"),)),
     Family(
         model_types=("jamba",),
         fields=(
@@ -70,17 +70,20 @@ FAMILIES = (
     ),
     Family(
         model_types=("nemotron_h",),
-        fields=(Pattern("hybrid_override_pattern"),),
+        fields=(LayerPattern("hybrid_override_pattern"),),
         in_memory=((r"^backbone\.", "model."), (r"\.mixer\.experts\.\d+\.up_proj\.weight$", ".mixer.experts.up_proj")),
     ),
-    Family(model_types=("recurrent_gemma",), fields=(Cycle("block_types", ("recurrent", "recurrent", "attention")),)),
-    Family(model_types=("lfm2",), fields=(EachLayer("layer_types", _lfm2, ("full_attn_idxs",)),)),
+    Family(
+        model_types=("recurrent_gemma",),
+        fields=(RepeatingList("block_types", ("recurrent", "recurrent", "attention")),),
+    ),
+    Family(model_types=("lfm2",), fields=(PerLayerList("layer_types", _lfm2, ("full_attn_idxs",)),)),
     Family(model_types=("lfm2_moe",), fields=(FirstCount("num_dense_layers", 2),)),
     Family(
         model_types=("lfm3",),
         roles=((r"post_operator_norm\.weight", "norm.post_attention"), (r"post_ffn_norm\.weight", "norm.post_mlp")),
         silences=((Silence("norm.post_attention"), Silence("norm.post_mlp")),),
-        fields=(EachLayer("layer_types", _lfm3),),
+        fields=(PerLayerList("layer_types", _lfm3),),
         in_memory=((r"\.self_attn\.gate_proj\.", ".self_attn.g_proj."),),
     ),
     Family(
@@ -91,14 +94,14 @@ FAMILIES = (
             (r"\.self_attn\.(A_log|dt_bias|f_[ab]_proj\.)", r".self_attn.forget_gate.\1"),
         ),
         fields=(
-            EachLayer("layer_types", _kimi),
-            EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",)),
+            PerLayerList("layer_types", _kimi),
+            PerLayerList("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",)),
         ),
     ),
     Family(
         model_types=("minimax",),
         roles=((r"self_attn\.(?:slope_rate|\w+_decay)", "mixer.decay"),),
-        fields=(EachLayer("layer_types", every(2, at=0, other=LINEAR), begins_with=FULL),),
+        fields=(PerLayerList("layer_types", every(2, at=0, other=LINEAR), begins_with=FULL),),
         in_memory=(MOE_IS_MLP,),
         no_identity=POST_NORM,
     ),
@@ -107,8 +110,8 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transf\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type", _zamba_kinds),
-            HeldByFirst("the shared block", r"shared_transf\..+", _zamba_hybrids),
+            PerLayerList("layers_block_type", _zamba_kinds),
+            SharedTensors("the shared block", r"shared_transf\..+", _zamba_hybrids),
         ),
     ),
     Family(
@@ -116,9 +119,9 @@ FAMILIES = (
         roles=((rf"{_MAMBA}out_proj\.weight", "mixer.output"), (r"shared_transformer\..+", "shared")),
         silences=((Silence("mixer.output"),),),
         fields=(
-            EachLayer("layers_block_type", _zamba2_kinds),
-            Indices("hybrid_layer_ids"),
-            InOrder(
+            PerLayerList("layers_block_type", _zamba2_kinds),
+            LayerIndices("hybrid_layer_ids"),
+            OrderedLayers(
                 "layers_block_type",
                 "hybrid layers, each with an adapter of its own in the blocks that they share",
                 _zamba2_hybrids,

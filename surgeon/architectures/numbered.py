@@ -10,8 +10,8 @@ from typing import Any
 
 from surgeon.architectures.positions import always, every, first
 from surgeon.core.plan.end_tensors import EndTensor
-from surgeon.core.structure.layer_dependencies import ByIndex
-from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.layer_dependencies import IndexDependent
+from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family, Silence
 from surgeon.errors import ArchitectureError
 
@@ -63,13 +63,13 @@ FAMILIES = (
     Family(
         model_types=("beam",),
         fields=(
-            EachLayer("layer_types", every(6, last="full_attention")),
-            EachLayer("mlp_layer_types", first(3)),
-            ByIndex("scaling of the residual stream by depth", always),
+            PerLayerList("layer_types", every(6, last="full_attention")),
+            PerLayerList("mlp_layer_types", first(3)),
+            IndexDependent("scaling of the residual stream by depth", always),
         ),
         no_identity="every layer scales the residual stream by its depth",
     ),
-    Family(model_types=("diffllama",), fields=(ByIndex("lambda_init, which grows with depth", always),)),
+    Family(model_types=("diffllama",), fields=(IndexDependent("lambda_init, which grows with depth", always),)),
     Family(
         model_types=("zaya",),
         roles=(
@@ -112,15 +112,15 @@ FAMILIES = (
         model_types=("inkling_text",),
         roles=((r"(?:attn|mlp)_sconv\..+", "mixer.inner"),),
         fields=(
-            EachLayer("layer_types", _inkling, ("local_layer_ids",)),
-            EachLayer("mlp_layer_types", first(0, "dense_mlp_idx"), ("dense_mlp_idx",)),
+            PerLayerList("layer_types", _inkling, ("local_layer_ids",)),
+            PerLayerList("mlp_layer_types", first(0, "dense_mlp_idx"), ("dense_mlp_idx",)),
         ),
     ),
     Family(
         model_types=("inkling2_text",),
         fields=(
-            EachLayer("layer_types", every(6, special="hybrid", other="hybrid_sliding")),
-            ByIndex("n_layers_per_attn_res_block", always, by_count=True),
+            PerLayerList("layer_types", every(6, special="hybrid", other="hybrid_sliding")),
+            IndexDependent("n_layers_per_attn_res_block", always, by_count=True),
         ),
         renamed=True,
         no_identity="its attention reads what earlier layers left in the residual stream",

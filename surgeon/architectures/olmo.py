@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.structure.layer_fields import Config, EachLayer
+from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family
 
 
@@ -15,14 +15,16 @@ def _hybrid(config: Config, count: int) -> Sequence[str]:
     return kinds if FULL in kinds else [*kinds[:-1], FULL]
 
 
-_EXAONE = EachLayer("layer_types", every(4, "sliding_window_pattern"))
+_EXAONE = PerLayerList("layer_types", every(4, "sliding_window_pattern"))
 
 FAMILIES = (
     Family(model_types=("olmo2", "flex_olmo"), roles=SANDWICH, silences=post_norms()),
-    Family(model_types=("olmo3",), roles=SANDWICH, silences=post_norms(), fields=(EachLayer("layer_types", every(4)),)),
+    Family(
+        model_types=("olmo3",), roles=SANDWICH, silences=post_norms(), fields=(PerLayerList("layer_types", every(4)),)
+    ),
     Family(
         model_types=("olmo_hybrid",),
-        fields=(EachLayer("layer_types", _hybrid, needs=(LINEAR, FULL)),),
+        fields=(PerLayerList("layer_types", _hybrid, needs=(LINEAR, FULL)),),
         in_memory=(
             (r"\.attention_layer_norm\.", ".input_layernorm."),
             (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
@@ -33,6 +35,9 @@ FAMILIES = (
     Family(
         model_types=("exaone_moe",),
         in_memory=((r"\.mlp\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),),
-        fields=(_EXAONE, EachLayer("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",))),
+        fields=(
+            _EXAONE,
+            PerLayerList("mlp_layer_types", first(1, "first_k_dense_replace"), ("first_k_dense_replace",)),
+        ),
     ),
 )

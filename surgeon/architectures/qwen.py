@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, where
-from surgeon.core.structure.layer_dependencies import InOrder
-from surgeon.core.structure.layer_fields import Config, EachLayer, Indices
+from surgeon.core.structure.layer_dependencies import OrderedLayers
+from surgeon.core.structure.layer_fields import Config, LayerIndices, PerLayerList
 from surgeon.core.structure.structure import Family
 
 
@@ -47,8 +47,8 @@ def _flint(config: Config, count: int) -> Sequence[str]:
     return [FULL if index < 2 or index % 4 == 1 or index == count - 1 else SLIDING for index in range(count)]
 
 
-_WINDOW = EachLayer("layer_types", where(28, "max_window_layers", switch="use_sliding_window"))
-_INTERVAL = EachLayer("layer_types", every(4, "full_attention_interval", other=LINEAR), ("full_attention_interval",))
+_WINDOW = PerLayerList("layer_types", where(28, "max_window_layers", switch="use_sliding_window"))
+_INTERVAL = PerLayerList("layer_types", every(4, "full_attention_interval", other=LINEAR), ("full_attention_interval",))
 
 FAMILIES = (
     Family(model_types=("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"), fields=(_WINDOW,)),
@@ -60,27 +60,27 @@ FAMILIES = (
             (r"^visual\.", "model.visual."),
         ),
     ),
-    Family(model_types=("qwen2_moe",), fields=(EachLayer("layer_types", _alternating), DenseLayers())),
+    Family(model_types=("qwen2_moe",), fields=(PerLayerList("layer_types", _alternating), DenseLayers())),
     Family(model_types=("qwen3_moe", "qwen3_vl_moe", "qwen3_vl_moe_text"), fields=(DenseLayers(),)),
     Family(model_types=("qwen3_next",), fields=(_INTERVAL, DenseLayers())),
     Family(model_types=("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), fields=(_INTERVAL,)),
     Family(
         model_types=("qwen4_exp", "qwen4_exp_text"),
         fields=(
-            EachLayer(
+            PerLayerList(
                 "layer_types",
                 every(4, "full_attention_interval", special="indexed_attention", other=LINEAR),
                 ("full_attention_interval",),
             ),
-            Indices("ple_layer_ids", first=1),
-            InOrder("ple_layer_ids", "layers with n-gram tables, whose sizes grow from one to the next", _tables),
+            LayerIndices("ple_layer_ids", first=1),
+            OrderedLayers("ple_layer_ids", "layers with n-gram tables, whose sizes grow from one to the next", _tables),
         ),
         in_memory=((r"\.ngram_embedding\.shard_\d+\.", ".ngram_embedding."),),
         no_identity="its layers mix several streams with weights that no values of its tensors turn into an identity",
     ),
     Family(
         model_types=("flint",),
-        fields=(EachLayer("layer_types", _flint), DenseLayers((0, 1))),
+        fields=(PerLayerList("layer_types", _flint), DenseLayers((0, 1))),
         in_memory=((r"\.self_attn\.softmax_offset$", ".self_attn.sinks"),),
     ),
 )

@@ -14,8 +14,8 @@ from typing import Any
 from surgeon.architectures import shared
 from surgeon.core.checkpoint.checkpoint import Checkpoint, Tensor
 from surgeon.core.registry import modules_of
-from surgeon.core.structure.layer_dependencies import Unexplained
-from surgeon.core.structure.layer_fields import EachLayer, LayerField
+from surgeon.core.structure.layer_dependencies import UnexplainedDifference
+from surgeon.core.structure.layer_fields import LayerField, PerLayerList
 from surgeon.core.structure.layer_names import LayerNames
 from surgeon.core.structure.structure import Family, Stack, StackRule, Structure
 from surgeon.errors import ArchitectureError
@@ -209,7 +209,7 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
     fields = [field for field in (*family.fields, names) if field.read(part, count) is not None]
     known = {key for field in family.fields for key in (field.key, *field.replaces)}
     unknown = [name for name, value in part.items() if name not in known and _describes_layers(name, value, count)]
-    fields += [EachLayer(name) for name in unknown]
+    fields += [PerLayerList(name) for name in unknown]
     readings = {
         field.key: field.read(where, count) or () for where, some in ((part, fields), (config, root)) for field in some
     }
@@ -236,7 +236,9 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
     )
 
 
-def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapping[str, Any]]) -> Unexplained | None:
+def _unexplained(
+    layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapping[str, Any]]
+) -> UnexplainedDifference | None:
     """Find layers of which the config says the same, but which are built differently."""
     builds = [frozenset((suffix, tensor.shape) for suffix, tensor in layer.items()) for layer in layers]
     kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
@@ -245,7 +247,7 @@ def _unexplained(layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapp
         seen.setdefault(repr(setting), kinds[build]) != kinds[build]
         for setting, build in zip(settings, builds, strict=True)
     )
-    return Unexplained(tuple(kinds[build] for build in builds)) if clash else None
+    return UnexplainedDifference(tuple(kinds[build] for build in builds)) if clash else None
 
 
 def _notes(unknown: Sequence[str], tail: Sequence[Any], count: int) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """RWKV: a norm of its own in the first layer; numbers are rescaled every so many layers."""
 
 from surgeon.core.plan.end_tensors import EndTensor
-from surgeon.core.structure.layer_dependencies import ByIndex
+from surgeon.core.structure.layer_dependencies import IndexDependent
 from surgeon.core.structure.structure import Family
 
 FAMILY = Family(
@@ -15,7 +15,7 @@ FAMILY = Family(
         (r".*\.time_\w+", "attention.inner"),
     ),
     fields=(
-        ByIndex("rescale_every", lambda config: bool(config.get("rescale_every", 6))),
+        IndexDependent("rescale_every", lambda config: bool(config.get("rescale_every", 6))),
         EndTensor("pre_ln, a norm of its own", r"pre_ln\..+"),
     ),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from surgeon.core.structure.layer_counts import FirstCount
-from surgeon.core.structure.layer_dependencies import ByIndex
-from surgeon.core.structure.layer_fields import ByNumber, EachLayer, Indices, LayerField, Pattern
+from surgeon.core.structure.layer_dependencies import IndexDependent
+from surgeon.core.structure.layer_fields import KeyedByLayer, LayerField, LayerIndices, LayerPattern, PerLayerList
 from surgeon.core.structure.structure import Silence, StackRule
 
 _ATTENTION = (
@@ -114,18 +114,18 @@ IN_MEMORY: tuple[tuple[str, str], ...] = (
 MOE_IS_MLP = (r"\.block_sparse_moe\.", ".mlp.")
 
 FIELDS: tuple[LayerField, ...] = (
-    EachLayer("layer_types"),
-    EachLayer("mlp_layer_types"),
-    EachLayer("no_rope_layers"),
-    EachLayer("layers_block_type"),
-    EachLayer("attention_layers"),
-    Indices("mlp_only_layers"),
-    Indices("full_attn_idxs"),
-    Indices("moe_layers"),
+    PerLayerList("layer_types"),
+    PerLayerList("mlp_layer_types"),
+    PerLayerList("no_rope_layers"),
+    PerLayerList("layers_block_type"),
+    PerLayerList("attention_layers"),
+    LayerIndices("mlp_only_layers"),
+    LayerIndices("full_attn_idxs"),
+    LayerIndices("moe_layers"),
     FirstCount("first_k_dense_replace"),
-    Pattern("hybrid_override_pattern"),
-    ByNumber("per_layer_config"),
-    ByIndex("scale_attn_by_inverse_layer_idx"),
+    LayerPattern("hybrid_override_pattern"),
+    KeyedByLayer("per_layer_config"),
+    IndexDependent("scale_attn_by_inverse_layer_idx"),
 )
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")

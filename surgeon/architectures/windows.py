@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, SLIDING, every, first
 from surgeon.core.plan.end_tensors import EndTensor
-from surgeon.core.structure.layer_fields import Config, Derived, EachLayer
+from surgeon.core.structure.layer_fields import Config, Derived, PerLayerList
 from surgeon.core.structure.structure import Family, Silence
 
 
@@ -39,10 +39,10 @@ FAMILIES = (
     Family(
         model_types=("minimax_m3_vl_text",),
         fields=(
-            EachLayer(
+            PerLayerList(
                 "layer_types", _flags("sparse_attention_freq", "minimax_m3_sparse", FULL, "sparse_attention_config")
             ),
-            EachLayer("mlp_layer_types", _flags("moe_layer_freq", "sparse", "dense"), ("moe_layer_freq",)),
+            PerLayerList("mlp_layer_types", _flags("moe_layer_freq", "sparse", "dense"), ("moe_layer_freq",)),
         ),
     ),
     Family(
@@ -63,23 +63,23 @@ FAMILIES = (
         ),
     ),
     Family(model_types=("ctrl",), roles=((r"ffn\.0\..+", "mlp.up"), (r"ffn\.2\..+", "mlp.down"))),
-    Family(model_types=("gpt_oss",), fields=(EachLayer("layer_types", every(2)),)),
+    Family(model_types=("gpt_oss",), fields=(PerLayerList("layer_types", every(2)),)),
     Family(
         model_types=("cohere2",),
-        fields=(EachLayer("layer_types", every(4, "sliding_window_pattern"), ("sliding_window_pattern",)),),
+        fields=(PerLayerList("layer_types", every(4, "sliding_window_pattern"), ("sliding_window_pattern",)),),
     ),
     Family(
         model_types=("cohere2_moe",),
         fields=(
-            EachLayer("layer_types", _cohere_moe),
-            EachLayer("mlp_layer_types", first(0, "first_k_dense_replace"), ("first_k_dense_replace",)),
+            PerLayerList("layer_types", _cohere_moe),
+            PerLayerList("mlp_layer_types", first(0, "first_k_dense_replace"), ("first_k_dense_replace",)),
         ),
     ),
-    Family(model_types=("cwm",), fields=(EachLayer("layer_types", every(4, at=0)),)),
-    Family(model_types=("granite_swa", "granitemoe_swa"), fields=(EachLayer("layer_types", every(4, at=0)),)),
+    Family(model_types=("cwm",), fields=(PerLayerList("layer_types", every(4, at=0)),)),
+    Family(model_types=("granite_swa", "granitemoe_swa"), fields=(PerLayerList("layer_types", every(4, at=0)),)),
     Family(
         model_types=("laguna",),
-        fields=(EachLayer("mlp_layer_types", first(1)),),
+        fields=(PerLayerList("mlp_layer_types", first(1)),),
         in_memory=(
             (r"\.mlp\.experts\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),
             (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
@@ -87,13 +87,13 @@ FAMILIES = (
     ),
     Family(
         model_types=("mimo_v2_flash",),
-        fields=(EachLayer("layer_types", _mimo), EachLayer("mlp_layer_types", first(1))),
+        fields=(PerLayerList("layer_types", _mimo), PerLayerList("mlp_layer_types", first(1))),
         in_memory=((r"\.attention_sink_bias$", ".sinks"),),
     ),
     Family(
         model_types=("modernbert", "modernbert-decoder"),
         fields=(
-            EachLayer("layer_types", every(3, "global_attn_every_n_layers", at=0), ("global_attn_every_n_layers",)),
+            PerLayerList("layer_types", every(3, "global_attn_every_n_layers", at=0), ("global_attn_every_n_layers",)),
             EndTensor("attn_norm, missing in the first layer", r"attn_norm\..+", elsewhere=True, silent=1.0),
         ),
     ),

@@ -20,19 +20,19 @@ _PATIENCE = timedelta(days=365)
 """How long the others wait for a job. Where one of them dies, the launcher ends all, so nobody waits in vain."""
 
 
-def process_count() -> int:
+def world_size() -> int:
     """Return how many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def process_index() -> int:
+def rank() -> int:
     """Return this process's number; 0 is the one that speaks."""
-    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def join() -> None:
+def join_process_group() -> None:
     """Meet the others; does nothing where there are none."""
-    if process_count() == 1:
+    if world_size() == 1:
         return
     from accelerate import PartialState
     from torch import cuda, distributed
@@ -47,67 +47,67 @@ _GROUP = "words"
 _groups: dict[str, Any] = {}
 
 
-def agreed(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """Return the first process's value in all of them."""
-    if process_count() == 1:
+    if world_size() == 1:
         return value
     from torch import distributed
 
-    join()
+    join_process_group()
     box: list[Any] = [value]
     distributed.broadcast_object_list(box, src=0, group=_groups[_GROUP])
     return box[0]  # type: ignore[no-any-return]
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """Return every process's value in all of them, in their order."""
-    if process_count() == 1:
+    if world_size() == 1:
         return [value]
     from torch import distributed
 
-    join()
-    found: list[Any] = [None] * process_count()
+    join_process_group()
+    found: list[Any] = [None] * world_size()
     distributed.all_gather_object(found, value, group=_groups[_GROUP])
     return found
 
 
 @contextmanager
-def together(call: Mapping[str, Any]) -> Iterator[None]:
+def run_on_all_ranks(call: Mapping[str, Any]) -> Iterator[None]:
     """Have the others train along, told by `call`; see `learning.train_along`.
 
     What fails in the same way everywhere is a SurgeonError. After anything else the others wait for ever, so this
     process is broken and has to end once it has said what went wrong.
     """
-    global _broken  # noqa: PLW0603 - a process is one thing
-    if process_count() > 1:
-        agreed(dict(call))
+    global _out_of_step  # noqa: PLW0603 - a process is one thing
+    if world_size() > 1:
+        broadcast(dict(call))
     try:
         yield
     except SurgeonError:
         raise
     except BaseException:
-        _broken = process_count() > 1
+        _out_of_step = world_size() > 1
         raise
 
 
-_broken = False
+_out_of_step = False
 
 
-def leave_if_broken() -> None:
+def exit_if_out_of_step() -> None:
     """End this process if it cannot go on with the others; the launcher then ends them."""
-    if _broken:
+    if _out_of_step:
         os._exit(1)
 
 
-def follow() -> NoReturn:
+def serve_as_follower() -> NoReturn:
     """Train along whenever the first process asks for it, until it has gone."""
-    from surgeon.backend.training.learning import train_along
+    from surgeon.backend.training.learning_steps import train_along
 
-    join()
+    join_process_group()
     nothing: Mapping[str, Any] | None = None
     while True:
         try:
-            call = agreed(nothing)
+            call = broadcast(nothing)
         except RuntimeError:
             os._exit(0)
         assert call is not None

@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_explained(step: LearningStep, *, adapted: bool) -> Iterator[None]:
+def explain_out_of_memory(step: LearningStep, *, adapted: bool) -> Iterator[None]:
     """Turn running out of memory into a LearningError that says which settings of the step take less."""
     try:
         yield

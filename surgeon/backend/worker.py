@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from surgeon import __version__
-from surgeon.backend.distributed import follow, join, leave_if_broken, process_index
+from surgeon.backend.distributed import exit_if_out_of_step, join_process_group, rank, serve_as_follower
 from surgeon.backend.jobs.dispatch import perform
 from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_job, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError
@@ -71,7 +71,7 @@ class _Channel:
 
     def __init__(self, out: BinaryIO, broken: Callable[[], None]) -> None:
         self._out = out
-        self._broken = broken
+        self._out_of_step = broken
         self._lock = threading.Lock()
         self._told = 0.0
 
@@ -87,13 +87,13 @@ class _Channel:
                 self._out.write(line)
                 self._out.flush()
         except BrokenPipeError:
-            self._broken()  # nobody listens: let the job clean up after itself
+            self._out_of_step()  # nobody listens: let the job clean up after itself
 
 
 def main() -> None:
     """Serve until stdin ends; of several processes the first one does, and the others train along with it."""
-    if process_index() > 0:
-        follow()
+    if rank() > 0:
+        serve_as_follower()
     lines, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -113,7 +113,7 @@ def main() -> None:
             _serve(channel, job, switch)
         finally:
             jobs.done(switch)
-            leave_if_broken()
+            exit_if_out_of_step()
 
 
 def _nobody() -> Job:
@@ -147,7 +147,7 @@ def _warm_up() -> None:
 
         del measure
         use_threads(reserved=1)
-        join()
+        join_process_group()
     except Exception:  # the job that needs it will say what is missing
         traceback.print_exc()
     gc.collect()

@@ -21,7 +21,7 @@ from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
-from surgeon.core.recipe.read_only_step import Looking
+from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.core.selection.matrix_selection import MatrixSelection
@@ -70,7 +70,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], narrator: Narrator)
     root = save.absolute().parent if save is not None else Path.cwd()
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    if issubclass(kind, (LearningStep, Looking)):
+    if issubclass(kind, (LearningStep, ReadOnlyStep)):
         fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
     step = _step(kind, fields, _from(data, root), protect)
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))

@@ -11,7 +11,7 @@ from typing import Any
 
 from surgeon.cli.formatting import bytes_text, count_text, duration_text, value_text
 from surgeon.core.jobs import Event
-from surgeon.core.training_events import is_training, watched_text
+from surgeon.core.training_events import is_training, training_texts
 
 _BAR_CELLS = 24
 _ASIDES = ("held-out loss", "reference")
@@ -104,7 +104,7 @@ def _bar_text(body: dict[str, Any]) -> str:
 def _training_text(body: dict[str, Any]) -> list[str]:
     """Write what is watched, how fast it goes, how long it will take."""
     speed, left = count_text(round(body.get("tokens_per_second") or 0)), float(body.get("eta_seconds") or 0)
-    return [*watched_text(body), f"{speed} tokens/s", *([f"{duration_text(left)} left"] if left else [])]
+    return [*training_texts(body), f"{speed} tokens/s", *([f"{duration_text(left)} left"] if left else [])]
 
 
 def _evaluated(body: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from surgeon.cli.dry_run import Folded, Rehearsal, StepReport, fold_recipe
 from surgeon.cli.formatting import bytes_text, change_text, count_text, print_json, setting_text, table, value_text
 from surgeon.cli.progress_output import Narrator
 from surgeon.cli.proof_table import proof_table, refuse_failed
-from surgeon.core.recipe.read_only_step import only_looks
+from surgeon.core.recipe.read_only_step import is_read_only
 from surgeon.core.recipe.recipe import Recipe, recipe_to_builtins
 from surgeon.errors import ExportError, UsageError
 
@@ -46,7 +46,7 @@ def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] 
     # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
     if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
         fold_recipe(recipe, order.where)
-    if order.out is None and not only_looks(recipe):
+    if order.out is None and not is_read_only(recipe):
         raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
     out = None if order.out is None else order.out.expanduser().absolute()
     if out is not None and order.worker is None and out.exists():

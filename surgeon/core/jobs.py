@@ -34,7 +34,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
         progress  {done, total, unit, what}    unit is "layers", "bytes", "tokens", …; of a training step also
                   {loss, tokens_per_second, eta_seconds, held_out_…, further figures}, see `core.watching`
         scored    {score, layer, value, error, matrices}    one layer of one score; error is a standard error or None
-        evaluated {step, name, metric, data, examples, figures}    see `surgeon.core.recipe.evaluation.Evaluated`
+        evaluated {step, name, metric, data, examples, figures}    see `surgeon.core.recipe.evaluation.EvaluationResult`
         result    the job's answer, job by job
         error     SurgeonError.to_dict()
         stat      {rss_bytes, device_bytes, threads}

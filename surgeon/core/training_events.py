@@ -15,7 +15,7 @@ def is_training(body: Mapping[str, Any]) -> bool:
     return "loss" in body
 
 
-def watched(body: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+def training_figures(body: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
     """Return what is worth watching: its name, its value before the first step where that is known, its value now.
 
     The batch's loss comes first, held-out figures next, the batch's other figures last.
@@ -30,11 +30,11 @@ def watched(body: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
     return rows + [(_words(name), None, float(body[name])) for name in names]
 
 
-def watched_text(body: Mapping[str, Any]) -> list[str]:
+def training_texts(body: Mapping[str, Any]) -> list[str]:
     """Write each of them: `loss 3.21`, `held-out loss 5.04→3.91`."""
     return [
         f"{name} {_value(now)}" if before is None or before == now else f"{name} {_value(before)}→{_value(now)}"
-        for name, before, now in watched(body)
+        for name, before, now in training_figures(body)
     ]
 
 

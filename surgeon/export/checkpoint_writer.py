@@ -12,7 +12,7 @@ from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.plan import Plan
-from surgeon.core.recipe.evaluation import Evaluated, evaluated_to_builtins
+from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.errors import CheckpointError, VerifyError
 from surgeon.export.model_card import model_card
@@ -32,7 +32,7 @@ Finish = Callable[[Path], dict[str, Any] | None]
 
 def export_checkpoint(
     plan: Plan, recipe: Recipe, out: Path, *, emit: Emit, cancelled: IsCancelled,
-    arithmetic: Arithmetic | None = None, finish: Finish | None = None, results: Sequence[Evaluated] = (),
+    arithmetic: Arithmetic | None = None, finish: Finish | None = None, results: Sequence[EvaluationResult] = (),
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write a checkpoint, check it, let `finish` add to it, and publish it at `out`. Returns what `finish` returned.
 
@@ -95,12 +95,12 @@ def _copy_side_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy)
 
 
-def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence[Evaluated] = ()) -> None:
+def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence[EvaluationResult] = ()) -> None:
     """Write the recipe, the card, what was measured, and what stays trainable if anything was frozen or inserted."""
     (directory / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
     (directory / "README.md").write_text(model_card(plan, recipe, results), encoding="utf-8")
     if results:
-        (directory / RESULTS).write_bytes(pretty({"evaluations": evaluated_to_builtins(results)}))
+        (directory / RESULTS).write_bytes(pretty({"evaluations": evaluations_to_builtins(results)}))
     if plan.frozen or plan.inserted:
         names = plan.structure.memory_names
         record = {

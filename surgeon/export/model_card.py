@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgeon.core.plan.plan import Plan
-from surgeon.core.recipe.evaluation import Evaluated
+from surgeon.core.recipe.evaluation import EvaluationResult
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.core.scoring.score import Average
 
@@ -15,7 +15,7 @@ _HOME = "https://pypi.org/project/model-surgeon/"
 _LICENCE = re.compile(r"^(license(?:_name|_link)?): *(.+)$", re.MULTILINE)
 
 
-def model_card(plan: Plan, recipe: Recipe, results: Sequence[Evaluated] = ()) -> str:
+def model_card(plan: Plan, recipe: Recipe, results: Sequence[EvaluationResult] = ()) -> str:
     """Return the README.md of an export."""
     before = plan.structure.checkpoint
     base = recipe.base.model
@@ -47,7 +47,7 @@ def model_card(plan: Plan, recipe: Recipe, results: Sequence[Evaluated] = ()) ->
     return "\n".join([*lines, *_how_to_load(plan)])
 
 
-def _measured(results: Sequence[Evaluated]) -> list[str]:
+def _measured(results: Sequence[EvaluationResult]) -> list[str]:
     if not results:
         return []
     rows = [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.recipe.objective import Objective, Seen, mean_nll
+from surgeon.core.recipe.objective import Objective, ObjectiveInputs, mean_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class Distillation(Objective, frozen=True, kw_only=True):
 
     temperature: Annotated[float, msgspec.Meta(gt=0, description="both distributions are softened by it")] = 1.0
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the mean over all labels."""
         from torch.nn.functional import kl_div, log_softmax
 
@@ -35,6 +35,6 @@ class Distillation(Objective, frozen=True, kw_only=True):
         teacher_NV = log_softmax(seen.teacher_BTV[labelled_BT].float() / self.temperature, -1)
         return kl_div(model_NV, teacher_NV, reduction="batchmean", log_target=True) * self.temperature**2
 
-    def figures(self, seen: Seen) -> dict[str, float]:
+    def figures(self, seen: ObjectiveInputs) -> dict[str, float]:
         """Return the mean negative log-likelihood of the text itself, in nats."""
         return {"nll": float(mean_nll(seen).detach())}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.recipe.objective import Objective, Seen
+from surgeon.core.recipe.objective import Objective, ObjectiveInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class DirectPreference(Objective, frozen=True, kw_only=True):
         msgspec.Meta(description="share of a rejected answer's tokens that count: the lowest log-ratios; null: all"),
     ] = None
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the mean over pairs."""
         from torch.nn.functional import logsigmoid
 
@@ -47,11 +47,11 @@ class DirectPreference(Objective, frozen=True, kw_only=True):
             rejected_P = sum_of_lowest(ratios_BT[pairs:], labelled_BT[pairs:], self.keep_rejected)
         return -logsigmoid(self.beta * (chosen_P - rejected_P)).mean()
 
-    def weight(self, seen: Seen) -> float:
+    def weight(self, seen: ObjectiveInputs) -> float:
         """Return the number of pairs."""
         return len(seen.labels_BT) / 2
 
-    def figures(self, seen: Seen) -> dict[str, float]:
+    def figures(self, seen: ObjectiveInputs) -> dict[str, float]:
         """Return how often the chosen answer gained more than the rejected one, a tie as a half; and by how much.
 
         Both over all tokens, whatever `keep_rejected` is, so that courses can be compared.
@@ -63,7 +63,7 @@ class DirectPreference(Objective, frozen=True, kw_only=True):
         return {"accuracy": float(right / pairs), "margin": float(margins_P.mean())}
 
 
-def _log_ratios(seen: Seen) -> Tensor:
+def _log_ratios(seen: ObjectiveInputs) -> Tensor:
     """Return the log-ratio of the model to the reference at every label, (B, T); 0 where none counts."""
     return seen.log_probs_BT - seen.reference_BT
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.recipe.objective import Objective, Seen, mean_nll
+from surgeon.core.recipe.objective import Objective, ObjectiveInputs, mean_nll
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,6 @@ class LanguageModelling(Objective, frozen=True, kw_only=True):
     summary = "next-token prediction on running text (continued pre-training)"
     rows = "text"
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the mean over all labels."""
         return mean_nll(seen)

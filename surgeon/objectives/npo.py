@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.recipe.objective import Objective, Seen
+from surgeon.core.recipe.objective import Objective, ObjectiveInputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ class NegativePreference(Objective, frozen=True, kw_only=True):
         """Return the model that rewards tokens, if one is named."""
         return self.rewriter
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the mean over the tokens that weigh something; 0 where none does."""
         from torch.nn.functional import logsigmoid
 
@@ -48,7 +48,7 @@ class NegativePreference(Objective, frozen=True, kw_only=True):
         losses_BT = -weights_BT * logsigmoid(-self.beta * (seen.log_probs_BT - seen.reference_BT))
         return losses_BT.sum() / (weights_BT != 0).sum().clamp(min=1)
 
-    def weights(self, seen: Seen) -> Tensor:
+    def weights(self, seen: ObjectiveInputs) -> Tensor:
         """Return r, (B, T), 0 where no label counts."""
         labelled_BT = seen.labels_BT >= 0
         if seen.weights_BT is None:
@@ -57,11 +57,11 @@ class NegativePreference(Objective, frozen=True, kw_only=True):
             return seen.weights_BT * labelled_BT
         return ((seen.weights_BT < self.threshold) & labelled_BT).float()
 
-    def weight(self, seen: Seen) -> float:
+    def weight(self, seen: ObjectiveInputs) -> float:
         """Return the number of tokens to forget."""
         return float((self.weights(seen) != 0).sum())
 
-    def figures(self, seen: Seen) -> dict[str, float]:
+    def figures(self, seen: ObjectiveInputs) -> dict[str, float]:
         """Return the mean log-ratio to the reference of the tokens to forget: it falls."""
         targets_BT = self.weights(seen) != 0
         ratios_BT = (seen.log_probs_BT - seen.reference_BT).detach() * targets_BT

@@ -10,11 +10,11 @@ import msgspec
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.evaluation import KINDS, Measure, Metric, Positive
 from surgeon.core.recipe.operation import Chosen
-from surgeon.core.recipe.read_only_step import Looking
+from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.errors import RecipeError
 
 
-class Evaluate(Looking, frozen=True, kw_only=True):
+class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
     """Measure the model as it is at this step, with what was learned and with its adapters; change nothing.
 
     Computed in float32 unless told otherwise. Text is packed, and each token of it is predicted once. Questions,

@@ -10,11 +10,11 @@ import msgspec
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.evaluation import KINDS, Measure
 from surgeon.core.recipe.operation import Chosen
-from surgeon.core.recipe.read_only_step import Bound, Looking
+from surgeon.core.recipe.read_only_step import Bound, ReadOnlyStep
 from surgeon.errors import RecipeError
 
 
-class Require(Looking, frozen=True, kw_only=True):
+class Require(ReadOnlyStep, frozen=True, kw_only=True):
     """Measure figures of the model at this step and go on only if they are within their bounds: a gate.
 
     `at_most` and `at_least` take a number, or a multiple of the base model's figure on the same data, such as 1.05x. A

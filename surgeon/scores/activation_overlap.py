@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import InputsScore
+from surgeon.core.scoring.score_kinds import InputsScore
 
 if TYPE_CHECKING:
     from torch import Tensor

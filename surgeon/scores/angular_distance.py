@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import ActivationsScore, Average, Collector, Finished, Setting, average
+from surgeon.core.scoring.score import Average, average
+from surgeon.core.scoring.score_kinds import ActivationsContext, ActivationsScore, Collector, ScoreSummary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ class AngularDistance(ActivationsScore, frozen=True, kw_only=True):
     cost = "one forward"
     paper = "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887, section 3.2"
 
-    def collector(self, setting: Setting) -> Collector:
+    def collector(self, setting: ActivationsContext) -> Collector:
         """Keep the last token's hidden state before and after every layer."""
         return _Angles(setting.layers)
 
@@ -43,12 +44,12 @@ class _Angles:
     def value(self, layer: int) -> Average:
         return average(self._distances(layer, 1))
 
-    def finish(self) -> Finished:
+    def finish(self) -> ScoreSummary:
         blocks = {
             length: [average(self._distances(first, length)).value for first in range(self._layers - length + 1)]
             for length in range(1, self._layers + 1)
         }
-        return Finished(blocks=blocks)
+        return ScoreSummary(blocks=blocks)
 
     def _distances(self, first: int, length: int) -> list[float]:
         import torch

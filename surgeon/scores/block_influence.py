@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import ActivationsScore, Average, Collector, Finished, Setting, average
+from surgeon.core.scoring.score import Average, average
+from surgeon.core.scoring.score_kinds import ActivationsContext, ActivationsScore, Collector, ScoreSummary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ class BlockInfluence(ActivationsScore, frozen=True, kw_only=True):
     paper = "ShortGPT, arXiv:2403.03853, section 3"
     local = True
 
-    def collector(self, setting: Setting) -> Collector:
+    def collector(self, setting: ActivationsContext) -> Collector:
         """Average per sequence, then over sequences."""
         del setting
         return _Influence()
@@ -40,8 +41,8 @@ class _Influence:
     def value(self, layer: int) -> Average:
         return average(self._seen[layer])
 
-    def finish(self) -> Finished:
-        return Finished()
+    def finish(self) -> ScoreSummary:
+        return ScoreSummary()
 
 
 def influence(hidden_in_BTD: Tensor, hidden_out_BTD: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.scoring.layer_sequences import BASE, runs, whole
-from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore, average, paired_average
+from surgeon.core.scoring.score import average, paired_average
+from surgeon.core.scoring.score_kinds import LayerSequence, Losses, ScoreSummary, SweepScore
 
 
 class BlockRemoval(SweepScore, frozen=True, kw_only=True):
@@ -33,13 +34,13 @@ class BlockRemoval(SweepScore, frozen=True, kw_only=True):
     def _runs(self, layers: int) -> list[range]:
         return runs(layers, min(self.longest, layers - 1))
 
-    def values(self, losses: Losses, layers: int) -> Finished:
+    def values(self, losses: Losses, layers: int) -> ScoreSummary:
         """Return the differences to the whole model, sequence by sequence."""
         rises = {run: paired_average(losses[_name(run)], losses[BASE]) for run in self._runs(layers)}
         blocks: dict[int, list[float]] = {}
         for run, rise in rises.items():
             blocks.setdefault(len(run), []).append(rise.value)
-        return Finished(
+        return ScoreSummary(
             values={run.start: rise for run, rise in rises.items() if len(run) == 1},
             blocks=blocks,
             details={"base_loss": average(losses[BASE]).value},

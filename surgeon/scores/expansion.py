@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from surgeon.core.scoring.layer_sequences import each_changed, rise_of_each
-from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore
+from surgeon.core.scoring.score_kinds import LayerSequence, Losses, ScoreSummary, SweepScore
 
 
 class Expansion(SweepScore, frozen=True, kw_only=True):
@@ -24,6 +24,6 @@ class Expansion(SweepScore, frozen=True, kw_only=True):
         """Return the whole model, and the model with each layer twice."""
         return each_changed(layers, lambda whole, at: whole[: at + 1] + whole[at:])
 
-    def values(self, losses: Losses, layers: int) -> Finished:
+    def values(self, losses: Losses, layers: int) -> ScoreSummary:
         """Return the differences to the whole model, sequence by sequence."""
         return rise_of_each(losses, layers)

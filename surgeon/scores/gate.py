@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.core.scoring.score import NOT_TRAINED, LearningScore, Learnt
+from surgeon.core.scoring.score import NOT_TRAINED
+from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
 from surgeon.core.scoring.untrained_gates import gates_of, settled
 from surgeon.errors import ScoreError
 
@@ -32,7 +33,7 @@ class Gate(LearningScore, frozen=True, kw_only=True):
         del data
         return ()
 
-    def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> Learnt:
+    def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> LearnedValues:
         """Return what the last trainings of the draft's adapters say of each.
 
         Raises:
@@ -46,4 +47,4 @@ class Gate(LearningScore, frozen=True, kw_only=True):
         masks = {name: mask for report in reports for name, mask in report["masks"].items()}
         gates, untrained, notes = gates_of(masks)
         details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
-        return Learnt(settled(gates, seed, self.name), details, tuple(notes))
+        return LearnedValues(settled(gates, seed, self.name), details, tuple(notes))

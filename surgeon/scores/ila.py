@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from surgeon.core.scoring.score import NOT_TRAINED, LearningScore, Learnt
+from surgeon.core.scoring.score import NOT_TRAINED
+from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
 from surgeon.core.scoring.untrained_gates import gates_of, settled
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -76,7 +77,7 @@ class Ila(LearningScore, frozen=True, kw_only=True):
             {"learn_masks": same | stage_2},
         )
 
-    def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> Learnt:
+    def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> LearnedValues:
         """Return what the two trainings' reports say of each matrix.
 
         Raises:
@@ -91,4 +92,4 @@ class Ila(LearningScore, frozen=True, kw_only=True):
             )
         details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
         losses = {"lora_losses": trained["losses"], "mask_losses": masked["losses"]}
-        return Learnt(settled(gates, seed, self.name), {**details, **losses}, tuple(notes))
+        return LearnedValues(settled(gates, seed, self.name), {**details, **losses}, tuple(notes))

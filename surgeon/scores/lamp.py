@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from surgeon.core.scoring.score import WeightsScore
+from surgeon.core.scoring.score_kinds import WeightsScore
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgeon.core.scoring.score import Matrix
+    from surgeon.core.scoring.score_kinds import Matrix
 
 _BINS = 1024
 _DECADES = 16.0  # scores below 1e-16 share the lowest bin

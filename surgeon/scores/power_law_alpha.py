@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import WeightsScore
+from surgeon.core.scoring.score_kinds import WeightsScore
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgeon.core.scoring.score import Matrix
+    from surgeon.core.scoring.score_kinds import Matrix
 
 _FEWEST_IN_TAIL = 10
 

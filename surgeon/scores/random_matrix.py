@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import WeightsScore
+from surgeon.core.scoring.score_kinds import WeightsScore
 
 if TYPE_CHECKING:
-    from surgeon.core.scoring.score import Matrix
+    from surgeon.core.scoring.score_kinds import Matrix
 
 # 99.9 % quantile of the Tracy-Widom law for real matrices: the largest eigenvalue of noise stays below in 999 of 1000.
 _TRACY_WIDOM_999 = 3.272

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from surgeon.core.scoring.layer_sequences import each_changed, rise_of_each
-from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore
+from surgeon.core.scoring.score_kinds import LayerSequence, Losses, ScoreSummary, SweepScore
 
 
 class Removal(SweepScore, frozen=True, kw_only=True):
@@ -21,6 +21,6 @@ class Removal(SweepScore, frozen=True, kw_only=True):
         """Return the whole model, and the model without each layer."""
         return each_changed(layers, lambda whole, gone: whole[:gone] + whole[gone + 1 :])
 
-    def values(self, losses: Losses, layers: int) -> Finished:
+    def values(self, losses: Losses, layers: int) -> ScoreSummary:
         """Return the differences to the whole model, sequence by sequence."""
         return rise_of_each(losses, layers)

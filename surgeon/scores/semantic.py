@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from surgeon.core.scoring.score import END_OF_FREEZING, ActivationsScore, Average, Collector, Finished, Setting, average
+from surgeon.core.scoring.score import END_OF_FREEZING, Average, average
+from surgeon.core.scoring.score_kinds import ActivationsContext, ActivationsScore, Collector, ScoreSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,7 @@ class SemanticDeviation(ActivationsScore, frozen=True, kw_only=True):
 
     state: State = "raw"
 
-    def collector(self, setting: Setting) -> Collector:
+    def collector(self, setting: ActivationsContext) -> Collector:
         """Measure the deviation before every layer."""
         return _Deviation(setting, normed=self.state == "normed")
 
@@ -64,7 +65,7 @@ class SemanticGain(ActivationsScore, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=1)] | None, msgspec.Meta(description="budget: layers that may be trained")
     ] = None
 
-    def collector(self, setting: Setting) -> Collector:
+    def collector(self, setting: ActivationsContext) -> Collector:
         """Measure the deviation in every latent space."""
         return _Gain(setting, self)
 
@@ -77,7 +78,7 @@ class _Latents:
     layer-freezing paper are not public; this is our reading of it.
     """
 
-    def __init__(self, setting: Setting, *, normed: bool) -> None:
+    def __init__(self, setting: ActivationsContext, *, normed: bool) -> None:
         """Solve for the bases of the labels that occur."""
         import torch
 
@@ -119,9 +120,9 @@ class _Latents:
         """Return the deviations of every labelled token, sequence by sequence."""
         return self._seen[space]
 
-    def finish(self) -> Finished:
+    def finish(self) -> ScoreSummary:
         """Return the whole curve, L + 1 values."""
-        return Finished(details={"curve": [self.deviation(space).value for space in range(self.layers + 1)]})
+        return ScoreSummary(details={"curve": [self.deviation(space).value for space in range(self.layers + 1)]})
 
 
 class _Deviation(_Latents):
@@ -130,7 +131,7 @@ class _Deviation(_Latents):
 
 
 class _Gain(_Latents):
-    def __init__(self, setting: Setting, kind: SemanticGain) -> None:
+    def __init__(self, setting: ActivationsContext, kind: SemanticGain) -> None:
         super().__init__(setting, normed=kind.state == "normed")
         self._kind = kind
 
@@ -142,7 +143,7 @@ class _Gain(_Latents):
         before, after = self.by_token(layer), self.by_token(layer + 1)
         return [[scale(b) - scale(a) for b, a in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)]
 
-    def finish(self) -> Finished:
+    def finish(self) -> ScoreSummary:
         lowest = max(0, self.layers - 1 - self._kind.train_at_most) if self._kind.train_at_most else 0
         allowed = range(lowest, max(self.layers - self._kind.leave_out, lowest + 1))
         gains = {layer: self._gains(layer) for layer in allowed}
@@ -157,7 +158,7 @@ class _Gain(_Latents):
             "interval": [low, high],
             "votes": {str(layer): votes[layer] for layer in allowed},
         }
-        return Finished(details=details)
+        return ScoreSummary(details=details)
 
 
 def _bootstrap(means: dict[int, list[float]]) -> tuple[int, int]:

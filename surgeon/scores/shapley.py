@@ -9,7 +9,8 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.scoring.layer_sequences import BASE, runs
-from surgeon.core.scoring.score import Finished, LayerSequence, Losses, SweepScore, Visit, average
+from surgeon.core.scoring.score import average
+from surgeon.core.scoring.score_kinds import LayerCall, LayerSequence, Losses, ScoreSummary, SweepScore
 
 SUBLAYERS = ("attention", "mlp")
 
@@ -37,7 +38,7 @@ class Shapley(SweepScore, frozen=True, kw_only=True):
     def _windows(self, layers: int) -> list[range]:
         return runs(layers * len(SUBLAYERS), self.longest)
 
-    def values(self, losses: Losses, layers: int) -> Finished:
+    def values(self, losses: Losses, layers: int) -> ScoreSummary:
         """Return each layer's sum over its sublayers; `details` has every sublayer's own value."""
         gains: dict[int, list[list[float]]] = {player: [] for player in range(layers * len(SUBLAYERS))}
         for window in self._windows(layers):
@@ -56,7 +57,7 @@ class Shapley(SweepScore, frozen=True, kw_only=True):
             "attention": [fmean(gain) for gain in attention],
             "mlp": [fmean(gain) for gain in mlp],
         }
-        return Finished(values=values, details=details)
+        return ScoreSummary(values=values, details=details)
 
 
 def _differences(after: Sequence[float], before: Sequence[float]) -> list[float]:
@@ -69,6 +70,6 @@ def _name(window: range) -> str:
 
 def _silenced(window: range, layers: int) -> LayerSequence:
     return tuple(
-        Visit(layer, frozenset(kind for part, kind in enumerate(SUBLAYERS) if 2 * layer + part in window))
+        LayerCall(layer, frozenset(kind for part, kind in enumerate(SUBLAYERS) if 2 * layer + part in window))
         for layer in range(layers)
     )

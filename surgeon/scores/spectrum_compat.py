@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import WeightsScore
+from surgeon.core.scoring.score_kinds import WeightsScore
 
 if TYPE_CHECKING:
-    from surgeon.core.scoring.score import Matrix
+    from surgeon.core.scoring.score_kinds import Matrix
 
 _NORMAL_QUARTILES = 1.349  # interquartile range of a standard normal
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import WeightsScore
+from surgeon.core.scoring.score_kinds import WeightsScore
 
 if TYPE_CHECKING:
-    from surgeon.core.scoring.score import Matrix
+    from surgeon.core.scoring.score_kinds import Matrix
 
 
 class StableRank(WeightsScore, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.core.scoring.score import GradientsScore
+from surgeon.core.scoring.score_kinds import GradientsScore
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -159,8 +159,8 @@ def test_the_text_tower_of_a_model_that_sees_is_the_one_that_is_operated_on(cls_
     assert structure.stack().config_path == ("text_config",)
     _run(tmp_path / "base", tmp_path / "out", {"prune": {"layers": [2]}}, {"expand": {"after": [0], "init": "copy"}})
 
-    base, operated = cls.from_pretrained(tmp_path / "base").eval(), cls.from_pretrained(tmp_path / "out").eval()
-    assert torch.equal(_answer(operated), _answer(base, _layer(base, structure.stack(), structure, 2)))
+    base, apply_draft = cls.from_pretrained(tmp_path / "base").eval(), cls.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(_answer(apply_draft), _answer(base, _layer(base, structure.stack(), structure, 2)))
     vision = [name for name in structure.outside if "vis" in name]
     assert vision
     assert set(vision) == {name for name in open_checkpoint(tmp_path / "out").tensors if "vis" in name}

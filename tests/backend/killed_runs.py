@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from surgeon.backend.jobs.dispatch import perform
-from surgeon.backend.training import learning, resume_state, trainer
+from surgeon.backend.training import learning_steps, resume_state, trainer
 
 
 def main() -> None:
@@ -62,9 +62,9 @@ def _learn(args: dict[str, Any], moment: str) -> None:
     if moment == "state not renamed":  # the first rename notes the digest of the base
         Path.replace = _at(3, Path.replace, lambda *_: die())  # type: ignore[method-assign]
     if moment == "last look":
-        trainer._Run._evaluate = _at(4, trainer._Run._evaluate, lambda *_: die())  # type: ignore[method-assign]
+        trainer._Trainer._evaluate = _at(4, trainer._Trainer._evaluate, lambda *_: die())  # type: ignore[method-assign]
     if moment == "result half written":
-        learning.save_file = _half_a_file_then_die  # type: ignore[assignment,attr-defined]
+        learning_steps.save_file = _half_a_file_then_die  # type: ignore[assignment,attr-defined]
     if moment == "result not renamed":
         Path.rename = lambda *_: die()  # type: ignore[method-assign]
     perform("learn", args, lambda kind, body: None, lambda: False)

@@ -22,7 +22,7 @@ import torch
 from surgeon.architectures.reading import read_structure
 from surgeon.backend.data.examples import Examples, read_examples
 from surgeon.backend.device import choose_device
-from surgeon.backend.model.in_memory_executor import layer_list
+from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.loading import load_model, load_tokenizer
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model

@@ -24,9 +24,9 @@ from torch.nn.functional import log_softmax, logsigmoid
 from surgeon.backend.data.examples import Examples, collate, examples_of_step, read_examples
 from surgeon.backend.device import choose_device
 from surgeon.backend.model.loading import load_model, load_tokenizer
-from surgeon.backend.training.accelerator import accelerated
-from surgeon.backend.training.trainer import _Run
-from surgeon.backend.training.training_run import Course
+from surgeon.backend.training.accelerator import training_accelerator
+from surgeon.backend.training.trainer import _Trainer
+from surgeon.backend.training.training_run import TrainingRun
 from surgeon.backend.training.weight_mask_bits import WeightMask, pack
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.recipe.objective import parse_objective
@@ -99,13 +99,13 @@ def training_step(
     """Return the trainer's own step, of all parameters that want gradients."""
     assert step.steps is not None
     free = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    course = Course(
+    run = TrainingRun(
         model=model, parameters=free, step=step, objective=step.objective.objective, data=data, held_out=None,
         steps=step.steps, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"),
         emit=keep_silent, cancelled=never, mask=mask,
     )  # fmt: skip
-    accelerator = stack.enter_context(accelerated(course.step, course.device))
-    return _Run(course, accelerator)._step
+    accelerator = stack.enter_context(training_accelerator(run.step, run.device))
+    return _Trainer(run, accelerator)._step
 
 
 def main() -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.scoring.context import Bench, Settings, bench, calibration_of
+from surgeon.backend.scoring.context import ScoringContext, Settings, calibration_of, scoring_context
 from surgeon.backend.scoring.layer_passes import push_layers
 from surgeon.backend.scoring.sweep import sweep_losses
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.plan.draft import draft_of
-from surgeon.core.scoring.score import SweepScore, score_kinds
+from surgeon.core.scoring.score_kinds import SweepScore, score_kinds
 from surgeon.scores.block_influence import influence
 from tests.export.replaying import keep_silent, never
 
@@ -40,23 +40,25 @@ def spearman(one: Array, other: Array) -> float:
     return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
 
 
-def influences(ready: Bench) -> Array:
+def influences(context: ScoringContext) -> Array:
     """Return block influence, (layers, sequences)."""
-    rows: list[list[float]] = [[] for _ in ready.keys]
-    for one in push_layers(ready.runner, ready.batches, never, ready.room):
+    rows: list[list[float]] = [[] for _ in context.keys]
+    for one in push_layers(context.runner, context.batches, never, context.room):
         rows[one.layer] += influence(one.hidden_in_BTD, one.hidden_out_BTD).tolist()
     return np.array(rows)
 
 
-def removals(ready: Bench) -> Array:
+def removals(context: ScoringContext) -> Array:
     """Return the rise of the loss without each layer, (layers, sequences)."""
     kind = score_kinds()["removal"]()
     assert isinstance(kind, SweepScore)
-    sequences = kind.sequences(len(ready.keys))
+    sequences = kind.sequences(len(context.keys))
     found = dict(
-        sweep_losses(ready.runner, ready.batches, sequences, never, lambda *_: ExitStack(), lambda *_: None, ready.room)
+        sweep_losses(
+            context.runner, context.batches, sequences, never, lambda *_: ExitStack(), lambda *_: None, context.room
+        )
     )
-    return np.array([np.subtract(found[f"{layer}"], found["base"]) for layer in range(len(ready.keys))])
+    return np.array([np.subtract(found[f"{layer}"], found["base"]) for layer in range(len(context.keys))])
 
 
 def main() -> None:
@@ -69,8 +71,8 @@ def main() -> None:
     options = parser.parse_args()
     draft = draft_of(read_structure(open_checkpoint(locate_model(options.model))))
     settings = Settings(Path(), data=options.data, sequences=options.sequences, length=options.length)
-    with bench(draft, settings, calibration_of(draft, settings), 1024, keep_silent, never) as ready:
-        turned, cost = influences(ready), removals(ready)
+    with scoring_context(draft, settings, calibration_of(draft, settings), 1024, keep_silent, never) as context:
+        turned, cost = influences(context), removals(context)
     print("layer  block influence  removal (nats per token)")
     for layer, (one, other) in enumerate(zip(turned, cost, strict=True)):
         error = other.std(ddof=1) / len(other) ** 0.5

@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.model.layer_runner import losses_of
-from surgeon.backend.scoring.context import Bench, Settings, bench, calibration_of
+from surgeon.backend.model.losses import losses_of
+from surgeon.backend.scoring.context import ScoringContext, Settings, calibration_of, scoring_context
 from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.layer_trie import Trie
-from surgeon.core.scoring.score import ActivationsScore, LayerSequence, Provenance, SweepScore, score_kinds
+from surgeon.core.scoring.score import Provenance
+from surgeon.core.scoring.score_kinds import ActivationsScore, LayerSequence, SweepScore, score_kinds
 
 NOTHING = Provenance(fingerprint="")
 
@@ -40,35 +41,39 @@ def main() -> None:
     options = parser.parse_args()
     draft = draft_of(read_structure(open_checkpoint(locate_model(options.model))))
     settings = Settings(root=Path(), sequences=options.sequences, length=options.length)
-    with bench(draft, settings, calibration_of(draft, settings), 512, lambda *_: None, lambda: False) as ready:
-        compare_influence(ready, options.rounds)
+    with scoring_context(
+        draft, settings, calibration_of(draft, settings), 512, lambda *_: None, lambda: False
+    ) as context:
+        compare_influence(context, options.rounds)
         for name in options.by.split(","):
-            compare_sweep(ready, draft, name, options.rounds)
+            compare_sweep(context, draft, name, options.rounds)
 
 
-def compare_influence(ready: Bench, rounds: int) -> None:
+def compare_influence(context: ScoringContext, rounds: int) -> None:
     """Block influence against a plain forward over the same tokens."""
     kind = score_kinds()["block_influence"]()
     assert isinstance(kind, ActivationsScore)
     ours, plain = in_turns(
-        lambda: activations_pass(ready, [kind], NOTHING),
-        lambda: [whole(ready, tokens) for tokens in ready.batches],
+        lambda: activations_pass(context, [kind], NOTHING),
+        lambda: [whole(context, tokens) for tokens in context.batches],
         rounds,
     )
     print(f"block_influence {ours:.2f} s, plain forward {plain:.2f} s: ratio {ours / plain:.2f}")
 
 
-def compare_sweep(ready: Bench, draft: Draft, name: str, rounds: int) -> None:
+def compare_sweep(context: ScoringContext, draft: Draft, name: str, rounds: int) -> None:
     """A sweep against whole forwards of each layer sequence."""
     kind = score_kinds()[name]()
     assert isinstance(kind, SweepScore)
     layers = len(draft.layers())
     sequences = dict(kind.sequences(layers))
-    head = head_in_layers(ready)
+    head = head_in_layers(context)
     counted = (Trie(sequences).layer_forwards + len(sequences) * head) / (
         sum(map(len, sequences.values())) + len(sequences) * head
     )
-    ours, naive = in_turns(lambda: sweep_pass(ready, [kind], NOTHING), lambda: naive_losses(ready, sequences), rounds)
+    ours, naive = in_turns(
+        lambda: sweep_pass(context, [kind], NOTHING), lambda: naive_losses(context, sequences), rounds
+    )
     print(
         f"{name}: {len(sequences)} sequences, head = {head:.1f} layers, counted {counted:.3f}; "
         f"sweep {ours:.1f} s, naive {naive:.1f} s: ratio {ours / naive:.3f}, "
@@ -77,38 +82,38 @@ def compare_sweep(ready: Bench, draft: Draft, name: str, rounds: int) -> None:
 
 
 @torch.inference_mode()
-def whole(ready: Bench, tokens_BT: torch.Tensor) -> list[float]:
+def whole(context: ScoringContext, tokens_BT: torch.Tensor) -> list[float]:
     """Return the losses of one whole forward."""
-    losses: list[float] = losses_of(ready.model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT).tolist()
+    losses: list[float] = losses_of(context.model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT).tolist()
     return losses
 
 
 @torch.inference_mode()
-def naive_losses(ready: Bench, sequences: dict[str, LayerSequence]) -> dict[str, list[float]]:
+def naive_losses(context: ScoringContext, sequences: dict[str, LayerSequence]) -> dict[str, list[float]]:
     """Return what the sweep returns, by running the model once per sequence with its layers rearranged."""
-    layers = ready.runner.layers
+    layers = context.runner.layers
     real = list(layers)
     found = {}
     for name, path in sequences.items():
         del layers[:]
         layers.extend(real[visit.layer] for visit in path)
-        count, ready.model.config.num_hidden_layers = ready.model.config.num_hidden_layers, len(path)  # type: ignore[union-attr]
-        found[name] = [loss for tokens_BT in ready.batches for loss in whole(ready, tokens_BT)]
-        ready.model.config.num_hidden_layers = count  # type: ignore[union-attr]
+        count, context.model.config.num_hidden_layers = context.model.config.num_hidden_layers, len(path)  # type: ignore[union-attr]
+        found[name] = [loss for tokens_BT in context.batches for loss in whole(context, tokens_BT)]
+        context.model.config.num_hidden_layers = count  # type: ignore[union-attr]
     del layers[:]
     layers.extend(real)
     return found
 
 
 @torch.inference_mode()
-def head_in_layers(ready: Bench) -> float:
+def head_in_layers(context: ScoringContext) -> float:
     """Return what the head and the loss cost, in units of one layer."""
-    tokens_BT = ready.batches[0]
-    call = ready.runner.record(tokens_BT)
-    layer = ready.runner.layers[0]
+    tokens_BT = context.batches[0]
+    call = context.runner.record(tokens_BT)
+    layer = context.runner.layers[0]
     head, one = in_turns(
-        lambda: losses_of(ready.runner.logits(tokens_BT, call.hidden_BTD), tokens_BT),
-        lambda: ready.runner.run(layer, call.hidden_BTD, call.calls[0]),
+        lambda: losses_of(context.runner.logits(tokens_BT, call.hidden_BTD), tokens_BT),
+        lambda: context.runner.run(layer, call.hidden_BTD, call.calls[0]),
         9,
     )
     return head / one

@@ -13,7 +13,7 @@ import pytest
 
 from surgeon.core.jobs import PROTOCOL
 from surgeon.core.recipe.operation import operations
-from surgeon.core.scoring.score import score_kinds
+from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.errors import CheckpointError
 from tests.cli.conftest import Jobs, Run
 

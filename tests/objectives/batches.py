@@ -11,7 +11,7 @@ import torch
 
 @dataclass
 class Batch:
-    """What a model made of a batch; see `surgeon.core.recipe.objective.Seen`."""
+    """What a model made of a batch; see `surgeon.core.recipe.objective.ObjectiveInputs`."""
 
     labels_BT: torch.Tensor
     logits_BTV: torch.Tensor

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.cli.dry_run import fold_recipe
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
@@ -116,7 +116,7 @@ def test_the_live_model_is_tied_again_afterwards(tmp_path: Path) -> None:
     draft = fold(draft_of(read_structure(open_checkpoint(base))), [step_of("untie", {}, "test")])
     model = load_plainly(base)
     edited: Any
-    with operated(model, draft) as edited:
+    with apply_draft(model, draft) as edited:
         assert edited.lm_head.weight is not edited.model.embed_tokens.weight
         assert edited.config.tie_word_embeddings is False
     assert model.lm_head.weight is model.model.embed_tokens.weight

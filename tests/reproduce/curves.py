@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.jobs.run import open_base, replay
+from surgeon.backend.base import open_base
+from surgeon.backend.replay import replay
 from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import Settings
 from surgeon.core.jobs import Kind

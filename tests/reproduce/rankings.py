@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.scoring.context import Settings
-from surgeon.backend.scoring.measure import measure, settings_of
+from surgeon.backend.scoring.context import Settings, settings_of
+from surgeon.backend.scoring.measure import measure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.plan.draft import Draft, draft_of

@@ -18,7 +18,7 @@ from surgeon.backend.scoring.measure import measure
 from surgeon.core.checkpoint.locating import cache_directory
 from surgeon.core.scoring.overlap import chance_jaccard, jaccard, top
 from surgeon.core.scoring.requests import requested_scores
-from surgeon.core.scoring.score import Learnt, score_kinds
+from surgeon.core.scoring.score_kinds import LearnedValues, score_kinds
 from surgeon.core.scoring.untrained_gates import settled
 from surgeon.core.selection.ranking import extreme_layers
 from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
@@ -71,17 +71,17 @@ def test_both_stages_tell_how_far_they_are_and_rows_come_at_the_end(tmp_path: Pa
 
 def test_nothing_is_trained_twice(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the score nor, with other mask settings, the LoRA under it."""
-    from surgeon.backend.training import learning
+    from surgeon.backend.training import learning_steps
 
     base = patient("llama", tmp_path / "base")
     begun: list[str] = []
-    carry_out = learning.carry_out
+    carry_out = learning_steps.carry_out
 
     def noting(order: Any, state: Path) -> Any:
         begun.append(order.step.name)
         return carry_out(order, state)
 
-    monkeypatch.setattr(learning, "carry_out", noting)
+    monkeypatch.setattr(learning_steps, "carry_out", noting)
     first = scores(base, QUICK, data=data)["ila"]
     assert begun == ["train", "learn_masks"]
     assert scores(base, QUICK, data=data, sequences=3, length=8)["ila"] == first
@@ -208,7 +208,7 @@ def test_the_lot_does_not_make_two_data_sets_agree() -> None:
 def test_a_layer_without_a_ranked_matrix_has_no_score(tmp_path: Path) -> None:
     """Any number would put it first or last: what is not there cannot be the least important."""
     draft = open_draft(patient("llama", tmp_path / "base"))
-    learnt = Learnt({f"layers/{at}/mlp.up_proj": 4.0 + at for at in range(LAYERS) if at != 2})
+    learnt = LearnedValues({f"layers/{at}/mlp.up_proj": 4.0 + at for at in range(LAYERS) if at != 2})
     score = _score(draft, Ila(), learnt, few(tmp_path))
     assert list(score.values) == list(score.matrices) == [str(at) for at in range(LAYERS) if at != 2]
     with pytest.raises(SelectionError, match="ila has no value for layer 2"):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from surgeon.core.scoring.layer_trie import Trie
-from surgeon.core.scoring.score import Score, SweepScore, Visit, score_kinds
+from surgeon.core.scoring.score import Score
+from surgeon.core.scoring.score_kinds import LayerCall, SweepScore, score_kinds
 from surgeon.errors import ScoreError
 from tests.backend.tiny_models import LAYERS, layers_of, load_plainly, reference_logits
 from tests.scores.sample_models import MEASURED_FAMILIES, Array, patient, scores, text_of
@@ -129,7 +130,7 @@ def test_a_trie_runs_shared_beginnings_once() -> None:
 def test_a_trie_refuses_a_sequence_that_runs_backwards() -> None:
     """One sweep over the layers could not serve it."""
     with pytest.raises(ScoreError, match="backwards"):
-        Trie({"turned": (Visit(1), Visit(0))})
+        Trie({"turned": (LayerCall(1), LayerCall(0))})
 
 
 def naive_gradients(base: Path, family: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -20,7 +20,7 @@ import torch
 
 from surgeon.backend.data.rows import Row, Turn, read_rows
 from surgeon.backend.data.text_sources import start_of
-from surgeon.backend.model.layer_runner import IGNORED
+from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Rows
 from surgeon.errors import DataError
@@ -261,10 +261,3 @@ def steps_wanted(step: LearningStep, data: Examples) -> int:
         mean = sum(len(one.tokens) for example in data.examples for one in example) / len(data.examples)
         return max(1, math.ceil(step.tokens / (mean * step.batch_size)))
     return max(1, math.ceil((step.epochs or 1) * len(data.examples) / step.batch_size))
-
-
-def digest_of(plain: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Return sixteen hex digits that name plain data."""
-    import msgspec
-
-    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:16]

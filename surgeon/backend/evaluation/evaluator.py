@@ -12,20 +12,21 @@ import msgspec
 from torch import nn
 
 from surgeon.backend.device import choose_device, choose_dtype
+from surgeon.backend.digests import side_digest
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
 from surgeon.backend.model.adapters import attached
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.position_limit import refuse_too_long
-from surgeon.backend.scoring.score_cache import ScoreCache, side_digest
+from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.evaluation import Evaluated, Measure, Raw, figures_of
+from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.recipe.learning_step import draft_state
-from surgeon.core.recipe.read_only_step import Looking
+from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
 from surgeon.errors import Cancelled, RecipeError
@@ -48,7 +49,7 @@ class Evaluator:
         self._cache = ScoreCache(base.structure.checkpoint)
         self._tokenizer: Any = None
 
-    def look(self, draft: Draft, step: Looking, number: int) -> Iterator[Evaluated]:
+    def evaluate(self, draft: Draft, step: ReadOnlyStep, number: int) -> Iterator[EvaluationResult]:
         """Carry out a step and yield what it finds.
 
         Raises:
@@ -62,7 +63,7 @@ class Evaluator:
             figures = figures_of(measure, raw, base)
             bound = bounds.get(name)
             untouched = self._figures_of_base(measure) if bound is not None and bound.relative else {}
-            result = Evaluated(
+            result = EvaluationResult(
                 step=number, name=name if bounds else step.title, metric=name, data=measure.data,
                 examples=len(raw.values), figures=figures, base=dict(untouched),
             )  # fmt: skip
@@ -77,7 +78,7 @@ class Evaluator:
         raw = self._raw(self._base, measure)
         return figures_of(measure, raw, raw)
 
-    def _raw(self, draft: Draft, measure: Measure) -> Raw:
+    def _raw(self, draft: Draft, measure: Measure) -> RawResults:
         """Return what the model gives, from the cache if it is there."""
         if measure.kind == "tasks":
             return self._by_harness(draft, measure)
@@ -91,9 +92,9 @@ class Evaluator:
         asked = (measure.kind, items.digest, answering)
         return self._cached(draft, asked, lambda model: self._measured(model, items, measure))
 
-    def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> Raw:
+    def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> RawResults:
         made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
-        known = self._cache.get(Raw, *made_of)
+        known = self._cache.get(RawResults, *made_of)
         if known is None:
             with self._live(draft) as model:
                 known = measured(model)
@@ -101,7 +102,7 @@ class Evaluator:
             self._cache.trim()
         return known
 
-    def _measured(self, model: nn.Module, items: Items, measure: Measure) -> Raw:
+    def _measured(self, model: nn.Module, items: Items, measure: Measure) -> RawResults:
         sequences = [one for example in items.examples for one in example]
         written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
         longest = max(len(one.tokens) for one in sequences) + written
@@ -117,20 +118,20 @@ class Evaluator:
         if measure.kind == "answers":
             told = greedy_answers(model, self._own_tokenizer(), sequences, measure.max_new_tokens, tell)
             hits = [[float(text.strip() == right)] for text, right in zip(told, items.texts, strict=True)]
-            return Raw(values=hits)
+            return RawResults(values=hits)
         words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         sums = iter(log_likelihoods(model, sequences, words, tell))
         values = [[next(sums) for _ in example] for example in items.examples]
         if measure.kind in ("text", "responses"):
             values = [[-value for value in row] for row in values]
-        return Raw(
+        return RawResults(
             values=values, sizes=[list(row) for row in items.sizes], answers=list(items.answers), nbytes=items.nbytes
         )
 
-    def _by_harness(self, draft: Draft, measure: Measure) -> Raw:
+    def _by_harness(self, draft: Draft, measure: Measure) -> RawResults:
         from surgeon.backend.evaluation.lm_eval import harness_figures, harness_version
 
-        def measured(model: nn.Module) -> Raw:
+        def measured(model: nn.Module) -> RawResults:
             return harness_figures(model, self._own_tokenizer(), measure, self._recipe.seed)
 
         if any(Path(task).exists() for task in measure.tasks):  # nobody knows which other files it names
@@ -155,7 +156,7 @@ class Evaluator:
         if plan.pending:
             raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
         model = resident_model(draft.structure, self._dtype, self._device).model
-        with operated(model, unfrozen(draft)) as edited:
+        with apply_draft(model, unfrozen(draft)) as edited:
             if not plan.adapters:
                 yield edited
                 return

@@ -13,7 +13,7 @@ import msgspec
 from surgeon.backend.data.examples import Tokens, labelled, last_alone
 from surgeon.backend.data.rows import Row, read_rows, rendered
 from surgeon.backend.data.text_sources import start_of
-from surgeon.backend.model.layer_runner import IGNORED
+from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.evaluation import Measure
 from surgeon.errors import DataError
 

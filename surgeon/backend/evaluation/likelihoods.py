@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from surgeon.backend.data.examples import Tokens, collate
-from surgeon.backend.training.training_run import label_log_probs
+from surgeon.backend.model.losses import label_log_probs
 
 _LOGITS = 2**25
 """How many logits may be there at once."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.core.recipe.evaluation import Measure, Raw
+from surgeon.core.recipe.evaluation import Measure, RawResults
 from surgeon.core.scoring.score import Average
 from surgeon.errors import DataError, UsageError
 
@@ -30,7 +30,7 @@ def harness_version() -> str:
         ) from error  # fmt: skip
 
 
-def harness_figures(model: nn.Module, tokenizer: Any, measure: Measure, seed: int) -> Raw:
+def harness_figures(model: nn.Module, tokenizer: Any, measure: Measure, seed: int) -> RawResults:
     """Run the harness's tasks on a loaded model; figures are called `task/metric`, with the harness's standard errors.
 
     Raises:
@@ -56,7 +56,7 @@ def harness_figures(model: nn.Module, tokenizer: Any, measure: Measure, seed: in
             hint="their data may need the network",
         ) from error  # fmt: skip
     assert found is not None, "one process has all results"
-    return Raw(figures=named_figures(found["results"]))
+    return RawResults(figures=named_figures(found["results"]))
 
 
 def named_figures(results: dict[str, dict[str, Any]]) -> dict[str, Average]:

@@ -45,15 +45,15 @@ def _out_of_memory(what: str) -> SurgeonError:
 
 
 def _score(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.run import read_draft
-    from surgeon.backend.scoring.measure import score_job
+    from surgeon.backend.jobs.score import score_job
+    from surgeon.backend.replay import read_draft
 
     return score_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
 
 
 def _ablate(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.run import read_draft
-    from surgeon.backend.scoring.ablation import ablate_job
+    from surgeon.backend.jobs.ablate import ablate_job
+    from surgeon.backend.replay import read_draft
 
     return ablate_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
 
@@ -65,13 +65,13 @@ def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[st
 
 
 def _learn(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.run import learn_job
+    from surgeon.backend.jobs.learn import learn_job
 
     return learn_job(args, emit, cancelled)
 
 
 def _verify(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.run import verify_job
+    from surgeon.backend.jobs.verify import verify_job
 
     return verify_job(args, emit, cancelled)
 

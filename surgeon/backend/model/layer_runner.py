@@ -7,7 +7,7 @@ gives the norm, the head and the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.backend.model.losses import next_token_labels, token_losses
 from surgeon.errors import ArchitectureError, ScoreError
 
-IGNORED = -1
-"""The label of a position that does not count."""
 _LOGITS = {"cpu": 1 << 24}
 _MOST_LOGITS = 1 << 27
 """How many logits are in memory at once: 64 MB of them on a CPU, where not even the layers may fit."""
@@ -202,7 +201,7 @@ class LayerRunner:
 
         What follows the layers treats every token on its own, so that few logits need to be in memory at once.
         """
-        targets_BT = _targets(tokens_BT)
+        targets_BT = next_token_labels(tokens_BT)
         most = self._tokens_at_once(tokens_BT.device)
         rows = max(1, most // tokens_BT.shape[1])
         parts = zip(*(torch.split(whole, rows) for whole in (tokens_BT, hidden_BTD, targets_BT)), strict=True)
@@ -242,31 +241,3 @@ class _Enough(Exception):
 
 def _stop(_entering: torch.Tensor) -> None:
     raise _Enough
-
-
-def losses_of(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Return each sequence's mean negative log-likelihood in nats per token, shape (batch,).
-
-    The prediction made at position 0, which has no context, is left out.
-    """
-    return token_losses(logits_BTV, _targets(tokens_BT)).sum(dim=1) / (tokens_BT.shape[1] - 2)
-
-
-def _targets(tokens_BT: torch.Tensor) -> torch.Tensor:
-    # Every position, most of them wanted: cutting the first and last off would copy all logits.
-    targets_BT = torch.full_like(tokens_BT, IGNORED)
-    targets_BT[:, 1:-1] = tokens_BT[:, 2:]
-    return targets_BT
-
-
-def token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of each label in nats, float32, (batch, tokens); 0 where none counts."""
-    losses_N = nn.functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses_N.view_as(targets_BT)
-
-
-def batches_of(tokens_BT: torch.Tensor, batch_tokens: int) -> Sequence[torch.Tensor]:
-    """Split sequences into batches of about that many tokens."""
-    return torch.split(tokens_BT, max(1, batch_tokens // tokens_BT.shape[1]))

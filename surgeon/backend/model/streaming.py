@@ -50,7 +50,7 @@ def offload_map(model: nn.Module, structure: Structure, device: torch.device) ->
 
     `model` is a skeleton without weights, to name its modules.
     """
-    from surgeon.backend.model.in_memory_executor import layer_list  # which needs `weights_of` from here
+    from surgeon.backend.model.layer_list import layer_list
 
     layers = layer_list(model, structure.stack())
     prefix = next(name for name, module in model.named_modules() if module is layers)

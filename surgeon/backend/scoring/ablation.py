@@ -9,9 +9,8 @@ and no more than one layer is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import torch
@@ -19,9 +18,15 @@ from torch import nn
 
 from surgeon.backend.model.matrices import cut, decile, put_back
 from surgeon.backend.model.streaming import weights_of
-from surgeon.backend.scoring.context import Bench, Settings, bench, calibration_of, provenance_of, weights_alone
+from surgeon.backend.scoring.context import (
+    ScoringContext,
+    Settings,
+    calibration_of,
+    provenance_of,
+    scoring_context,
+    weights_alone,
+)
 from surgeon.backend.scoring.hidden_states import HiddenStates
-from surgeon.backend.scoring.measure import settings_of
 from surgeon.backend.scoring.sweep import losses_after
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft, Original, Truncated, Truncation
@@ -84,10 +89,13 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
     calibration = calibration_of(draft, settings)
     rows: list[Ablation] = []
     base: list[float] = []
-    with bench(draft, settings, calibration, settings.first_batch, emit, cancelled) as ready, torch.inference_mode():
+    with (
+        scoring_context(draft, settings, calibration, settings.first_batch, emit, cancelled) as context,
+        torch.inference_mode(),
+    ):
         for role in dict.fromkeys(roles):
-            with HiddenStates(ready.room) as states:
-                ablated = _Ablated(ready, role, states)
+            with HiddenStates(context.room) as states:
+                ablated = _Ablated(context, role, states)
                 ablated.push()
                 base = ablated.losses(0)
                 for number in range(1, DECILES + 1):
@@ -114,11 +122,11 @@ def _require_roles(draft: Draft, roles: Sequence[str]) -> None:
 class _Ablated:
     """The whole model, variant 0, and ten without a decile of one role, on their way through the layers."""
 
-    def __init__(self, ready: Bench, role: str, states: HiddenStates) -> None:
-        self._ready, self._role = ready, role
+    def __init__(self, context: ScoringContext, role: str, states: HiddenStates) -> None:
+        self._ready, self._role = context, role
         self._states = states
-        ready.runner.require_plain_end(ready.batches[0])
-        self._calls = [ready.runner.record(tokens_BT) for tokens_BT in ready.batches]
+        context.runner.require_plain_end(context.batches[0])
+        self._calls = [context.runner.record(tokens_BT) for tokens_BT in context.batches]
         for batch, one in enumerate(self._calls):
             hidden_BTD = one.release()
             for variant in range(DECILES + 1):
@@ -163,12 +171,12 @@ class _Ablated:
 
     def losses(self, variant: int) -> list[float]:
         """Return the losses of one variant, in nats per token, one per calibration sequence."""
-        ready = self._ready
-        return losses_after(ready.runner, ready.batches, self._states, variant, ready.cancelled)
+        context = self._ready
+        return losses_after(context.runner, context.batches, self._states, variant, context.cancelled)
 
 
-def _matrices(ready: Bench, layer: nn.Module, role: str) -> Iterator[_Matrix]:
-    structure = ready.draft.structure
+def _matrices(context: ScoringContext, layer: nn.Module, role: str) -> Iterator[_Matrix]:
+    structure = context.draft.structure
     meant = Truncated(Original(0), frozenset({role}), Truncation())
     for name, parameter in layer.named_parameters():
         if parameter.dim() < 2:
@@ -178,11 +186,3 @@ def _matrices(ready: Bench, layer: nn.Module, role: str) -> Iterator[_Matrix]:
             for weight in weights:
                 whole = cut(weight, piece).clone()
                 yield _Matrix(weight, piece, whole, *torch.linalg.svd(whole.double(), full_matrices=False))
-
-
-def ablate_job(
-    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
-) -> dict[str, Any]:
-    """Perform an `ablate` job: the arguments of a `score` job, with `roles` in place of `names`."""
-    found = ablate(read_draft(args), args["roles"], settings_of(args), emit, cancelled)
-    return {"ablations": msgspec.to_builtins(found)}

@@ -15,9 +15,11 @@ from torch import nn
 
 from surgeon.backend.data.calibration import Calibration, read_calibration
 from surgeon.backend.device import choose_device, choose_dtype
-from surgeon.backend.model.in_memory_executor import layer_list, operated
-from surgeon.backend.model.layer_runner import LayerRunner, batches_of
+from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.model.layer_list import layer_list
+from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft
@@ -75,7 +77,7 @@ def weights_alone(draft: Draft, emit: Emit) -> Draft:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ScoringContext:
     """Everything a pass needs.
 
     keys: the layer keys of the draft, in order.   known: rows that need no measuring.
@@ -147,10 +149,10 @@ def calibration_of(draft: Draft, settings: Settings) -> Calibration:
 
 
 @contextmanager
-def bench(
+def scoring_context(
     draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled,
     known: Rows | None = None,
-) -> Iterator[Bench]:  # fmt: skip
+) -> Iterator[ScoringContext]:  # fmt: skip
     """Load the model, operate on it as the draft says, and yield it with its text on the device."""
     checkpoint = draft.structure.checkpoint
     device = choose_device(settings.device)
@@ -162,12 +164,19 @@ def bench(
         if stream:
             stack.enter_context(freed_memory_returned())
         model = resident_model(draft.structure, dtype, device, stream=stream).model
-        edited = stack.enter_context(operated(model, draft))
+        edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
         batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)
-        yield Bench(
+        yield ScoringContext(
             draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
             batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
             keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
             known=known or {}, room=room_for_states(device, streamed=stream),
         )  # fmt: skip
+
+
+def settings_of(args: Mapping[str, Any]) -> Settings:
+    """Pick the measuring settings out of a job's arguments."""
+    known = {field for field in Settings.__dataclass_fields__ if field != "root"}
+    given = {name: value for name, value in args.items() if name in known and value is not None}
+    return Settings(root=Path(args.get("root", ".")), **given)

@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 
-from surgeon.backend.data.examples import digest_of
 from surgeon.backend.data.rows import source_digest
-from surgeon.backend.distributed import process_count
+from surgeon.backend.digests import digest_of, side_digest
+from surgeon.backend.distributed import world_size
 from surgeon.backend.scoring.context import Settings, provenance_of
-from surgeon.backend.scoring.score_cache import side_digest
-from surgeon.backend.training.learning import learn
+from surgeon.backend.training.learning_steps import learn
 from surgeon.core.jobs import Emit, IsCancelled, Kind
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_report
@@ -22,7 +21,8 @@ from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.fold import apply_step
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Base, Recipe, step_of
-from surgeon.core.scoring.score import LearningScore, Learnt, Provenance, Score
+from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
 from surgeon.errors import ScoreError
 
 
@@ -88,7 +88,7 @@ def _learned(
 
 def _refuse_many_processes(draft: Draft, kind: LearningScore) -> None:
     """Refuse to train along with processes that cannot know the draft: they are told a recipe, and here is none."""
-    if process_count() > 1 and draft.moved:
+    if world_size() > 1 and draft.moved:
         raise ScoreError(
             f"{kind.name} of an edited model is learned by one process", where=kind.name,
             hint="export the edited model and score that, or start one process",
@@ -104,7 +104,7 @@ def _named(score: str, step: str, emit: Emit) -> Emit:
     return tell
 
 
-def _score(draft: Draft, kind: LearningScore, learnt: Learnt, settings: Settings) -> Score:
+def _score(draft: Draft, kind: LearningScore, learnt: LearnedValues, settings: Settings) -> Score:
     stack = draft.structure.stack().name
     matrices: dict[str, dict[str, float]] = {layer.key: {} for layer in draft.layers()}
     for name, value in learnt.matrices.items():

@@ -12,24 +12,21 @@ from torch import nn
 
 from surgeon.backend.model.matrices import matrices_of
 from surgeon.backend.model.streaming import weights_of
-from surgeon.backend.scoring.context import Bench, Row
+from surgeon.backend.scoring.context import Row, ScoringContext
 from surgeon.backend.scoring.layer_passes import InputCovariance, push_layers, sequence_gradients
 from surgeon.backend.scoring.sweep import sweep_losses
 from surgeon.core.scoring.costs import cheapest_first
-from surgeon.core.scoring.score import (
+from surgeon.core.scoring.score import Average, Provenance, Score, average
+from surgeon.core.scoring.score_kinds import (
+    ActivationsContext,
     ActivationsScore,
-    Average,
     Collector,
-    Finished,
     GradientsScore,
     InputsScore,
     LayerSequence,
-    Provenance,
-    Score,
     ScoreKind,
-    Setting,
+    ScoreSummary,
     SweepScore,
-    average,
 )
 from surgeon.errors import ArchitectureError, ScoreError
 
@@ -46,7 +43,7 @@ class _Tally:
     blocks: dict[int, list[float]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def finish(self, end: Finished) -> None:
+    def finish(self, end: ScoreSummary) -> None:
         self.values |= end.values
         self.blocks |= {length: list(values) for length, values in end.blocks.items()}
         self.details |= end.details
@@ -70,40 +67,42 @@ def doubts(values: Mapping[int, Average]) -> Iterable[str]:
 
 
 @torch.inference_mode()
-def activations_pass(bench: Bench, kinds: Sequence[ActivationsScore], provenance: Provenance) -> dict[str, Score]:
+def activations_pass(
+    context: ScoringContext, kinds: Sequence[ActivationsScore], provenance: Provenance
+) -> dict[str, Score]:
     """Push every layer over all batches once, and let every score watch."""
-    setting = Setting(
-        layers=len(bench.keys), targets_BT=bench.targets, head=lambda: _head(bench.model),
-        final_norm=lambda batch, hidden_BTD: bench.runner.normed(bench.batches[batch], hidden_BTD),
+    setting = ActivationsContext(
+        layers=len(context.keys), targets_BT=context.targets, head=lambda: _head(context.model),
+        final_norm=lambda batch, hidden_BTD: context.runner.normed(context.batches[batch], hidden_BTD),
     )  # fmt: skip
     collectors: dict[str, Collector] = {kind.name: kind.collector(setting) for kind in kinds}
     tallies = {kind.name: _Tally() for kind in kinds}
-    for one in push_layers(bench.runner, bench.batches, bench.cancelled, bench.room):
+    for one in push_layers(context.runner, context.batches, context.cancelled, context.room):
         for name, collector in collectors.items():
-            known = bench.known.get(name, {}).get(one.layer)
+            known = context.known.get(name, {}).get(one.layer)
             if known is not None:
                 if one.last:
-                    _retell(bench, tallies[name], name, one.layer, known)
+                    _retell(context, tallies[name], name, one.layer, known)
                 continue
             collector.see(one.layer, one.batch, one.hidden_in_BTD, one.hidden_out_BTD)
             value = collector.value(one.layer) if one.last else None
             if value is not None:
                 tallies[name].values[one.layer] = value
-                bench.scored(name, one.layer, value)
+                context.scored(name, one.layer, value)
         if one.last:
-            bench.progress(one.layer + 1, len(bench.keys), "activations")
+            context.progress(one.layer + 1, len(context.keys), "activations")
     for name, collector in collectors.items():
         tallies[name].finish(collector.finish())
-    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+    return {kind.name: tallies[kind.name].score(kind, context.keys, provenance) for kind in kinds}
 
 
-def _retell(bench: Bench, tally: _Tally, name: str, layer: int, known: Row) -> None:
+def _retell(context: ScoringContext, tally: _Tally, name: str, layer: int, known: Row) -> None:
     """Take over a row that no operation has made stale."""
     value = Average(known.value, known.error)
     tally.values[layer] = value
     if known.matrices:
-        tally.matrices[bench.keys[layer]] = known.matrices
-    bench.scored(name, layer, value, known.matrices or None)
+        tally.matrices[context.keys[layer]] = known.matrices
+    context.scored(name, layer, value, known.matrices or None)
 
 
 def _head(model: nn.Module) -> torch.Tensor:
@@ -115,38 +114,38 @@ def _head(model: nn.Module) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def inputs_pass(bench: Bench, kinds: Sequence[InputsScore], provenance: Provenance) -> dict[str, Score]:
+def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenance: Provenance) -> dict[str, Score]:
     """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
     tallies = {kind.name: _Tally() for kind in kinds}
     covariance = InputCovariance()
 
     def watch(number: int, layer: nn.Module) -> ExitStack:
-        known = all(number in bench.known.get(kind.name, {}) for kind in kinds)
+        known = all(number in context.known.get(kind.name, {}) for kind in kinds)
         return ExitStack() if known else covariance.watch(layer)
 
-    for one in push_layers(bench.runner, bench.batches, bench.cancelled, bench.room, watch):
+    for one in push_layers(context.runner, context.batches, context.cancelled, context.room, watch):
         if not one.last:
             continue
-        layer = bench.runner.layers[one.layer]
+        layer = context.runner.layers[one.layer]
         entered = covariance.take()
         for kind in kinds:
-            known = bench.known.get(kind.name, {}).get(one.layer)
+            known = context.known.get(kind.name, {}).get(one.layer)
             if known is not None:
-                _retell(bench, tallies[kind.name], kind.name, one.layer, known)
+                _retell(context, tallies[kind.name], kind.name, one.layer, known)
                 continue
-            row = _compare(bench, kind, layer, entered)
+            row = _compare(context, kind, layer, entered)
             value = Average(kind.layer(row))
             tallies[kind.name].values[one.layer] = value
-            tallies[kind.name].matrices[bench.keys[one.layer]] = row
-            bench.scored(kind.name, one.layer, value, row)
-        bench.progress(one.layer + 1, len(bench.keys), "inputs")
-    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+            tallies[kind.name].matrices[context.keys[one.layer]] = row
+            context.scored(kind.name, one.layer, value, row)
+        context.progress(one.layer + 1, len(context.keys), "inputs")
+    return {kind.name: tallies[kind.name].score(kind, context.keys, provenance) for kind in kinds}
 
 
 def _compare(
-    bench: Bench, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]
+    context: ScoringContext, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    structure = bench.draft.structure
+    structure = context.draft.structure
     config = structure.stack_config(structure.stack())
     modules = dict(layer.named_modules())
     row: dict[str, float] = {}
@@ -157,55 +156,60 @@ def _compare(
     return row
 
 
-def sweep_pass(bench: Bench, kinds: Sequence[SweepScore], provenance: Provenance) -> dict[str, Score]:
+def sweep_pass(context: ScoringContext, kinds: Sequence[SweepScore], provenance: Provenance) -> dict[str, Score]:
     """Measure the losses of all layer sequences that any score asked for, each distinct one once.
 
     One score after the other, the cheapest first, so that rows come early; all of them together where layers lie on
     disk, so that those are read once.
     """
-    layers = len(bench.keys)
+    layers = len(context.keys)
     ordered = cheapest_first(kinds, layers)
     asked = {kind.name: kind.sequences(layers) for kind in kinds}
     losses: dict[LayerSequence, list[float]] = {}
     found: dict[str, Score] = {}
-    for together in [ordered] if bench.streamed else [[kind] for kind in ordered]:
+    for together in [ordered] if context.streamed else [[kind] for kind in ordered]:
         wanted = {path: None for kind in together for path in asked[kind.name].values() if path not in losses}
         waiting = list(together)
-        for path, values in _losses(bench, list(wanted), " ".join(kind.name for kind in together)):
+        for path, values in _losses(context, list(wanted), " ".join(kind.name for kind in together)):
             losses[path] = values
             for kind in [kind for kind in waiting if all(path in losses for path in asked[kind.name].values())]:
                 waiting.remove(kind)
-                found[kind.name] = _settled(bench, kind, asked[kind.name], losses, provenance)
+                found[kind.name] = _settled(context, kind, asked[kind.name], losses, provenance)
         for kind in waiting:  # every sequence had been measured for another
-            found[kind.name] = _settled(bench, kind, asked[kind.name], losses, provenance)
+            found[kind.name] = _settled(context, kind, asked[kind.name], losses, provenance)
     return found
 
 
-def _losses(bench: Bench, paths: Sequence[LayerSequence], what: str) -> Iterator[tuple[LayerSequence, list[float]]]:
+def _losses(
+    context: ScoringContext, paths: Sequence[LayerSequence], what: str
+) -> Iterator[tuple[LayerSequence, list[float]]]:
     measured = sweep_losses(
-        bench.runner, bench.batches, {f"{number}": path for number, path in enumerate(paths)}, bench.cancelled,
-        lambda layer, gone: _silence(bench, layer, gone),
-        lambda done, total: bench.progress(done, total, what, "layer forwards"), bench.room,
+        context.runner, context.batches, {f"{number}": path for number, path in enumerate(paths)}, context.cancelled,
+        lambda layer, gone: _silence(context, layer, gone),
+        lambda done, total: context.progress(done, total, what, "layer forwards"), context.room,
     )  # fmt: skip
     for done, (name, values) in enumerate(measured if paths else (), start=1):
-        bench.progress(done, len(paths), what, "losses")
+        context.progress(done, len(paths), what, "losses")
         yield paths[int(name)], values
 
 
 def _settled(
-    bench: Bench, kind: SweepScore, asked: Mapping[str, LayerSequence], losses: Mapping[LayerSequence, list[float]],
+    context: ScoringContext,
+    kind: SweepScore,
+    asked: Mapping[str, LayerSequence],
+    losses: Mapping[LayerSequence, list[float]],
     provenance: Provenance,
-) -> Score:  # fmt: skip
+) -> Score:
     tally = _Tally()
-    tally.finish(kind.values({name: losses[path] for name, path in asked.items()}, len(bench.keys)))
+    tally.finish(kind.values({name: losses[path] for name, path in asked.items()}, len(context.keys)))
     for layer, value in sorted(tally.values.items()):
-        bench.scored(kind.name, layer, value)
-    return tally.score(kind, bench.keys, provenance)
+        context.scored(kind.name, layer, value)
+    return tally.score(kind, context.keys, provenance)
 
 
-def _silence(bench: Bench, layer: nn.Module, gone: frozenset[str]) -> ExitStack:
+def _silence(context: ScoringContext, layer: nn.Module, gone: frozenset[str]) -> ExitStack:
     stack = ExitStack()
-    structure = bench.draft.structure
+    structure = context.draft.structure
     for sublayer in gone:
         children = {
             name.partition(".")[0] for name, _ in layer.named_parameters() if structure.role(name) in _OUTPUTS[sublayer]
@@ -223,38 +227,40 @@ def _zero(_module: nn.Module, _args: object, output: Any) -> Any:
     return torch.zeros_like(output)
 
 
-def gradients_pass(bench: Bench, kinds: Sequence[GradientsScore], provenance: Provenance) -> dict[str, Score]:
+def gradients_pass(
+    context: ScoringContext, kinds: Sequence[GradientsScore], provenance: Provenance
+) -> dict[str, Score]:
     """Run one backward per calibration sequence, and average each matrix's score over sequences.
 
     Raises:
         ScoreError: the model is streamed from disk.
     """
-    if bench.streamed:
+    if context.streamed:
         raise ScoreError(
             "gradients need the whole model in memory", where=", ".join(kind.name for kind in kinds),
             hint="say --no-stream on a larger machine, or choose a score of weights, activations or losses",
         )  # fmt: skip
-    structure = bench.draft.structure
-    seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in bench.keys] for kind in kinds}
-    sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in bench.keys] for kind in kinds}
-    total = len(bench.calibration.tokens_BT)
-    tokens_BT = torch.cat(list(bench.batches))
-    for number in sequence_gradients(bench.model, tokens_BT, bench.cancelled):
-        for layer, module in enumerate(bench.runner.layers):
+    structure = context.draft.structure
+    seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in context.keys] for kind in kinds}
+    sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in context.keys] for kind in kinds}
+    total = len(context.calibration.tokens_BT)
+    tokens_BT = torch.cat(list(context.batches))
+    for number in sequence_gradients(context.model, tokens_BT, context.cancelled):
+        for layer, module in enumerate(context.runner.layers):
             for kind in kinds:
                 row = _row(kind, structure, module)
                 sums[kind.name][layer].append(sum(row.values()))
                 for name, value in row.items():
                     seen[kind.name][layer][name] = seen[kind.name][layer].get(name, 0.0) + value / total
-        bench.progress(number + 1, total, "gradients", "sequences")
+        context.progress(number + 1, total, "gradients", "sequences")
     tallies = {kind.name: _Tally() for kind in kinds}
     for kind in kinds:
-        for layer, key in enumerate(bench.keys):
+        for layer, key in enumerate(context.keys):
             mean = average(sums[kind.name][layer])
             tallies[kind.name].values[layer] = mean
             tallies[kind.name].matrices[key] = seen[kind.name][layer]
-            bench.scored(kind.name, layer, mean, seen[kind.name][layer])
-    return {kind.name: tallies[kind.name].score(kind, bench.keys, provenance) for kind in kinds}
+            context.scored(kind.name, layer, mean, seen[kind.name][layer])
+    return {kind.name: tallies[kind.name].score(kind, context.keys, provenance) for kind in kinds}
 
 
 def _row(kind: GradientsScore, structure: Any, layer: nn.Module) -> dict[str, float]:

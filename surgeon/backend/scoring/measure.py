@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +11,15 @@ import torch
 
 from surgeon.backend.data.calibration import Calibration
 from surgeon.backend.out_of_memory import is_out_of_memory
-from surgeon.backend.scoring.context import Bench, Row, Settings, bench, calibration_of, provenance_of, weights_alone
+from surgeon.backend.scoring.context import (
+    Row,
+    ScoringContext,
+    Settings,
+    calibration_of,
+    provenance_of,
+    scoring_context,
+    weights_alone,
+)
 from surgeon.backend.scoring.live_passes import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.backend.scoring.weights_pass import weights_pass
@@ -20,10 +27,11 @@ from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.scoring.requests import requested_scores
-from surgeon.core.scoring.score import Average, LearningScore, Provenance, Score, ScoreKind, WeightsScore
+from surgeon.core.scoring.score import Average, Provenance, Score
+from surgeon.core.scoring.score_kinds import LearningScore, ScoreKind, WeightsScore
 from surgeon.errors import ArchitectureError, ScoreError
 
-LivePass = Callable[[Bench, Sequence[Any], Provenance], dict[str, Score]]
+LivePass = Callable[[ScoringContext, Sequence[Any], Provenance], dict[str, Score]]
 _LIVE: dict[str, LivePass] = {
     "activations": activations_pass,
     "inputs": inputs_pass,
@@ -45,16 +53,16 @@ def measure(
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
     asked = requested_scores(names)
-    measuring = _Measuring(draft, asked, settings, emit, cancelled, lenient="all" in names)
-    found = measuring.known()
+    measurement = _Measurement(draft, asked, settings, emit, cancelled, lenient="all" in names)
+    found = measurement.known()
     missing = [kind for kind in asked if kind.name not in found]
-    for score in measuring.fresh(missing):
+    for score in measurement.fresh(missing):
         found[score.name] = score
     for score in found.values():  # of the cache too: a doubt does not grow old
         for note in score.notes:
             emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
     if missing:
-        measuring.cache.trim()
+        measurement.cache.trim()
     return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
 
 
@@ -62,7 +70,7 @@ def _named(score: Score, kind: ScoreKind, data: str | None) -> Score:
     return msgspec.structs.replace(score, measured_on=data) if kind.data else score
 
 
-class _Measuring:
+class _Measurement:
     """One job: what was asked, on which draft, and what is known of it already."""
 
     def __init__(
@@ -97,7 +105,7 @@ class _Measuring:
             score = self.cache.get(Score, *self._made_of(kind)) or self._from_rows(kind)
             if score is not None:
                 found[kind.name] = score
-                _tell_again(score, self.emit)
+                _emit_again(score, self.emit)
         return found
 
     def _made_of(self, kind: ScoreKind) -> tuple[Any, ...]:
@@ -183,10 +191,10 @@ class _Measuring:
         rows = {kind.name: self.rows(kind) for kind in kinds}
         while True:
             try:
-                with bench(
+                with scoring_context(
                     self.draft, self.settings, self.calibration, batch_tokens, self.emit, self.cancelled, rows
-                ) as ready:
-                    return live_pass(ready, kinds, provenance_of(self.draft, self.settings, self.calibration))
+                ) as context:
+                    return live_pass(context, kinds, provenance_of(self.draft, self.settings, self.calibration))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or batch_tokens <= self.settings.length:
                     raise
@@ -198,7 +206,7 @@ class _Measuring:
             self.emit("log", {"level": "warning", "text": text})
 
 
-def _tell_again(score: Score, emit: Emit) -> None:
+def _emit_again(score: Score, emit: Emit) -> None:
     for key, value in score.values.items():
         row = score.matrices.get(key)
         emit(
@@ -214,19 +222,3 @@ def _require_finite(score: Score) -> None:
                 f"{score.name} is {value}", where=f"layer {key}",
                 hint="its weights or hidden states hold inf or nan: check the model",
             )  # fmt: skip
-
-
-def score_job(
-    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
-) -> dict[str, Any]:
-    """Perform a `score` job; see `Session.score_job` for its arguments."""
-    settings = settings_of(args)
-    scores = measure(read_draft(args), args["names"], settings, emit, cancelled)
-    return {"scores": [msgspec.to_builtins(score) for score in scores]}
-
-
-def settings_of(args: Mapping[str, Any]) -> Settings:
-    """Pick the measuring settings out of a job's arguments."""
-    known = {field for field in Settings.__dataclass_fields__ if field != "root"}
-    given = {name: value for name, value in args.items() if name in known and value is not None}
-    return Settings(root=Path(args.get("root", ".")), **given)

@@ -17,7 +17,7 @@ from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.core.jobs import IsCancelled
 from surgeon.core.scoring.layer_trie import Trie
-from surgeon.core.scoring.score import LayerSequence
+from surgeon.core.scoring.score_kinds import LayerSequence
 from surgeon.errors import Cancelled
 
 Silence = Callable[[nn.Module, frozenset[str]], ExitStack]

@@ -19,18 +19,19 @@ from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft, Layer, base_tensors
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
-from surgeon.core.scoring.score import Provenance, Score, WeightsScore
+from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.scoring.score_kinds import WeightsScore
 from surgeon.errors import Cancelled, ScoreError
 
 
-class Weighed(msgspec.Struct):
+class MatrixScores(msgspec.Struct):
     """One layer by one kind of score: by matrix name a score, or a summary where the kind compares all matrices."""
 
     matrices: dict[str, Any]
     details: dict[str, dict[str, float]]
 
 
-Rows = dict[str, Weighed]
+Rows = dict[str, MatrixScores]
 """By layer key."""
 
 
@@ -45,7 +46,7 @@ def weights_pass(
         scales = _Scales(draft, reader, cancelled)
         for position, layer in enumerate(layers):
             emit("progress", {"done": position, "total": len(layers), "unit": "layers", "what": "weights"})
-            known = {kind.name: cache.get(Weighed, *_made_of(kind, layer)) for kind in kinds}
+            known = {kind.name: cache.get(MatrixScores, *_made_of(kind, layer)) for kind in kinds}
             missing = [kind for kind in kinds if known[kind.name] is None]
             fresh = scales.weigh(position, layer, missing) if missing else {}
             for kind in kinds:
@@ -74,8 +75,8 @@ class _Scales:
     def _planned(self) -> Mapping[str, PlannedTensor]:
         return {tensor.name: tensor for tensor in compile_plan(self._draft).tensors}
 
-    def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, Weighed]:
-        found = {kind.name: Weighed({}, {}) for kind in kinds}
+    def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
+        found = {kind.name: MatrixScores({}, {}) for kind in kinds}
         for suffix, stored in base_tensors(layer.source, self._stack).items():
             if self._cancelled():
                 raise Cancelled
@@ -94,7 +95,7 @@ class _Scales:
         return found
 
 
-def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: Weighed) -> None:
+def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: MatrixScores) -> None:
     row.matrices[name] = kind.matrix(matrix)
     more = kind.details(matrix)
     if more:

@@ -17,7 +17,7 @@ _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.ME
 
 
 @contextmanager
-def accelerated(step: LearningStep, device: torch.device) -> Iterator[Accelerator]:
+def training_accelerator(step: LearningStep, device: torch.device) -> Iterator[Accelerator]:
     """Yield the accelerator of a step; meanwhile kernels are deterministic if the step wants them so.
 
     Raises:

@@ -12,10 +12,9 @@ import msgspec
 import torch
 from safetensors.torch import save_file
 
-from surgeon.backend.data.examples import digest_of
+from surgeon.backend.digests import content_digest, digest_of
 from surgeon.backend.model.rounding import Rounding
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
-from surgeon.backend.scoring.score_cache import content_digest
 from surgeon.core.jobs import Emit
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (

@@ -6,30 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from surgeon.backend.data.examples import digest_of
 from surgeon.backend.data.rows import source_digest
-from surgeon.backend.scoring.score_cache import content_digest, side_digest
+from surgeon.backend.digests import content_digest, digest_of, side_digest
 from surgeon.backend.training.token_rewards import rewriter_digest
 from surgeon.core.recipe.learning_step import LearningStep, draft_state
 
 if TYPE_CHECKING:
-    from surgeon.backend.training.learning import Order
+    from surgeon.backend.training.training_request import TrainingRequest
 
 _VERSION = 4
 """Raised whenever the same inputs would give another result."""
 
 
-def address_of(order: Order) -> str:
+def address_of(request: TrainingRequest) -> str:
     """Return the digest of the base and its tokenizer, the draft before the step, its settings, its data, the seed."""
-    checkpoint = order.draft.structure.checkpoint
-    settings = _settings(order.step)
+    checkpoint = request.draft.structure.checkpoint
+    settings = _settings(request.step)
     sources = {name: settings.pop(name) for name in ("data", "held_out") if name in settings}
-    digests: dict[str, str] = {name: _source_digest(order, value) for name, value in {"data": None, **sources}.items()}
-    choice = getattr(order.step, "minimised", None) or getattr(order.step, "objective", None)
+    digests: dict[str, str] = {
+        name: _source_digest(request, value) for name, value in {"data": None, **sources}.items()
+    }
+    choice = getattr(request.step, "minimised", None) or getattr(request.step, "objective", None)
     if choice is not None and choice.objective.token_rewards is not None:
-        digests["rewriter"] = rewriter_digest(choice.objective, order.root)
-    made_of = (_VERSION, content_digest(checkpoint), side_digest(checkpoint), draft_state(order.draft),
-               order.step.name, settings, digests, order.seed)  # fmt: skip
+        digests["rewriter"] = rewriter_digest(choice.objective, request.root)
+    made_of = (_VERSION, content_digest(checkpoint), side_digest(checkpoint), draft_state(request.draft),
+               request.step.name, settings, digests, request.seed)  # fmt: skip
     return digest_of(made_of)
 
 
@@ -45,7 +46,7 @@ def _settings(step: LearningStep) -> dict[str, Any]:
     return settings
 
 
-def _source_digest(order: Order, data: str | None) -> str:
+def _source_digest(request: TrainingRequest, data: str | None) -> str:
     if data is not None and data.endswith("%"):
         return data
-    return source_digest(order.source(data), order.root)
+    return source_digest(request.source(data), request.root)

@@ -16,10 +16,10 @@ import torch
 
 from surgeon.backend.data.examples import Rewarding, Tokens, collate, labelled, last_alone
 from surgeon.backend.data.rows import Row, rendered
-from surgeon.backend.model.layer_runner import IGNORED
+from surgeon.backend.digests import content_digest, side_digest
 from surgeon.backend.model.loading import forget_model, load_model, load_tokenizer
-from surgeon.backend.scoring.score_cache import content_digest, side_digest
-from surgeon.backend.training.training_run import label_log_probs, logits_of
+from surgeon.backend.model.losses import IGNORED, label_log_probs
+from surgeon.backend.training.training_run import logits_of
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.jobs import Emit, IsCancelled

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.adapters import attached
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import forget_model, load_model
 from surgeon.backend.model.tensors import DTYPES
 from surgeon.core.plan.draft import Draft
@@ -24,11 +24,11 @@ from surgeon.core.recipe.training_memory import training_bytes
 from surgeon.errors import ArchitectureError, LearningError
 
 if TYPE_CHECKING:
-    from surgeon.backend.training.learning import Order
+    from surgeon.backend.training.training_request import TrainingRequest
 
 
 @dataclass(frozen=True)
-class LearningBench:
+class TrainableModel:
     """A model ready to be trained, float32, and its trainable parameters by their name in the result.
 
     dtypes: what the result is rounded to.   kept: what is not trained, but belongs to the result.
@@ -58,40 +58,40 @@ class LearningBench:
 
 
 @contextmanager
-def opened(order: Order, *, gates: bool = False) -> Iterator[LearningBench]:
+def open_trainable(request: TrainingRequest, *, gates: bool = False) -> Iterator[TrainableModel]:
     """Load the model after the draft in float32 and free what a learning step may change; all else is frozen.
 
     Of adapters that is A and B, or with `gates` their gates alone.
     """
-    draft = order.draft
+    draft = request.draft
     plan = compile_plan(draft)
     forget_model()
-    _tell_memory(order, plan)
-    model = load_model(draft.structure.checkpoint.path, torch.float32, order.device).model
+    _tell_memory(request, plan)
+    model = load_model(draft.structure.checkpoint.path, torch.float32, request.device).model
     model.requires_grad_(requires_grad=False)
-    with operated(model, unfrozen(draft)) as edited:
+    with apply_draft(model, unfrozen(draft)) as edited:
         edited.requires_grad_(requires_grad=False)
         if plan.adapters:
-            with attached(edited, plan, order.seed) as (peft_model, parameters):
+            with attached(edited, plan, request.seed) as (peft_model, parameters):
                 # Before this, PEFT would have the embedding's output ask for gradients.
-                _set_checkpointing(edited, order.step)
-                yield _adapter_bench(order.draft, plan, peft_model, parameters, gates=gates)
+                _set_checkpointing(edited, request.step)
+                yield _trainable_adapters(request.draft, plan, peft_model, parameters, gates=gates)
             return
-        _set_checkpointing(edited, order.step)
+        _set_checkpointing(edited, request.step)
         parameters = _free(edited, draft, plan)
         copies = _copies(edited, draft, plan, parameters)
         dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
         own = dict(result_names(draft))
-        yield LearningBench(
+        yield TrainableModel(
             edited, {own[name]: one for name, one in parameters.items()},
             {own[name]: dtypes[name] for name in (*parameters, *copies)}, adapted=False,
             copies={own[name]: own[of] for name, of in copies.items()},
         )  # fmt: skip
 
 
-def _adapter_bench(
+def _trainable_adapters(
     draft: Draft, plan: Plan, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, gates: bool
-) -> LearningBench:
+) -> TrainableModel:
     """Free A and B, or the gates, of all adapters that no freeze holds; these keep all three in the result."""
     names = [name for adapter in plan.adapters if is_free(draft, adapter) for name in adapter_tensors(adapter.name)]
     free = {name: parameters[name] for name in names if (parameters[name].dim() == 0) == gates}
@@ -99,7 +99,7 @@ def _adapter_bench(
     model.requires_grad_(requires_grad=False)
     for parameter in free.values():
         parameter.requires_grad = True
-    return LearningBench(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
+    return TrainableModel(model, free, dict.fromkeys(free, torch.float32), adapted=True, kept=kept)
 
 
 def _set_checkpointing(model: Any, step: LearningStep) -> None:
@@ -161,18 +161,18 @@ def _is_elsewhere(model: nn.Module, name: str) -> bool:
     return name in dict(model.named_buffers()) or name in tied
 
 
-def _tell_memory(order: Order, plan: Plan) -> None:
+def _tell_memory(request: TrainingRequest, plan: Plan) -> None:
     """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
-    wanted = training_bytes(order.step, order.draft, plan)
-    text = f"{order.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
-    order.emit("log", {"level": "info", "text": text})
+    wanted = training_bytes(request.step, request.draft, plan)
+    text = f"{request.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
+    request.emit("log", {"level": "info", "text": text})
     there = (
-        torch.cuda.get_device_properties(order.device).total_memory
-        if order.device.type == "cuda"
+        torch.cuda.get_device_properties(request.device).total_memory
+        if request.device.type == "cuda"
         else psutil.virtual_memory().total
     )
     if wanted > there:
         raise LearningError(
             f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
-            where=order.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
+            where=request.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
         )  # fmt: skip

@@ -18,64 +18,65 @@ from torch import nn
 from transformers import get_scheduler
 
 from surgeon.backend.data.examples import Examples, collate, examples_of_step
-from surgeon.backend.distributed import agreed, gathered
+from surgeon.backend.distributed import all_gather, broadcast
 from surgeon.backend.model.dropout import without_dropout
+from surgeon.backend.model.losses import label_log_probs
 from surgeon.backend.model.position_limit import refuse_too_long
-from surgeon.backend.training.accelerator import accelerated
+from surgeon.backend.training.accelerator import training_accelerator
 from surgeon.backend.training.resume_state import load_state, save_state
-from surgeon.backend.training.training_run import Course, Report, View, is_stable, label_log_probs, logits_of
+from surgeon.backend.training.training_run import BatchOutputs, TrainingReport, TrainingRun, is_stable, logits_of
 from surgeon.errors import Cancelled, LearningError
 
 
-def train(course: Course) -> Report:
+def train(training: TrainingRun) -> TrainingReport:
     """Train, and return what came of it. The parameters hold the result.
 
     Raises:
         LearningError: the loss is not finite.   DataError: an example is longer than the model can read.
         Cancelled: between two steps; the state is saved.
     """
-    for data in filter(None, (course.data, course.held_out)):
-        refuse_too_long(course.model, data.longest, course.step.name, "max_length")
-    steady = without_dropout(course.model) if course.objective.reference else nullcontext()
-    with accelerated(course.step, course.device) as accelerator, steady:
-        return _Run(course, accelerator).run()
+    for data in filter(None, (training.data, training.held_out)):
+        refuse_too_long(training.model, data.longest, training.step.name, "max_length")
+    steady = without_dropout(training.model) if training.objective.reference else nullcontext()
+    with training_accelerator(training.step, training.device) as accelerator, steady:
+        return _Trainer(training, accelerator).train()
 
 
-class _Run:
+class _Trainer:
     """One course under way. Of several processes each takes every n-th example of a batch; gradients are averaged."""
 
-    def __init__(self, course: Course, accelerator: Accelerator) -> None:
-        self.course, self.accelerator = course, accelerator
-        self.index, self.count = accelerator.process_index, accelerator.num_processes
-        self.report = Report()
+    def __init__(self, training: TrainingRun, accelerator: Accelerator) -> None:
+        self.training, self.accelerator = training, accelerator
+        self.index, self.count = accelerator.rank, accelerator.num_processes
+        self.report = TrainingReport()
         # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
-        optimizer = torch.optim.AdamW(_groups(course), lr=course.learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(_groups(training), lr=training.learning_rate, fused=True)
         # The first step of a warm-up has a learning rate of 0: the last step has none to wait for.
-        warmup = min(math.ceil(course.step.warmup_ratio * course.steps), course.steps - 1)
-        self.scheduler = get_scheduler(course.step.scheduler, optimizer, warmup, course.steps)
+        warmup = min(math.ceil(training.step.warmup_ratio * training.steps), training.steps - 1)
+        self.scheduler = get_scheduler(training.step.scheduler, optimizer, warmup, training.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
-        self.model, self.optimizer = accelerator.prepare(course.model.to(course.device), optimizer)
+        self.model, self.optimizer = accelerator.prepare(training.model.to(training.device), optimizer)
         self.reference = self._references()
         self.done = self._resume()
-        if course.held_out is not None and not self.done:
+        if training.held_out is not None and not self.done:
             self.report.before = self._evaluate()
 
-    def run(self) -> Report:
+    def train(self) -> TrainingReport:
         try:
-            self._run()
+            self._train_to_the_end()
         except Cancelled:
             self._save()
             raise
         return self.report
 
-    def _run(self) -> None:
-        course, watched = self.course, self.course.held_out is not None
+    def _train_to_the_end(self) -> None:
+        training, watched = self.training, self.training.held_out is not None
         while not self._is_over():
             self._stop_if_asked()
             self._look_if_due()
             self._step()
             last = self._is_over()
-            if (self.done % course.step.save_steps == 0 and not last) or (last and watched):
+            if (self.done % training.step.save_steps == 0 and not last) or (last and watched):
                 self._save()
         if watched:
             self.report.after = self._evaluate()
@@ -83,38 +84,38 @@ class _Run:
 
     def _look_if_due(self) -> None:
         """Look at the held-out loss before the next step, so that a run stopped meanwhile looks when it goes on."""
-        every, seen = self.course.step.eval_steps, self.report.held_out
-        due = self.course.held_out is not None and self.done and every and self.done % every == 0
+        every, seen = self.training.step.eval_steps, self.report.held_out
+        due = self.training.held_out is not None and self.done and every and self.done % every == 0
         if due and self.done not in dict(seen):
             seen.append((self.done, self._evaluate()))
 
     def _is_over(self) -> bool:
-        return self.done >= self.course.steps or is_stable(self.report.losses, self.course.epsilon)
+        return self.done >= self.training.steps or is_stable(self.report.losses, self.training.epsilon)
 
     def _stop_if_asked(self) -> None:
-        if agreed(self.course.cancelled()):
+        if broadcast(self.training.cancelled()):
             raise Cancelled
 
     def _step(self) -> None:
-        course, start = self.course, time.perf_counter()
-        torch.manual_seed(((course.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
-        numbers = examples_of_step(self.done, course.step.batch_size, len(course.data.examples), course.seed)
+        training, start = self.training, time.perf_counter()
+        torch.manual_seed(((training.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
+        numbers = examples_of_step(self.done, training.step.batch_size, len(training.data.examples), training.seed)
         mine = numbers[self.index :: self.count]
         # A process without a share goes along, with a weight of zero: the others wait for its gradients.
-        parts = _parts(mine or numbers[:1], course.step.gradient_accumulation_steps)
-        course.model.train()
+        parts = _parts(mine or numbers[:1], training.step.gradient_accumulation_steps)
+        training.model.train()
         totals: dict[str, float] = {}
-        views = [self._view(self.model, course.data, part) for part in parts]
-        weights = [course.objective.weight(view) if mine else 0.0 for view in views]
-        whole = sum(gathered(sum(weights))) or 1.0
+        views = [self._view(self.model, training.data, part) for part in parts]
+        weights = [training.objective.weight(view) if mine else 0.0 for view in views]
+        whole = sum(all_gather(sum(weights))) or 1.0
         for weight in weights:
             view, share = views.pop(0), weight / whole  # popped: a view keeps its logits
             with self.accelerator.no_sync(self.model) if views else nullcontext():
-                value = course.objective.loss(view)
+                value = training.objective.loss(view)
                 self.accelerator.backward(value * (share * self.count))
-            _add(totals, {"loss": value.item(), **course.objective.figures(view)}, share)
-        read = sum(len(one.tokens) for number in mine for one in course.data.examples[number])
-        totals = _summed(gathered({**totals, _TOKENS: read}))
+            _add(totals, {"loss": value.item(), **training.objective.figures(view)}, share)
+        read = sum(len(one.tokens) for number in mine for one in training.data.examples[number])
+        totals = _summed(all_gather({**totals, _TOKENS: read}))
         self._update(totals["loss"])
         self.done += 1
         seconds, tokens = time.perf_counter() - start, int(totals.pop(_TOKENS))
@@ -124,17 +125,17 @@ class _Run:
         self._tell(totals, tokens / seconds)
 
     def _update(self, loss: float) -> None:
-        course = self.course
-        norm = self.accelerator.clip_grad_norm_(list(course.parameters.values()), course.step.max_grad_norm)
+        training = self.training
+        norm = self.accelerator.clip_grad_norm_(list(training.parameters.values()), training.step.max_grad_norm)
         if not math.isfinite(loss) or (norm is not None and not torch.isfinite(norm)):
             raise LearningError(
-                f"the loss is {loss} at step {self.done}", where=course.step.name,
+                f"the loss is {loss} at step {self.done}", where=training.step.name,
                 hint="take a smaller learning_rate, or more warm-up; and look for inf or nan in the data's model",
             )  # fmt: skip
-        if course.mask is not None:
-            for name, parameter in course.parameters.items():
+        if training.mask is not None:
+            for name, parameter in training.parameters.items():
                 if parameter.grad is not None:
-                    course.mask(name, parameter.grad)
+                    training.mask(name, parameter.grad)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -142,97 +143,97 @@ class _Run:
     def _tell(self, figures: Mapping[str, float], rate: float) -> None:
         """Tell of a step; with it come the held-out figures before the first step and the newest ones."""
         report = self.report
-        left = (self.course.steps - self.done) * report.seconds / len(report.losses)
+        left = (self.training.steps - self.done) * report.seconds / len(report.losses)
         newest = report.after or (report.held_out[-1][1] if report.held_out else report.before)
         before = {f"held_out_before_{name}": value for name, value in report.before.items()}
         body = {
-            "done": self.done, "total": self.course.steps, "unit": "steps", "what": "training",
+            "done": self.done, "total": self.training.steps, "unit": "steps", "what": "training",
             "tokens_per_second": rate, "eta_seconds": left, **figures,
             **before, **{f"held_out_{name}": value for name, value in newest.items()},
         }  # fmt: skip
-        self.course.emit("progress", body)
+        self.training.emit("progress", body)
 
-    def _view(self, model: nn.Module, data: Examples, numbers: Sequence[int]) -> View:
-        batch = collate([data.examples[number] for number in numbers], numbers, self.course.device)
-        reference = self.reference[id(data)] if self.course.objective.reference else {}
-        return View(self.course, model, batch, reference)
+    def _view(self, model: nn.Module, data: Examples, numbers: Sequence[int]) -> BatchOutputs:
+        batch = collate([data.examples[number] for number in numbers], numbers, self.training.device)
+        reference = self.reference[id(data)] if self.training.objective.reference else {}
+        return BatchOutputs(self.training, model, batch, reference)
 
     def _shares(self, numbers: Sequence[int], what: str) -> Iterator[Sequence[int]]:
         """Yield this process's examples in batches, as many as in every other process, even if some are empty."""
-        course, size = self.course, _evaluation_batch(self.course)
+        training, size = self.training, _evaluation_batch(self.training)
         mine = numbers[self.index :: self.count]
         most = math.ceil(len(numbers) / self.count)
         for at in range(0, most, size):
             self._stop_if_asked()
             if part := mine[at : at + size]:
                 yield part
-            course.emit("progress", {"done": min(at + size, most), "total": most, "unit": "examples", "what": what})
+            training.emit("progress", {"done": min(at + size, most), "total": most, "unit": "examples", "what": what})
 
     @torch.no_grad()
     def _references(self) -> dict[int, dict[int, torch.Tensor]]:
         """Return the log-probabilities of all labels that will be needed, by data, by example."""
-        course = self.course
-        if not course.objective.reference:
+        training = self.training
+        if not training.objective.reference:
             return {}
-        course.model.eval()
-        size, count = course.step.batch_size, len(course.data.examples)
-        seen = {one for step in range(course.steps) for one in examples_of_step(step, size, count, course.seed)}
-        found = {id(course.data): self._log_probs(course.data, sorted(seen))}
-        if course.held_out is not None:
-            found[id(course.held_out)] = self._log_probs(course.held_out, range(len(course.held_out.examples)))
+        training.model.eval()
+        size, count = training.step.batch_size, len(training.data.examples)
+        seen = {one for step in range(training.steps) for one in examples_of_step(step, size, count, training.seed)}
+        found = {id(training.data): self._log_probs(training.data, sorted(seen))}
+        if training.held_out is not None:
+            found[id(training.held_out)] = self._log_probs(training.held_out, range(len(training.held_out.examples)))
         return found
 
     def _log_probs(self, data: Examples, numbers: Sequence[int]) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
         for part in self._shares(numbers, "reference"):
-            batch = collate([data.examples[number] for number in part], part, self.course.device)
-            values_BT = label_log_probs(logits_of(self.course.model, batch), batch.labels_BT)
+            batch = collate([data.examples[number] for number in part], part, self.training.device)
+            values_BT = label_log_probs(logits_of(self.training.model, batch), batch.labels_BT)
             # (sequences of an example, T)
             by_example = values_BT.view(-1, len(part), values_BT.shape[1]).transpose(0, 1).cpu()
             found |= dict(zip(part, by_example, strict=True))
-        return {number: values for process in gathered(found) for number, values in process.items()}
+        return {number: values for process in all_gather(found) for number, values in process.items()}
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Return the mean loss and figures over the held-out examples, whatever batches they are run in."""
-        course, data = self.course, self.course.held_out
+        training, data = self.training, self.training.held_out
         assert data is not None
-        course.model.eval()
+        training.model.eval()
         totals: dict[str, float] = {}
         numbers = range(len(data.examples))
         for part in self._shares(numbers, "held-out loss"):
-            view = self._view(course.model, data, part)
-            figures = {"loss": course.objective.loss(view).item(), **course.objective.figures(view)}
-            _add(totals, {**figures, _WEIGHT: 1.0}, course.objective.weight(view))
-        totals = _summed(gathered(totals))
+            view = self._view(training.model, data, part)
+            figures = {"loss": training.objective.loss(view).item(), **training.objective.figures(view)}
+            _add(totals, {**figures, _WEIGHT: 1.0}, training.objective.weight(view))
+        totals = _summed(all_gather(totals))
         weight = totals.pop(_WEIGHT) or 1.0
         return {name: value / weight for name, value in totals.items()}
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        course = self.course
+        training = self.training
         state = {
             "done": self.done,
-            "parameters": {name: parameter.detach() for name, parameter in course.parameters.items()},
+            "parameters": {name: parameter.detach() for name, parameter in training.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "report": vars(self.report),
         }
-        save_state(course.state, state)
+        save_state(training.state, state)
 
     def _resume(self) -> int:
-        course, state = self.course, load_state(self.course.state, self.course.device)
+        training, state = self.training, load_state(self.training.state, self.training.device)
         # On several machines the state may lie with the first process alone: then all begin anew.
-        if len(set(gathered(state["done"] if state else 0))) > 1 or state is None:
+        if len(set(all_gather(state["done"] if state else 0))) > 1 or state is None:
             return 0
         with torch.no_grad():
-            for name, parameter in course.parameters.items():
+            for name, parameter in training.parameters.items():
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.report = Report(**state["report"])
-        course.emit("log", {"level": "info", "text": f"going on from step {state['done']} of {course.steps}"})
+        self.report = TrainingReport(**state["report"])
+        training.emit("log", {"level": "info", "text": f"going on from step {state['done']} of {training.steps}"})
         return int(state["done"])
 
 
@@ -259,13 +260,13 @@ def _parts(numbers: Sequence[int], count: int) -> list[Sequence[int]]:
     return [numbers[at : at + size] for at in range(0, len(numbers), size)]
 
 
-def _evaluation_batch(course: Course) -> int:
-    return max(1, course.step.batch_size // course.step.gradient_accumulation_steps)
+def _evaluation_batch(training: TrainingRun) -> int:
+    return max(1, training.step.batch_size // training.step.gradient_accumulation_steps)
 
 
-def _groups(course: Course) -> list[dict[str, Any]]:
+def _groups(training: TrainingRun) -> list[dict[str, Any]]:
     """Return parameter groups: weight decay on matrices alone, as is usual."""
-    matrices = [one for one in course.parameters.values() if one.dim() > 1]
-    others = [one for one in course.parameters.values() if one.dim() <= 1]
-    groups = [(matrices, course.step.weight_decay), (others, 0.0)]
+    matrices = [one for one in training.parameters.values() if one.dim() > 1]
+    others = [one for one in training.parameters.values() if one.dim() <= 1]
+    groups = [(matrices, training.step.weight_decay), (others, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

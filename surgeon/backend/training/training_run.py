@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.data.examples import Batch, Examples
-from surgeon.backend.model.layer_runner import token_losses
+from surgeon.backend.model.losses import label_log_probs
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
@@ -22,7 +22,7 @@ GradientMask = Callable[[str, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingRun:
     """What is trained, on what, and how. `parameters` are the trainable ones by their name in the result.
 
     reference: whether labels' log-probabilities before the first step are needed.   teacher: gives other logits.
@@ -48,7 +48,7 @@ class Course:
 
 
 @dataclass
-class Report:
+class TrainingReport:
     """What a course came to. Losses are in the objective's unit, one per optimiser step.
 
     held_out: number of steps and the held-out figures then, where the step asks for `eval_steps`.
@@ -76,12 +76,12 @@ def is_stable(losses: Sequence[float], epsilon: float | None) -> bool:
     return abs(fmean(losses[-_WINDOW:]) - fmean(losses[-2 * _WINDOW : -_WINDOW])) < epsilon
 
 
-class View:
-    """One batch and what the model made of it; see `surgeon.core.recipe.objective.Seen`."""
+class BatchOutputs:
+    """One batch and what the model made of it; see `surgeon.core.recipe.objective.ObjectiveInputs`."""
 
-    def __init__(self, course: Course, model: nn.Module, batch: Batch, reference: Mapping[int, torch.Tensor]) -> None:
+    def __init__(self, run: TrainingRun, model: nn.Module, batch: Batch, reference: Mapping[int, torch.Tensor]) -> None:
         """Run nothing yet."""
-        self._course, self._model, self._batch, self._reference = course, model, batch, reference
+        self._course, self._model, self._batch, self._reference = run, model, batch, reference
         self.labels_BT, self.weights_BT = batch.labels_BT, batch.weights_BT
 
     @cached_property
@@ -115,8 +115,3 @@ def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the logits of a batch, in the dtype the model computes in."""
     found: torch.Tensor = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
     return found
-
-
-def label_log_probs(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of each label, float32; 0 where none counts."""
-    return -token_losses(logits_BTV, labels_BT)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from surgeon.backend.model.tensors import tensor_reader
-from surgeon.backend.training.trainable_model import LearningBench
+from surgeon.backend.training.trainable_model import TrainableModel
 from surgeon.backend.training.training_run import GradientMask
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_tensors
@@ -64,21 +64,21 @@ class WeightMask:
             part.bitwise_and_(words.index_select(0, bits.int()).view(-1)[: len(part)])
 
 
-def masked(bench: LearningBench, draft: Draft, device: torch.device) -> tuple[LearningBench, GradientMask | None]:
+def masked(trainable: TrainableModel, draft: Draft, device: torch.device) -> tuple[TrainableModel, GradientMask | None]:
     """Return what is left to train within a draft's mask: tensors that it leaves out are frozen; and the mask.
 
     Raises:
         LearningError: nothing is left.
     """
     if draft.mask is None:
-        return bench, None
+        return trainable, None
     stored = result_tensors(draft.mask)
     with tensor_reader() as reader:
-        read = {name: reader.read(stored[name]) for name in bench.parameters if name in stored}
+        read = {name: reader.read(stored[name]) for name in trainable.parameters if name in stored}
     packed = {name: bits.to(device) for name, bits in read.items() if bits.any()}
-    for name, parameter in bench.parameters.items():
+    for name, parameter in trainable.parameters.items():
         parameter.requires_grad = name in packed
     if not packed:
         raise LearningError("every weight inside the mask is frozen", where="train", hint="freeze less, or mask later")
-    parameters = {name: bench.parameters[name] for name in packed}
-    return replace(bench, parameters=parameters), WeightMask(packed)
+    parameters = {name: trainable.parameters[name] for name in packed}
+    return replace(trainable, parameters=parameters), WeightMask(packed)

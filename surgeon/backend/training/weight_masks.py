@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from surgeon.backend.data.examples import steps_wanted
-from surgeon.backend.training.learning import Order, Result, plain_report, remarks, teaching
-from surgeon.backend.training.trainable_model import opened
+from surgeon.backend.training.train_step import plain_report, remarks, teaching
+from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import train
-from surgeon.backend.training.training_run import Course, Report
+from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
+from surgeon.backend.training.training_run import TrainingReport, TrainingRun
 from surgeon.backend.training.weight_mask_bits import pack, unpack
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import outside_kind
@@ -35,7 +36,7 @@ Keys = Callable[[], Iterable[torch.Tensor]]
 """Gives the keys of all weights, int32 and not negative, in pieces; the same each time it is called."""
 
 
-def mask_weights(order: Order, state: Path) -> Result:
+def mask_weights(order: TrainingRequest, state: Path) -> TrainingResult:
     """Train a throw-away copy and keep the weights that moved; the result holds their bits.
 
     Raises:
@@ -54,7 +55,7 @@ def mask_weights(order: Order, state: Path) -> Result:
         for name, importance in chosen.items():
             yield from _keys_of(name, importance, step.order, order.seed)
 
-    cut = cut_of(keys, wanted)
+    cut = threshold_of(keys, wanted)
     bits = dict(_masks(chosen, cut, step.order, order.seed))
     figures = _figures(order.draft, chosen, bits, wanted, total)
     text = f"{step.name}: {wanted:,} of {total:,} weights may change; the mask takes {-(-total // 8) / 1e6:.1f} MB"
@@ -62,10 +63,10 @@ def mask_weights(order: Order, state: Path) -> Result:
     if figures["unmoved"]:
         text = f"{step.name}: {figures['unmoved']:,} of them did not move in the trial run: their position decided"
         order.emit("log", {"level": "warning", "text": text})
-    return Result(bits, {**report, "mask": figures})
+    return TrainingResult(bits, {**report, "mask": figures})
 
 
-def _trial(order: Order, step: MaskWeights, state: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return |theta' - theta| by name, float32, and what the trial run came to.
 
     theta is loaded again afterwards: by then the gradients and moments of the run are gone, so it takes no more
@@ -75,25 +76,25 @@ def _trial(order: Order, step: MaskWeights, state: Path) -> tuple[dict[str, torc
     whole = replace(order, draft=replace(order.draft, mask=None))
     data, held_out = order.split(objective)
     notes = remarks(order, objective, data)
-    with opened(whole) as bench, teaching(order, objective) as teacher:
-        course = Course(
+    with open_trainable(whole) as bench, teaching(order, objective) as teacher:
+        run = TrainingRun(
             model=bench.model, parameters=bench.parameters, step=step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(step, data), learning_rate=bench.learning_rate(step), seed=order.seed,
             device=order.device, state=state, emit=order.emit, cancelled=order.cancelled, teacher=teacher,
         )  # fmt: skip
-        report = {**plain_report(train(course)), "remarks": notes}
+        report = {**plain_report(train(run)), "remarks": notes}
         moved = {name: parameter.detach() for name, parameter in bench.parameters.items()}
-    del bench, course, teacher
-    with opened(replace(whole, emit=_silent)) as bench:
+    del bench, run, teacher
+    with open_trainable(replace(whole, emit=_silent)) as bench:
         for name, parameter in bench.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
     return moved, report
 
 
-def _without_trial(order: Order) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _without_trial(order: TrainingRequest) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return equal importances by name: nothing has to be trained where chance decides."""
-    with opened(replace(order, draft=replace(order.draft, mask=None))) as bench:
-        return {name: torch.ones_like(one) for name, one in bench.parameters.items()}, plain_report(Report())
+    with open_trainable(replace(order, draft=replace(order.draft, mask=None))) as bench:
+        return {name: torch.ones_like(one) for name, one in bench.parameters.items()}, plain_report(TrainingReport())
 
 
 def _silent(kind: str, body: Mapping[str, Any]) -> None:
@@ -120,20 +121,20 @@ def _keys_of(name: str, importance: torch.Tensor, order: str, seed: int) -> Iter
 
 
 @dataclass(frozen=True)
-class Cut:
+class Threshold:
     """What is kept: every weight with a key above `key`, and of those with that key the first `ties`."""
 
     key: int
     ties: int
 
 
-def cut_of(keys: Keys, wanted: int) -> Cut:
+def threshold_of(keys: Keys, wanted: int) -> Threshold:
     """Return the cut that keeps exactly `wanted` weights: those with the highest keys, the first of equal ones."""
     upper = _histogram((part >> _LOW_BITS for part in keys()), 31 - _LOW_BITS)
     high, above = _bin_of(upper, wanted)
     within = (part[(part >> _LOW_BITS) == high] & ((1 << _LOW_BITS) - 1) for part in keys())
     low, above_within = _bin_of(_histogram(within, _LOW_BITS), wanted - above)
-    return Cut((high << _LOW_BITS) | low, wanted - above - above_within)
+    return Threshold((high << _LOW_BITS) | low, wanted - above - above_within)
 
 
 def _histogram(parts: Iterable[torch.Tensor], bits: int) -> torch.Tensor:
@@ -151,7 +152,7 @@ def _bin_of(counts: torch.Tensor, wanted: int) -> tuple[int, int]:
 
 
 def _masks(
-    importances: Mapping[str, torch.Tensor], cut: Cut, order: str, seed: int
+    importances: Mapping[str, torch.Tensor], cut: Threshold, order: str, seed: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
     ties = cut.ties
     for name, importance in importances.items():

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from surgeon.backend.model.adapters import attached, without_deprecations
-from surgeon.backend.model.in_memory_executor import operated
-from surgeon.backend.verification.export_proof import Check, answer, difference, random_tokens, realign
+from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.verification.checks import Check, difference, model_logits, random_tokens, realign
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import is_learned
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.fold import unfrozen
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_adapter(
@@ -34,7 +37,7 @@ def check_adapter(
     tokens_BT = random_tokens(model, next(model.parameters()).device, 1, 16)
     found = _adapted_logits(model, directory, tokens_BT)
     if zero:
-        before = answer(model, tokens_BT)
+        before = model_logits(model, tokens_BT)
         same, seen = torch.equal(before, found), f"logits with B at zero {difference(before, found)}"
         if not same:
             return Check("adapter", False, f"{fit}; {seen}")
@@ -74,15 +77,15 @@ def _keys_of_adapter(model: torch.nn.Module, directory: Path) -> tuple[bool, int
 @torch.inference_mode()
 def _adapted_logits(model: torch.nn.Module, directory: Path, tokens_BT: torch.Tensor) -> torch.Tensor:
     with _plain_peft(model, directory) as adapted:
-        return answer(adapted.get_base_model(), tokens_BT)
+        return model_logits(adapted.get_base_model(), tokens_BT)
 
 
 @torch.inference_mode()
 def _gated_logits(base: torch.nn.Module, draft: Draft, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Return the logits of the base, edited and adapted as the draft says, its gates not folded."""
     # Any seed will do: where A was not trained, B is zero.
-    with operated(base, unfrozen(draft)) as live, attached(live, compile_plan(draft), seed=0) as (adapted, _):
-        return answer(adapted.get_base_model(), tokens_BT)
+    with apply_draft(base, unfrozen(draft)) as live, attached(live, compile_plan(draft), seed=0) as (adapted, _):
+        return model_logits(adapted.get_base_model(), tokens_BT)
 
 
 def _adapters_known(draft: Draft) -> bool:
@@ -93,3 +96,15 @@ def _adapters_known(draft: Draft) -> bool:
         for layer in layers
         for lora in layer.lora.values()
     )
+
+
+def prove_adapter(draft: Draft, directory: Path, device: torch.device) -> dict[str, Any]:
+    """Check an adapter that was written for a draft on its base; the proof has the one check.
+
+    Raises:
+        VerifyError: it does not do what the live model does.
+    """
+    base = load_model(draft.structure.checkpoint.path, None, device).model
+    check = check_adapter(base, directory, base, draft)
+    check.require(directory)
+    return {check.name: {"passed": check.passed, "detail": check.detail}}

@@ -7,45 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
+from surgeon.backend.verification.checks import Check, Proof, difference, model_logits, random_tokens, realign
 from surgeon.core.jobs import Emit, IsCancelled
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
-from surgeon.errors import Cancelled, VerifyError
+from surgeon.errors import Cancelled
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
 _NEW_TOKENS = 12
 _PROMPTS = 3
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. `detail` says what was seen."""
-
-    name: str
-    passed: bool
-    detail: str
-
-    def require(self, where: Path) -> None:
-        """Raise VerifyError unless it passed."""
-        if not self.passed:
-            raise VerifyError(
-                f"{self.name}: {self.detail}",
-                where=str(where),
-                hint="please report this: the export does not do what was planned",
-            )
-
-
-Proof = dict[str, dict[str, Any]]
 
 
 @torch.inference_mode()
@@ -91,47 +71,13 @@ def _numberless(key: str) -> str:
     return re.sub(r"\d+", "N", key)
 
 
-def random_tokens(
-    model: torch.nn.Module, device: torch.device, sequences: int, length: int, seed: int = 0
-) -> torch.Tensor:
-    """Return random token ids of a model's vocabulary, (sequences, length)."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(seed)).to(
-        device
-    )
-
-
-def difference(left: torch.Tensor, right: torch.Tensor) -> str:
-    """Say how far two tensors are from being equal bit for bit."""
-    return (
-        "equal bit for bit"
-        if torch.equal(left, right)
-        else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
-    )
-
-
-def answer(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a model, or the last hidden state of one without a head."""
-    more: dict[str, Any] = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
-    if model.can_generate():
-        more["use_cache"] = False
-    return model(input_ids=tokens_BT, **more)[0]  # type: ignore[no-any-return]
-
-
-def realign(*models: torch.nn.Module) -> None:
-    """Move parameters to where their own allocation puts them: some kernels round by a tensor's place in memory."""
-    for model in models:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-
-
 def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
     tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, 32)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
-        with operated(base.model, unfrozen(draft)) as live:
-            expected = answer(live, tokens_BT)
-        return expected, answer(reloaded.model, tokens_BT)
+        with apply_draft(base.model, unfrozen(draft)) as live:
+            expected = model_logits(live, tokens_BT)
+        return expected, model_logits(reloaded.model, tokens_BT)
 
     expected, found = both()
     if not torch.equal(expected, found):
@@ -151,10 +97,10 @@ def _identities(base: Loaded, draft: Draft) -> Check:
     if not count:
         return Check("identities", True, "none inserted")
     tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, 32)
-    with operated(base.model, unfrozen(draft)) as live:
-        expected = answer(live, tokens_BT)
-    with operated(base.model, without) as live:
-        found = answer(live, tokens_BT)
+    with apply_draft(base.model, unfrozen(draft)) as live:
+        expected = model_logits(live, tokens_BT)
+    with apply_draft(base.model, without) as live:
+        found = model_logits(live, tokens_BT)
     return Check(
         "identities",
         torch.equal(expected, found),

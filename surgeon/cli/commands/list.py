@@ -10,7 +10,7 @@ from surgeon.cli.formatting import print_json, table
 from surgeon.cli.options import SurgeonCommand, as_json
 
 if TYPE_CHECKING:
-    from surgeon.core.scoring.score import ScoreKind
+    from surgeon.core.scoring.score_kinds import ScoreKind
 
 
 @click.command("list", cls=SurgeonCommand)
@@ -28,7 +28,7 @@ def command(what: str, as_json: bool) -> None:
 
 def score_rows() -> list[dict[str, Any]]:
     """Return what each score declares."""
-    from surgeon.core.scoring.score import reads, score_kinds
+    from surgeon.core.scoring.score_kinds import reads, score_kinds
 
     kinds = sorted(score_kinds().items())
     return [

@@ -14,7 +14,7 @@ from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import Objective, ObjectiveChoice, objectives
 from surgeon.core.recipe.operation import Operation, operations
 from surgeon.core.recipe.recipe import VERSION
-from surgeon.core.scoring.score import ScoreKind, score_kinds
+from surgeon.core.scoring.score_kinds import ScoreKind, score_kinds
 from surgeon.core.selection.selection import GRAMMAR, Selection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}

@@ -25,3 +25,20 @@ def write_text(path: Path, text: str) -> None:
             raise
     except OSError as error:
         raise RecipeError(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it: of two writers one wins, and a reader never sees half.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -55,7 +55,7 @@ class EndTensor:
 
 
 @dataclass(frozen=True)
-class HeldByFirst:
+class SharedTensors:
     """Tensors that the first of some layers holds for all of them, such as Zamba's shared block.
 
     key: says in words what they are.   pattern: a regular expression for their names within the layer.
@@ -92,12 +92,12 @@ def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:
     for field in stack.fields:
         if isinstance(field, EndTensor):
             _fit(field, found, stack, source, position, len(layers))
-        if isinstance(field, HeldByFirst):
+        if isinstance(field, SharedTensors):
             _hold(field, found, stack, layers, position)
     return found
 
 
-def _hold(field: HeldByFirst, found: Found, stack: Stack, layers: Sequence[Layer], position: int) -> None:
+def _hold(field: SharedTensors, found: Found, stack: Stack, layers: Sequence[Layer], position: int) -> None:
     known = _matching(field.pattern, stack)
     if sum(not known.keys().isdisjoint(layer) for layer in stack.layers) > 1:
         return  # stored with each of them: they may differ, and travel with their layers

@@ -47,7 +47,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...] = ()
 
 
-class Raw(msgspec.Struct, frozen=True, kw_only=True):
+class RawResults(msgspec.Struct, frozen=True, kw_only=True):
     """What a model gave, example by example.
 
     values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected].
@@ -63,7 +63,7 @@ class Raw(msgspec.Struct, frozen=True, kw_only=True):
     figures: dict[str, Average] = {}
 
 
-class Evaluated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an evaluation at a step came to.
 
     base: the base model's figures, where a bound is a multiple of them.   bounds: what was required, by figure.
@@ -79,7 +79,7 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bounds: dict[str, str] = {}
 
 
-def figures_of(measure: Measure, raw: Raw, base: Raw | None) -> dict[str, Average]:
+def figures_of(measure: Measure, raw: RawResults, base: RawResults | None) -> dict[str, Average]:
     """Return the averages with their standard errors; `base` is what the base model gave on the same pairs."""
     if measure.kind == "text":
         return _text(raw)
@@ -96,7 +96,7 @@ def figures_of(measure: Measure, raw: Raw, base: Raw | None) -> dict[str, Averag
     return dict(raw.figures)
 
 
-def _text(raw: Raw) -> dict[str, Average]:
+def _text(raw: RawResults) -> dict[str, Average]:
     """Ratios of sums over windows; their errors by linearisation (delta method)."""
     nats, tokens = math.fsum(value for (value,) in raw.values), sum(size for (size,) in raw.sizes)
     nll = nats / tokens
@@ -117,7 +117,7 @@ def _text(raw: Raw) -> dict[str, Average]:
     }
 
 
-def _choices(raw: Raw) -> dict[str, Average]:
+def _choices(raw: RawResults) -> dict[str, Average]:
     by_byte = [[value / size for value, size in zip(values, sizes, strict=True)]
                for values, sizes in zip(raw.values, raw.sizes, strict=True)]  # fmt: skip
     return {
@@ -134,7 +134,7 @@ def _hits(values: Sequence[Sequence[float]], answers: Sequence[int]) -> list[flo
     ]
 
 
-def _pairs(raw: Raw, base: Raw, beta: float) -> dict[str, Average]:
+def _pairs(raw: RawResults, base: RawResults, beta: float) -> dict[str, Average]:
     margins = [chosen - rejected for chosen, rejected in raw.values]
     rewards = [
         beta * (margin - (chosen - rejected))
@@ -157,6 +157,6 @@ def _times(error: float | None, factor: float) -> float | None:
     return None if error is None else error * factor
 
 
-def evaluated_to_builtins(results: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def evaluations_to_builtins(results: Sequence[EvaluationResult]) -> list[dict[str, Any]]:
     """Return results as plain data, in the order of their steps."""
     return [msgspec.to_builtins(result) for result in results]

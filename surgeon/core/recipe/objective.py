@@ -21,7 +21,7 @@ Rows = Literal["text", "answers", "pairs", "rejected"]
 """What an example is: packed text, a prompt with its answer, with a chosen and a rejected one, or with a wrong one."""
 
 
-class Seen(Protocol):
+class ObjectiveInputs(Protocol):
     """One batch and what the model made of it. B sequences, T tokens, V words of the vocabulary.
 
     Where examples are pairs, the first half of the sequences are the chosen ones, the second half the rejected ones in
@@ -59,7 +59,7 @@ class Seen(Protocol):
         ...
 
 
-def mean_nll(seen: Seen) -> Tensor:
+def mean_nll(seen: ObjectiveInputs) -> Tensor:
     """Return the mean negative log-likelihood of all labels of a batch, in nats, with gradient."""
     return -seen.log_probs_BT.sum() / (seen.labels_BT >= 0).sum()
 
@@ -78,16 +78,16 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reference: ClassVar[bool] = False
     teacher: ClassVar[bool] = False
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the loss of one batch, a scalar with gradient: the mean over labels or over examples."""
         raise NotImplementedError
 
-    def figures(self, seen: Seen) -> dict[str, float]:
+    def figures(self, seen: ObjectiveInputs) -> dict[str, float]:
         """Return further figures of one batch that a person wants to watch, such as an accuracy."""
         del seen
         return {}
 
-    def weight(self, seen: Seen) -> float:
+    def weight(self, seen: ObjectiveInputs) -> float:
         """Return what a batch weighs beside others: how many things its loss is the mean over; here, labels.
 
         Parts of a batch weighed by it come to the loss of the whole batch. Reads labels and their weights alone.

@@ -19,7 +19,7 @@ Limit = float | Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?x$")]
 """A number, or `1.05x`: so many times the base model's figure on the same data."""
 
 
-class Looking(Operation, frozen=True, kw_only=True):
+class ReadOnlyStep(Operation, frozen=True, kw_only=True):
     """What every step declares that leaves the draft as it is."""
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
@@ -41,18 +41,18 @@ class Looking(Operation, frozen=True, kw_only=True):
         return self.name
 
 
-def only_looks(recipe: Recipe) -> bool:
+def is_read_only(recipe: Recipe) -> bool:
     """Whether a recipe leaves the model as it is, so that nothing has to be written."""
-    return bool(recipe.steps) and all(isinstance(step.operation, Looking) for step in recipe.steps)
+    return bool(recipe.steps) and all(isinstance(step.operation, ReadOnlyStep) for step in recipe.steps)
 
 
-def place_of(recipe: Recipe, out: str | None) -> Path | None:
+def output_directory(recipe: Recipe, out: str | None) -> Path | None:
     """Return where the result of a recipe goes.
 
     Raises:
         UsageError: it is needed and not said.
     """
-    if out is None and not only_looks(recipe):
+    if out is None and not is_read_only(recipe):
         raise UsageError("a recipe that changes the model needs a directory for the result", where="out")
     return None if out is None else Path(out)
 

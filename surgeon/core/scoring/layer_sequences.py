@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from surgeon.core.scoring.score import Finished, LayerSequence, Losses, Visit, paired_average
+from surgeon.core.scoring.score import paired_average
+from surgeon.core.scoring.score_kinds import LayerCall, LayerSequence, Losses, ScoreSummary
 
 BASE = "base"
 
@@ -16,7 +17,7 @@ def runs(count: int, longest: int) -> list[range]:
 
 def whole(layers: int) -> LayerSequence:
     """Return every layer once, in order."""
-    return tuple(Visit(layer) for layer in range(layers))
+    return tuple(LayerCall(layer) for layer in range(layers))
 
 
 def each_changed(layers: int, change: Callable[[LayerSequence, int], LayerSequence]) -> dict[str, LayerSequence]:
@@ -24,6 +25,6 @@ def each_changed(layers: int, change: Callable[[LayerSequence, int], LayerSequen
     return {BASE: whole(layers), **{f"{at}": change(whole(layers), at) for at in range(layers)}}
 
 
-def rise_of_each(losses: Losses, layers: int) -> Finished:
+def rise_of_each(losses: Losses, layers: int) -> ScoreSummary:
     """Return by how much each layer's change raises the loss, sequence by sequence."""
-    return Finished({at: paired_average(losses[f"{at}"], losses[BASE]) for at in range(layers)})
+    return ScoreSummary({at: paired_average(losses[f"{at}"], losses[BASE]) for at in range(layers)})

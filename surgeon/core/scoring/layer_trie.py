@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
-from surgeon.core.scoring.score import LayerSequence, Visit
+from surgeon.core.scoring.score_kinds import LayerCall, LayerSequence
 from surgeon.errors import ScoreError
 
 
@@ -22,9 +22,9 @@ class Trie:
         Raises:
             ScoreError: a sequence runs backwards.
         """
-        self._known: dict[tuple[int, Visit], int] = {}
+        self._known: dict[tuple[int, LayerCall], int] = {}
         self._parents = [0]
-        self._visits: list[Visit | None] = [None]
+        self._visits: list[LayerCall | None] = [None]
         self._by_layer: dict[int, list[int]] = {}
         self._last_use: dict[int, float] = {}
         for name, path in sequences.items():
@@ -49,7 +49,7 @@ class Trie:
         """How many times a layer is run over each batch."""
         return len(self._known)
 
-    def at(self, layer: int) -> Iterator[tuple[int, int, Visit]]:
+    def at(self, layer: int) -> Iterator[tuple[int, int, LayerCall]]:
         """Yield node, parent and visit of the prefixes that end in this layer, parents first."""
         for node in sorted(self._by_layer.get(layer, ())):
             visit = self._visits[node]

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.scoring.score import Score, ScoreKind, score_kinds
+from surgeon.core.scoring.score import Score
+from surgeon.core.scoring.score_kinds import ScoreKind, score_kinds
 from surgeon.errors import UsageError
 
 _REQUEST = re.compile(r"([a-z]\w*)(?:\((.*)\))?")

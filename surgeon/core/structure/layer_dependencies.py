@@ -14,7 +14,7 @@ from surgeon.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
-class ByIndex:
+class IndexDependent:
     """Something that makes a layer's mathematics depend on its number, such as `scale_attn_by_inverse_layer_idx`.
 
     `key` is a config field, or says what it is. `when` tells whether it is on; without it, it is on where the field
@@ -52,7 +52,7 @@ class ByIndex:
 
 
 @dataclass(frozen=True)
-class Borrows:
+class ReadsEarlierLayer:
     """Layers that use what an earlier one computed, as the config's `field` says, such as `num_kv_shared_layers`.
 
     `lenders` gives, for each layer, (group, whether it borrows): a borrower takes from the nearest layer of its group
@@ -97,7 +97,7 @@ class Borrows:
 
 
 @dataclass(frozen=True)
-class InOrder:
+class OrderedLayers:
     """Layers that are built by their rank among themselves: the first of them, the second, and so on.
 
     `members` gives their numbers. They may move, but none may overtake another, be repeated or be left out; only where
@@ -134,7 +134,7 @@ class InOrder:
 
 
 @dataclass(frozen=True)
-class Unexplained:
+class UnexplainedDifference:
     """Layers that are built differently although every known config field says the same about them.
 
     What decides it is unknown, most likely the position, so no edit is safe that moves any of them.

@@ -50,7 +50,7 @@ class LayerField(Protocol):
 
 
 @dataclass(frozen=True)
-class EachLayer:
+class PerLayerList:
     """A list with one entry per layer, such as `layer_types`.
 
     derived: gives the list that the model assumes when the key is absent or empty, where that depends on the position;
@@ -127,7 +127,7 @@ def _attends(kinds: Sequence[Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Indices:
+class LayerIndices:
     """A list of the layers that are special, such as `mlp_only_layers`.
 
     `default` is what the model assumes when the key is absent; `first` is the number of the first layer in it.
@@ -154,7 +154,7 @@ class Indices:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class LayerPattern:
     """A string with one character per layer, such as `hybrid_override_pattern`."""
 
     key: str
@@ -180,7 +180,7 @@ class Pattern:
 
 
 @dataclass(frozen=True)
-class ByNumber:
+class KeyedByLayer:
     """A mapping from layer numbers to what differs there, such as `per_layer_config`; other layers have no entry."""
 
     key: str
@@ -201,7 +201,7 @@ class ByNumber:
 
 
 @dataclass(frozen=True)
-class Cycle:
+class RepeatingList:
     """A list that is repeated until every layer has an entry, such as `block_types`; it is written out in full."""
 
     key: str

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
-from surgeon.core.scoring.score import ScoreKind, reads, score_kinds
+from surgeon.core.scoring.score_kinds import ScoreKind, reads, score_kinds
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.dialogs import Dialog
 from surgeon.ui.widgets.checklist import Ticks

@@ -13,7 +13,7 @@ import msgspec
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
 from surgeon.core.scoring.requests import request_of, requested_scores, split_requests
-from surgeon.core.scoring.score import score_kinds
+from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.errors import UsageError
 from surgeon.ui.commands import commands
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from surgeon.core.scoring.score import Score, score_kinds
+from surgeon.core.scoring.score import Score
+from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.ui.state.formatting import decimals_for
 
 TITLE_CELLS = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from surgeon.core.training_events import watched_text
+from surgeon.core.training_events import training_texts
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
@@ -39,7 +39,7 @@ class Lesson:
     @property
     def says(self) -> list[str]:
         """What is watched, in words: the loss first."""
-        return watched_text(self.newest)
+        return training_texts(self.newest)
 
 
 def curve(values: Sequence[float], width: int) -> str:

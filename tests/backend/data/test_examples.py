@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from surgeon.backend.data.examples import Examples, Tokens, collate, examples_of_step, read_examples
 from surgeon.backend.data.hub_data import hub_rows
 from surgeon.backend.data.rows import source_digest
-from surgeon.backend.model.layer_runner import IGNORED
+from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.objective import Rows
 from surgeon.errors import DataError
 from tests.backend.tiny_models import write_tokenizer

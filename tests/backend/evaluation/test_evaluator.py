@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from surgeon.backend.evaluation.items import read_items
 from surgeon.backend.model.adapters import without_deprecations
 from surgeon.backend.model.loading import load_tokenizer
-from surgeon.core.recipe.evaluation import Measure, Raw, figures_of
+from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
 from surgeon.errors import DataError, GateError, RecipeError, UsageError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.export.replaying import digests, job_args, keep_silent, never, run, start_run
@@ -140,11 +140,11 @@ def test_multiple_choice_is_told_by_the_whole_likelihood_and_by_that_per_byte(ba
 
 def test_normalising_changes_which_choice_is_the_likeliest() -> None:
     """A short answer wins as a whole, a long one per byte; the error is that of a mean of ones and zeros."""
-    raw = Raw(values=[[-2.0, -6.0], [-2.0, -6.0]], sizes=[[1, 12], [1, 12]], answers=[0, 1])
+    raw = RawResults(values=[[-2.0, -6.0], [-2.0, -6.0]], sizes=[[1, 12], [1, 12]], answers=[0, 1])
     figures = figures_of(Measure(kind="choices"), raw, None)
     assert figures["multiple_choice"].value == figures["multiple_choice_normalised"].value == 0.5
     assert figures["multiple_choice"].error == pytest.approx(0.5)
-    assert figures_of(Measure(kind="choices"), Raw(values=[[-2.0, -6.0]], sizes=[[1, 12]], answers=[1]), None)[
+    assert figures_of(Measure(kind="choices"), RawResults(values=[[-2.0, -6.0]], sizes=[[1, 12]], answers=[1]), None)[
         "multiple_choice_normalised"
     ].value == 1.0  # fmt: skip
 
@@ -208,7 +208,7 @@ def test_exact_match_compares_greedy_answers_without_the_space_around_them(base:
 def test_the_error_of_a_perplexity_is_that_of_a_ratio_estimate() -> None:
     """Windows of equal length are a plain mean, whose standard error everyone knows."""
     nats = [10.0, 14.0, 9.0, 11.0]
-    raw = Raw(values=[[value] for value in nats], sizes=[[5]] * 4, nbytes=40)
+    raw = RawResults(values=[[value] for value in nats], sizes=[[5]] * 4, nbytes=40)
     figures = figures_of(Measure(kind="text"), raw, None)
     losses = torch.tensor(nats, dtype=torch.float64) / 5
     assert figures["nll"].error == pytest.approx((losses.std() / 2).item())
@@ -368,7 +368,7 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(base: Path, data: Path) -
 
 def test_scores_of_a_recipe_with_gates_pass_them_over(base: Path, data: Path) -> None:
     """What is measured on the draft does not wait for evaluations, and no gate can stop it."""
-    from surgeon.backend.jobs.run import read_draft
+    from surgeon.backend.replay import read_draft
 
     gate = {"require": {"perplexity": {"data": "missing.jsonl", "at_most": 1}}}
     draft = read_draft(job_args(base, data / "out", [_PRUNE, gate]), keep_silent, never)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from surgeon.backend.evaluation import lm_eval as harness
-from surgeon.core.recipe.evaluation import Measure, Raw
+from surgeon.core.recipe.evaluation import Measure, RawResults
 from surgeon.core.scoring.score import Average
 from surgeon.errors import DataError, RecipeError, UsageError
 from tests.backend.tiny_models import save_tiny, write_tokenizer
@@ -80,9 +80,9 @@ def test_a_task_file_of_ones_own_is_run_again_each_time(
     """It and whatever it names may have changed; a task that the harness knows by name is measured once."""
     asked: list[tuple[str, ...]] = []
 
-    def figures(model: Any, tokenizer: Any, measure: Measure, seed: int) -> Raw:
+    def figures(model: Any, tokenizer: Any, measure: Measure, seed: int) -> RawResults:
         asked.append(measure.tasks)
-        return Raw(figures={"acc": Average(0.5)})
+        return RawResults(figures={"acc": Average(0.5)})
 
     monkeypatch.setattr(harness, "version", lambda name: "0")
     monkeypatch.setattr(harness, "harness_figures", figures)
@@ -107,7 +107,7 @@ def test_the_harness_measures_the_edited_model_as_it_measures_its_export(base: P
 
     exported: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     measure = Measure(kind="tasks", tasks=(task,), max_length=128)
-    expected: Raw = harness.harness_figures(exported, load_tokenizer(base), measure, 0)
+    expected: RawResults = harness.harness_figures(exported, load_tokenizer(base), measure, 0)
     assert found["figures"] == {"mini/acc": {"value": expected.figures["mini/acc"].value,
                                              "error": expected.figures["mini/acc"].error}}  # fmt: skip
     assert 0 < found["figures"]["mini/acc"]["error"] < 0.3

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs.run import verify_job
+from surgeon.backend.jobs.verify import verify_job
 from surgeon.backend.model.adapters import NAME, attach, fold_gates, lora_layers, write_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import demo_directory

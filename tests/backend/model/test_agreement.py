@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.recipe.fold import fold
@@ -87,7 +87,7 @@ def test_any_sequence_of_steps_computes_the_same_on_disk_in_memory_and_by_hand(
     exported = load_plainly(out)
     found = logits(exported, tokens_BT)
     by_hand = reference_logits(load(base), family, [layer for layer in order if layer is not None], tokens_BT)
-    with operated(load(base), draft(base, steps)) as live:
+    with apply_draft(load(base), draft(base, steps)) as live:
         in_memory = logits(live, tokens_BT)
     assert torch.equal(found, by_hand)
     assert torch.equal(found, in_memory)
@@ -213,7 +213,7 @@ def test_the_base_is_whole_again_after_an_operation_even_after_an_error(bases: A
     model = load_plainly(base)
     before, config = logits(model, some_tokens()), model.config.to_dict()
     edited = draft(base, [{"prune": {"layers": [0, 3]}}, {"expand": {"after": [1], "init": "duplicate"}}])
-    with pytest.raises(KeyError), operated(model, edited):
+    with pytest.raises(KeyError), apply_draft(model, edited):
         raise KeyError
     assert torch.equal(logits(model, some_tokens()), before)
     assert model.config.to_dict() == config
@@ -232,7 +232,7 @@ def test_what_is_calculated_is_rounded_in_float32_too_as_it_is_written(family: s
     run(base, tmp_path / "out", *steps)
     recipe = recipe_from_builtins({"version": 1, "base": {"model": str(base)}, "steps": steps})
     draft = fold(draft_of(read_structure(open_checkpoint(base))), recipe.steps)
-    with operated(load_plainly(base).float(), draft) as model:
+    with apply_draft(load_plainly(base).float(), draft) as model:
         found = {name: value.clone() for name, value in model.state_dict().items()}
     written = load_plainly(tmp_path / "out").state_dict()
     assert found.keys() == written.keys()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgeon.backend.model.in_memory_executor import operated
+from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.matrices import cut, decile, put_back, truncate, zero_directions
 from surgeon.core.plan.draft import Truncation
 from surgeon.core.structure.fused import Piece
@@ -72,7 +72,7 @@ def test_a_part_of_a_fused_weight_is_truncated_in_memory_as_on_disk(family: str,
     role = "experts.up" if family == "mixtral" else "mlp.up"
     draft = open_draft(base, {"truncate": {"layers": [1], "roles": [role], "rank": 4}})
     model: Any = load_plainly(base)
-    with operated(model, draft) as edited, torch.no_grad():
+    with apply_draft(model, draft) as edited, torch.no_grad():
         mlp: Any = edited.get_submodule("model.layers.1.mlp")
         fused = mlp.experts.gate_up_proj if family == "mixtral" else mlp.gate_up_proj.weight[None]
         ranks = [torch.linalg.matrix_rank(one, atol=1e-4).tolist() for one in (fused[:, :48], fused[:, 48:])]

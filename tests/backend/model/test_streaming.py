@@ -12,7 +12,7 @@ from torch import nn
 from surgeon.backend.model import streaming
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import forget_model
-from surgeon.backend.scoring.context import bench, calibration_of
+from surgeon.backend.scoring.context import calibration_of, scoring_context
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.errors import ScoreError
 from tests.backend.tiny_models import FAMILIES, LAYERS
@@ -91,11 +91,11 @@ def test_preparing_a_model_loads_no_layer_but_the_first(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(AlignDevicesHook, "pre_forward", noting)
     draft, settings = open_draft(base), few(base, stream=True)
-    with bench(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as ready:
-        assert ready.streamed
-        for tokens_BT in ready.batches:
-            ready.runner.record(tokens_BT)
-        assert all(any(module is part for part in ready.runner.layers[0].modules()) for module in fetched)
+    with scoring_context(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as context:
+        assert context.streamed
+        for tokens_BT in context.batches:
+            context.runner.record(tokens_BT)
+        assert all(any(module is part for part in context.runner.layers[0].modules()) for module in fetched)
 
 
 def test_gradients_of_a_streamed_model_are_refused_in_words(tmp_path: Path) -> None:
@@ -136,5 +136,5 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(tmp_path: Path, monkeyp
     assert not streaming.fits_in_memory(checkpoint, torch.float32, cpu)
     for stream, expected in ((None, True), (False, False)):
         settings = few(base, stream=stream)
-        with bench(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as ready:
-            assert ready.streamed is expected
+        with scoring_context(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as context:
+            assert context.streamed is expected

@@ -12,7 +12,7 @@ import torch
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.core.checkpoint.locating import cache_directory
 from surgeon.core.scoring.requests import request_of, requested_scores, split_requests
-from surgeon.core.scoring.score import score_kinds
+from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.errors import Cancelled, ScoreError, UsageError
 from tests.backend.tiny_models import LAYERS
 from tests.scores.sample_models import patient, scores

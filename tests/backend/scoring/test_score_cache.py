@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from surgeon.backend.digests import content_digest
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.tensors import TensorReader
-from surgeon.backend.scoring.score_cache import ScoreCache, content_digest
+from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.checkpoint.locating import cache_directory
 from tests.backend.tiny_models import LAYERS
 from tests.scores.sample_models import open_draft, patient, scores

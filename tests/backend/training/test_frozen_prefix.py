@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from surgeon.backend.training import learning, trainer
-from surgeon.backend.training.training_run import Course, Report
+from surgeon.backend.training import train_step, trainer
+from surgeon.backend.training.training_run import TrainingReport, TrainingRun
 from tests.backend.tiny_models import LAYERS, load_plainly, save_tiny, some_tokens, write_tokenizer
 from tests.backend.training_recipes import training
 from tests.export.replaying import run
@@ -95,11 +95,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Watch what surgeon's trainer does to the model that it is given."""
     watched, real = Watched(), trainer.train
 
-    def train(course: Course) -> Report:
-        with _hooked(course.model, watched):
-            return real(course)
+    def train(run: TrainingRun) -> TrainingReport:
+        with _hooked(run.model, watched):
+            return real(run)
 
-    monkeypatch.setattr(learning, "train", train)
+    monkeypatch.setattr(train_step, "train", train)
     return watched
 
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from surgeon.backend.data.examples import collate, examples_of_step, read_examples
-from surgeon.backend.jobs.run import verify_job
+from surgeon.backend.jobs.verify import verify_job
 from surgeon.backend.model.adapters import NAME, attach, lora_layers
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.training_run import is_stable

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from surgeon.backend.jobs.run import open_base
-from surgeon.backend.training.learning import Order
+from surgeon.backend.base import open_base
 from surgeon.backend.training.result_address import address_of
+from surgeon.backend.training.training_request import TrainingRequest
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import recipe_from_builtins
@@ -39,7 +39,9 @@ def address(place: Path, *before: Step, seed: int = 0, names: Mapping[str, str] 
     draft = fold(open_base(read, "recipe"), read.steps[:-1])
     operation = read.steps[-1].operation
     assert isinstance(operation, LearningStep)
-    return address_of(Order(draft, operation, read.data, place, read.seed, torch.device("cpu"), keep_silent, never))
+    return address_of(
+        TrainingRequest(draft, operation, read.data, place, read.seed, torch.device("cpu"), keep_silent, never)
+    )
 
 
 def _written(place: Path, name: str, text: str) -> None:

@@ -103,7 +103,7 @@ def test_exactly_the_most_important_weights_are_kept(values: list[list[float]], 
         for name, one in tensors.items():
             yield from weight_masks._keys_of(name, one, order, 0)
 
-    found = dict(weight_masks._masks(tensors, weight_masks.cut_of(keys, wanted), order, 0))
+    found = dict(weight_masks._masks(tensors, weight_masks.threshold_of(keys, wanted), order, 0))
     chosen = torch.cat([bits_of(found[name], one.shape) for name, one in tensors.items()])
     expected = torch.zeros(len(everything), dtype=torch.bool)
     expected[everything.sort(descending=highest, stable=True).indices[:wanted]] = True
@@ -121,7 +121,7 @@ def test_weights_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
             for name, one in values.items():
                 yield from weight_masks._keys_of(name, one, "highest", 0)
 
-        found.append(dict(weight_masks._masks(values, weight_masks.cut_of(keys, 40), "highest", 0)))
+        found.append(dict(weight_masks._masks(values, weight_masks.threshold_of(keys, 40), "highest", 0)))
     assert all(torch.equal(found[0][name], found[1][name]) for name in values)
 
 

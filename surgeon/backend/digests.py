@@ -1,0 +1,53 @@
+"""Digests that name a checkpoint's weights, its side files, and plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from surgeon.core.checkpoint.atomic_files import write_bytes
+from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.locating import cache_directory
+
+_PROSE = (".md", ".pdf", ".png", ".jpg", ".svg", ".gitattributes", ".gitignore")
+_PAPERS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "README", "USE_POLICY")
+
+
+def content_digest(checkpoint: Checkpoint) -> str:
+    """Return a digest of every byte of the config and the shards, remembered by each shard's size and time."""
+    whole = hashlib.sha256(msgspec.json.encode(dict(checkpoint.config)))
+    for shard in sorted({tensor.shard for tensor in checkpoint.tensors.values()}):
+        status = shard.stat()
+        known_as = f"{shard.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+        note = cache_directory() / "digests" / hashlib.sha256(known_as.encode()).hexdigest()
+        try:
+            digest = note.read_text()
+        except OSError:
+            with shard.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with contextlib.suppress(OSError):
+                write_bytes(note, digest.encode())
+        whole.update(digest.encode())
+    return whole.hexdigest()
+
+
+def side_digest(checkpoint: Checkpoint, *, answering: bool = False) -> str:
+    """Return a digest of the files beside the weights that may change how text becomes tokens.
+
+    With `answering` also of what may change when an answer ends. All that is not known to be about something else.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(checkpoint.side_files):
+        read_by_people = name.endswith(_PROSE) or name.upper().startswith(_PAPERS)
+        if not read_by_people and (answering or name != "generation_config.json"):
+            whole.update(f"{name}\0{hashlib.sha256((checkpoint.path / name).read_bytes()).hexdigest()}\0".encode())
+    return whole.hexdigest()
+
+
+def digest_of(plain: Mapping[str, Any] | Sequence[Any]) -> str:
+    """Return sixteen hex digits that name plain data."""
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:16]

@@ -1,0 +1,167 @@
+"""Carries out learning steps: looks for the result at its address, trains if it is not there, keeps what came of it.
+
+The address is a digest of everything that makes the result: the base's bytes, the draft before the step, the step's
+settings, the bytes of its data, the seed. So undo and redo cost nothing, and a replay trains only what has changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import save_file
+
+from surgeon.backend.base import open_base
+from surgeon.backend.device import choose_device
+from surgeon.backend.distributed import run_on_all_ranks
+from surgeon.backend.out_of_memory import explain_out_of_memory
+from surgeon.backend.training.result_address import address_of
+from surgeon.backend.training.resume_state import remove_abandoned
+from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
+from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, result_directory
+from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.learning_step import LEARNED, LearningStep
+from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
+from surgeon.errors import ArchitectureError, Cancelled
+from surgeon.export.publish import published
+
+_WAIT_SECONDS = 0.2
+
+
+def learn(
+    draft: Draft, step: Step, recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
+) -> Step:
+    """Carry out a learning step unless its result is there; return the step with the result's address.
+
+    `recipe` holds the steps before it, resolved.
+    """
+    assert isinstance(step.operation, LearningStep)
+    request = TrainingRequest(
+        draft, step.operation, recipe.data, Path(args.get("root", ".")), recipe.seed,
+        choose_device(args.get("device")), emit, cancelled,
+    )  # fmt: skip
+    address = address_of(request)
+    if is_learned(address):
+        emit("log", {"level": "info", "text": f"{step.operation.name}: the result {address} is here already"})
+    else:
+        _refuse_quantised(draft)
+        with _alone(address, request) as state:
+            if not is_learned(address):
+                with (
+                    explain_out_of_memory(request.step, adapted=draft.adapted),
+                    run_on_all_ranks(_call(step, recipe, args, state)),
+                ):
+                    result = carry_out(request, state)
+                _keep(address, result, request)
+    return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
+
+
+def _call(step: Step, recipe: Recipe, args: Mapping[str, Any], state: Path) -> dict[str, Any]:
+    """Return what another process needs to know to train along."""
+    whole = msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
+    return {"recipe": recipe_to_builtins(whole), "args": dict(args), "state": str(state)}
+
+
+def train_along(call: Mapping[str, Any]) -> None:
+    """Take part in a learning step that another process leads and keeps the result of."""
+    recipe, args = recipe_from_builtins(call["recipe"]), call["args"]
+    *before, step = recipe.steps
+    assert isinstance(step.operation, LearningStep)
+    request = TrainingRequest(
+        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, Path(args.get("root", ".")),
+        recipe.seed, choose_device(args.get("device")), lambda kind, body: None, lambda: False,
+    )  # fmt: skip
+    carry_out(request, Path(call["state"]))
+
+
+@contextmanager
+def _alone(address: str, request: TrainingRequest) -> Iterator[Path]:
+    """Yield the file of a run's state; of two processes that want the same result one waits for the other.
+
+    The state goes once the result is there, and stays where it is not.
+    """
+    place = result_directory(address).with_suffix(".state")
+    handle = _locked(place, request)
+    try:
+        for old, nbytes in remove_abandoned(place.parent):
+            text = f"{old.name} is of a run that was broken off and forgotten: removed, {nbytes / 1e6:.1f} MB"
+            request.emit("log", {"level": "info", "text": text})
+        yield place / "state.pt"
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # empty where it failed before anything was saved
+            place.rmdir()
+        os.close(handle)
+
+
+def _locked(place: Path, request: TrainingRequest) -> int:
+    """Return a handle that holds the lock on a directory, made if it is not there."""
+    told = False
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # removed in between
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), place.stat()):
+                return handle
+        except BlockingIOError:
+            if not told:
+                request.emit(
+                    "log", {"level": "warning", "text": "another process is learning the same: waiting for it"}
+                )
+            told = True
+            time.sleep(_WAIT_SECONDS)
+        except FileNotFoundError:
+            pass  # whoever held it has finished and removed it in between
+        os.close(handle)
+        if request.cancelled():
+            raise Cancelled
+
+
+def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> None:
+    place = result_directory(address)
+    # Whoever was killed while writing it held the lock that is held here.
+    shutil.rmtree(place.with_name(place.name + ".partial"), ignore_errors=True)
+    with published(place) as directory:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in result.tensors.items()}
+        save_file(tensors, directory / TENSORS)
+        settings = msgspec.to_builtins(request.step, enc_hook=lambda value: value.plain)
+        report = {"step": {request.step.name: settings}, **result.report}
+        (directory / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+PROCEDURES: Mapping[str, str] = {
+    "train": "surgeon.backend.training.train_step:train_step",
+    "learn_masks": "surgeon.backend.training.gates:learn_masks",
+    "mask_weights": "surgeon.backend.training.weight_masks:mask_weights",
+}
+"""What carries out each learning step, by the operation's name: a function (request, file of its state) -> TrainingResult."""
+
+
+def carry_out(request: TrainingRequest, state: Path) -> TrainingResult:
+    """Do what a step is: training weights or adapters, learning masks, choosing weights."""
+    module, _, name = PROCEDURES[request.step.name].partition(":")
+    carry_out: Callable[[TrainingRequest, Path], TrainingResult] = getattr(import_module(module), name)
+    return carry_out(request, state)
+
+
+def _refuse_quantised(draft: Draft) -> None:
+    if draft.structure.checkpoint.config.get("quantization_config"):
+        raise ArchitectureError(
+            "quantised weights cannot be trained", where="config field quantization_config",
+            hint="dequantise the checkpoint first",
+        )  # fmt: skip
