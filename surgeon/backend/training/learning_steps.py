@@ -149,7 +149,7 @@ PROCEDURES: Mapping[str, str] = {
     "learn_masks": "surgeon.backend.training.gates:learn_masks",
     "mask_weights": "surgeon.backend.training.weight_masks:mask_weights",
 }
-"""What carries out each learning step, by the operation's name: a function (request, file of its state) -> TrainingResult."""
+"""What carries out each learning step, by the operation's name: (request, file of its state) -> TrainingResult."""
 
 
 def carry_out(request: TrainingRequest, state: Path) -> TrainingResult:

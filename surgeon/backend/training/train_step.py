@@ -32,7 +32,8 @@ def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
             model=trainable.model, parameters=trainable.parameters, step=request.step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(request.step, data),
             learning_rate=trainable.learning_rate(request.step), seed=request.seed, device=request.device,
-            state=state, emit=request.emit, cancelled=request.cancelled, teacher=teacher, mask=mask, epsilon=getattr(request.step, "epsilon", None),
+            state=state, emit=request.emit, cancelled=request.cancelled, teacher=teacher, mask=mask,
+            epsilon=getattr(request.step, "epsilon", None),
         )  # fmt: skip
         report = train(run)
         stable = is_stable(report.losses, run.epsilon)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from surgeon.backend.model.adapters import attached, without_deprecations
 from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.model.loading import load_model
 from surgeon.backend.verification.checks import Check, difference, model_logits, random_tokens, realign
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import is_learned
