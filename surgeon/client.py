@@ -8,13 +8,26 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from surgeon.core.checkpoint.locating import state_directory
-from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_event, encode
+from surgeon.core.jobs import (
+    PROTOCOL,
+    AnyEvent,
+    AnyJob,
+    AnyResult,
+    CancelJob,
+    Event,
+    Hello,
+    JobFailed,
+    JobRequest,
+    JobResult,
+    LogMessage,
+    decode_event,
+    encode,
+)
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
 
 OnEvent = Callable[[Event], None]
@@ -37,11 +50,11 @@ class WorkerClient:
         """Name the command; nothing starts yet. Text is split as a shell splits words."""
         words = shlex.split(command) if isinstance(command, str) else command
         self.command = tuple(words or local_command())
-        self.hello: Mapping[str, Any] = {}
+        self.hello: Hello | None = None
         self._on_event = on_event
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._waiting: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        self._waiting: dict[int, asyncio.Future[AnyResult]] = {}
         self._greeted: asyncio.Future[None] | None = None
         self._starting = asyncio.Lock()
         self._next = 1
@@ -84,37 +97,35 @@ class WorkerClient:
         self._greeted = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(self._process))
 
-    async def submit(self, job: str, args: Mapping[str, Any], revision: int = 0) -> int:
+    async def submit(self, job: AnyJob, revision: int = 0) -> int:
         """Send a job, starting the worker if need be, and return its id."""
-        return (await self._submit(job, args, revision))[0]
+        return (await self._submit(job, revision))[0]
 
-    async def run(self, job: str, args: Mapping[str, Any], revision: int = 0) -> Mapping[str, Any]:
+    async def run(self, job: AnyJob, revision: int = 0) -> AnyResult:
         """Submit a job and wait for it.
 
         Raises:
             SurgeonError: what the job raised; Cancelled or WorkerError where it was cancelled or the worker died.
         """
-        return await (await self._submit(job, args, revision))[1]
+        return await (await self._submit(job, revision))[1]
 
-    async def result(self, job: int) -> Mapping[str, Any]:
+    async def result(self, job: int) -> AnyResult:
         """Wait for a submitted job that is still under way; raises as `run` does."""
         if job not in self._waiting:
             raise WorkerError(f"job {job} is over", where="worker", hint="its end was an event")
         return await asyncio.shield(self._waiting[job])
 
-    async def _submit(
-        self, job: str, args: Mapping[str, Any], revision: int
-    ) -> tuple[int, asyncio.Future[Mapping[str, Any]]]:
+    async def _submit(self, job: AnyJob, revision: int) -> tuple[int, asyncio.Future[AnyResult]]:
         await self.start()
         number, self._next = self._next, self._next + 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        await self._send(Job(id=number, job=job, args=dict(args), revision=revision))
+        await self._send(JobRequest(id=number, job=job, revision=revision))
         return number, future
 
     async def cancel(self) -> None:
         """Ask the worker to stop what it does, between two tensors or batches."""
         if self.alive:
-            await self._send(Job(id=0, job="cancel"))
+            await self._send(JobRequest(id=0, job=CancelJob()))
 
     async def kill(self) -> None:
         """End the process group at once; jobs under way raise Cancelled. The next `submit` starts another worker."""
@@ -144,7 +155,7 @@ class WorkerClient:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
 
-    async def _send(self, job: Job) -> None:
+    async def _send(self, job: JobRequest) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
@@ -165,28 +176,29 @@ class WorkerClient:
         self._ended(await process.wait(), broken)
 
     def _take(self, event: Event) -> None:
-        if event.event == "hello":
-            self._greet(event)
-        over = event.event in ("result", "error")
-        future = self._waiting.pop(event.id, None) if over else None
-        if future is not None and not future.done():
-            if event.event == "result":
-                future.set_result(event.body)
+        body = event.body
+        if isinstance(body, Hello):
+            self._greet(body)
+        if isinstance(body, JobResult | JobFailed):
+            future = self._waiting.pop(event.id, None)
+            if future is None or future.done():
+                pass
+            elif isinstance(body, JobResult):
+                future.set_result(body.result)
             else:
-                future.set_exception(error_from_dict(dict(event.body)))
+                future.set_exception(error_from_dict(body.error))
                 future.exception()  # a front end that only listens to events need not await it
         self._on_event(event)
 
-    def _greet(self, event: Event) -> None:
-        self.hello = event.body
+    def _greet(self, hello: Hello) -> None:
+        self.hello = hello
         if self._greeted is None or self._greeted.done():
             return
-        if event.body.get("protocol") == PROTOCOL:
+        if hello.protocol == PROTOCOL:
             self._greeted.set_result(None)
         else:
-            version = event.body.get("version")
             self._greeted.set_exception(
-                WorkerError(f"speaks another protocol (surgeon {version})", where=shlex.join(self.command))
+                WorkerError(f"speaks another protocol (surgeon {hello.version})", where=shlex.join(self.command))
             )
 
     def _ended(self, code: int, broken: WorkerError | None) -> None:
@@ -205,7 +217,7 @@ class WorkerClient:
             future.set_exception(error)
             future.exception()
         for number in pending:
-            self._on_event(Event(id=number, event="error", body=error.to_dict()))
+            self._on_event(Event(id=number, body=JobFailed(error=error.to_dict())))
 
 
 def _event_of(line: bytes) -> Event:
@@ -213,10 +225,10 @@ def _event_of(line: bytes) -> Event:
     try:
         return decode_event(line)
     except msgspec.MsgspecError:
-        return Event(id=0, event="log", body={"level": "warning", "text": line.decode(errors="replace").rstrip()})
+        return Event(id=0, body=LogMessage(level="warning", text=line.decode(errors="replace").rstrip()))
 
 
-def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | None = None) -> Mapping[str, Any]:
+def run_job(job: AnyJob, on_event: OnEvent, worker: str | None = None) -> AnyResult:
     """Run one job to its end: in this process, or in a worker started with the command `worker`.
 
     Raises:
@@ -228,11 +240,11 @@ def run_job(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str | 
         if rank() > 0:
             serve_as_follower()
         join_process_group()
-        return _run_here(job, args, on_event)
-    return asyncio.run(_run_there(job, args, on_event, worker))
+        return _run_here(job, on_event)
+    return asyncio.run(_run_there(job, on_event, worker))
 
 
-def _run_here(job: str, args: Mapping[str, Any], on_event: OnEvent) -> Mapping[str, Any]:
+def _run_here(job: AnyJob, on_event: OnEvent) -> AnyResult:
     from surgeon.backend.jobs.dispatch import perform
 
     cancelled = False
@@ -243,19 +255,19 @@ def _run_here(job: str, args: Mapping[str, Any], on_event: OnEvent) -> Mapping[s
             raise KeyboardInterrupt
         cancelled = True
 
-    def emit(kind: Kind, body: dict[str, Any]) -> None:
-        on_event(Event(id=1, event=kind, body=body))
+    def emit(body: AnyEvent) -> None:
+        on_event(Event(id=1, body=body))
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        return perform(job, args, emit, lambda: cancelled)
+        return perform(job, emit, lambda: cancelled)
     except KeyboardInterrupt as error:
         raise Cancelled from error
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-async def _run_there(job: str, args: Mapping[str, Any], on_event: OnEvent, worker: str) -> Mapping[str, Any]:
+async def _run_there(job: AnyJob, on_event: OnEvent, worker: str) -> AnyResult:
     client = WorkerClient(on_event, worker)
     loop = asyncio.get_running_loop()
 
@@ -267,6 +279,6 @@ async def _run_there(job: str, args: Mapping[str, Any], on_event: OnEvent, worke
 
     loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
-        return await client.run(job, args)
+        return await client.run(job)
     finally:
         await client.close()

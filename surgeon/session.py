@@ -16,6 +16,7 @@ from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
 from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
@@ -250,26 +251,26 @@ class Session:
         """End the session; `keep_journal` leaves unsaved steps to be recovered."""
         self.journal.close(keep=keep_journal)
 
-    def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> dict[str, Any]:
-        """Return the arguments of a `score` job for the current draft; measured as a run of the recipe measures."""
-        return {
-            "recipe": recipe_to_builtins(self.applied_recipe()), "root": str(self.root),
-            "names": list(names), "data": data, "seed": self.recipe.seed, **settings,
-        }  # fmt: skip
+    def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> ScoreJob:
+        """Return a `score` job for the current draft; measured as a run of the recipe measures."""
+        return ScoreJob(
+            recipe=recipe_to_builtins(self.applied_recipe()), root=str(self.root), names=names, data=data,
+            **{"seed": self.recipe.seed, **settings},
+        )  # fmt: skip
 
-    def learn_job(self, step: Step | None = None, **settings: Any) -> dict[str, Any]:
-        """Return the arguments of a `learn` job: what the applied steps, and one more, still have to learn."""
+    def learn_job(self, step: Step | None = None, **settings: Any) -> LearnJob:
+        """Return a `learn` job: what the applied steps, and one more, still have to learn."""
         recipe = self.applied_recipe()
         recipe = recipe if step is None else msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
-        return {"recipe": recipe_to_builtins(recipe), "root": str(self.root), **settings}
+        return LearnJob(recipe=recipe_to_builtins(recipe), root=str(self.root), **settings)
 
-    def take_learned(self, result: Mapping[str, Any]) -> Preview | None:
+    def take_learned(self, result: LearnResult | RunResult) -> Preview | None:
         """Take in what a finished `learn` or `run` job has resolved; apply the step that it had one more, if any.
 
         Raises:
             RecipeError: the applied steps are not those that the job was given.
         """
-        done = recipe_from_builtins(result["recipe"]).steps
+        done = recipe_from_builtins(result.recipe).steps
         applied = self.steps[: self.position]
         if [one.operation for one in done[: self.position]] != [one.operation for one in applied]:
             hint = "its result is kept: undo, and the same step is there at once"
@@ -282,20 +283,20 @@ class Session:
         self._plan = None
         return self.apply(done[-1]) if len(done) > self.position else None
 
-    def run_job(self, out: Path, *, verify: bool = True, **settings: Any) -> dict[str, Any]:
-        """Return the arguments of a `run` job: execute the applied steps and export."""
-        return {
-            "recipe": recipe_to_builtins(self.applied_recipe()), "root": str(self.root),
-            "out": str(out.expanduser().absolute()), "verify": verify, **settings,
-        }  # fmt: skip
+    def run_job(self, out: Path, *, verify: bool = True, **settings: Any) -> RunJob:
+        """Return a `run` job: execute the applied steps and export."""
+        return RunJob(
+            recipe=recipe_to_builtins(self.applied_recipe()), root=str(self.root),
+            out=str(out.expanduser().absolute()), verify=verify, **settings,
+        )  # fmt: skip
 
     @property
     def root(self) -> Path:
         """The directory that data files of the recipe are relative to."""
         return self.recipe_path.parent.absolute() if self.recipe_path else Path.cwd()
 
-    def take_scores(self, result: Mapping[str, Any]) -> tuple[Score, ...]:
+    def take_scores(self, result: ScoreResult) -> tuple[Score, ...]:
         """Take in the scores of a finished `score` job."""
-        scores = tuple(msgspec.convert(plain, Score) for plain in result["scores"])
+        scores = tuple(msgspec.convert(plain, Score) for plain in result.scores)
         self.scores.update({score.name: score for score in scores})
         return scores

@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Two pytest workers with two torch threads each would fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+from tests.jobs import job_context
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The real demo model, prepared once per machine; only to be read."""
-    return fetch_demo(_keep_silent, lambda: False)
+    return fetch_demo(job_context(_keep_silent))
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
 from surgeon.backend.base import open_base
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import Measured, apply_step, resolve_step
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
@@ -22,12 +21,13 @@ from surgeon.core.selection.selection import Ranked
 def replay(
     recipe: Recipe,
     base: Draft,
-    args: Mapping[str, Any],
-    emit: Emit,
-    cancelled: IsCancelled,
+    request: RecipeJob,
+    job: JobContext,
     evaluate: Callable[[Draft, ReadOnlyStep, int], None] | None = None,
 ) -> tuple[Draft, Recipe]:
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe.
+
+    `request` says how selections by a score are measured.
 
     `evaluate` carries out the steps that leave the draft as it is; without it they are passed over.
     """
@@ -37,56 +37,53 @@ def replay(
         if isinstance(step.operation, ResultStep):
             apply_step(draft, step, number)  # what does not fit is said before hours of training
             before = msgspec.structs.replace(recipe, steps=tuple(steps))
-            done = _made(draft, step, before, args, emit, cancelled)
+            done = _made(draft, step, before, job)
             draft = apply_step(draft, done, number)
             steps.append(done)
             continue
         if evaluate is not None and isinstance(step.operation, ReadOnlyStep):
             evaluate(apply_step(draft, step, number), step.operation, number)
         ranked = step.operation.ranked() if step.resolved is None else ()
-        measured = _measure(draft, ranked, recipe, args, emit, cancelled) if ranked else {}
+        measured = _measure(draft, ranked, recipe, request, job) if ranked else {}
         done = resolve_step(draft, step, number, measured)
         if ranked:
-            emit("log", {"level": "info", "text": f"steps[{number}].{step.operation.name}: {done.resolved}"})
+            job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
         draft = apply_step(draft, done, number)
         steps.append(done)
     known = msgspec.structs.replace(recipe.base, fingerprint=base.structure.checkpoint.fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
 
 
-def _made(
-    draft: Draft, step: Step, recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
-) -> Step:
+def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     """Make the result of a step, or find it; return the step with its address."""
     if isinstance(step.operation, LearningStep):
         from surgeon.backend.training.learning_steps import learn
 
-        return learn(draft, step, recipe, args, emit, cancelled)
+        return learn(draft, step, recipe, job)
     from surgeon.backend.training.merging import merge
 
-    return merge(draft, step, emit)
+    return merge(draft, step, job)
 
 
-def read_draft(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> Draft:
-    """Return the model after the recipe in a job's arguments."""
-    recipe = recipe_from_builtins(args["recipe"])
-    return replay(recipe, open_base(recipe, "recipe"), args, emit, cancelled)[0]
+def replayed_draft(request: RecipeJob, job: JobContext) -> Draft:
+    """Return the model after the recipe of a job."""
+    recipe = recipe_from_builtins(request.recipe)
+    return replay(recipe, open_base(recipe, "recipe"), request, job)[0]
 
 
 def _measure(
     draft: Draft,
     ranked: tuple[Ranked, ...],
     recipe: Recipe,
-    args: Mapping[str, Any],
-    emit: Emit,
-    cancelled: IsCancelled,
+    request: RecipeJob,
+    job: JobContext,
 ) -> Measured:
     from surgeon.backend.scoring.context import settings_of
     from surgeon.backend.scoring.measure import measure
 
     measured: dict[Ranked, Score] = {}
     for one in ranked:
-        data = recipe.data.get(one.data, one.data) if one.data else args.get("data")
-        settings = replace(settings_of(args), data=data, seed=recipe.seed)
-        (measured[one],) = measure(draft, [one.by], settings, emit, cancelled)
+        data = recipe.data.get(one.data, one.data) if one.data else request.data
+        settings = replace(settings_of(request), data=data, seed=recipe.seed)
+        (measured[one],) = measure(draft, [one.by], settings, job)
     return measured

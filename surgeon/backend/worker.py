@@ -15,14 +15,27 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
-
-import msgspec
+from typing import BinaryIO
 
 from surgeon import __version__
 from surgeon.backend.distributed import exit_if_out_of_step, join_process_group, rank, serve_as_follower
 from surgeon.backend.jobs.dispatch import perform
-from surgeon.core.jobs import PROTOCOL, Event, Job, Kind, decode_job, encode
+from surgeon.core.jobs import (
+    PROTOCOL,
+    Acknowledged,
+    AnyEvent,
+    CancelJob,
+    Event,
+    Hello,
+    JobFailed,
+    JobRequest,
+    JobResult,
+    Progress,
+    RequestError,
+    Statistics,
+    decode_request,
+    encode,
+)
 from surgeon.errors import Cancelled, SurgeonError, WorkerError
 
 _PROGRESS_SECONDS = 0.1
@@ -34,18 +47,18 @@ class _Jobs:
     """Jobs in the order they came, each with its own switch: a cancel stops all that are here, and no later one."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Job, threading.Event]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[JobRequest, threading.Event]] = queue.SimpleQueue()
         self._here: set[threading.Event] = set()
         self._change = threading.Condition()
-        self.current: Job | None = None
+        self.current: JobRequest | None = None
 
-    def put(self, job: Job) -> None:
+    def put(self, job: JobRequest) -> None:
         switch = threading.Event()
         with self._change:
             self._here.add(switch)
         self._waiting.put((job, switch))
 
-    def take(self) -> tuple[Job, threading.Event]:
+    def take(self) -> tuple[JobRequest, threading.Event]:
         job, switch = self._waiting.get()
         self.current = job
         return job, switch
@@ -75,13 +88,17 @@ class _Channel:
         self._lock = threading.Lock()
         self._told = 0.0
 
-    def send(self, job: Job, kind: Kind, body: dict[str, Any]) -> None:
-        if kind == "progress":
+    def send(self, body: AnyEvent, job: JobRequest | None = None, *, request_id: int = 0) -> None:
+        """Send an event of a job; or of a request that could not be read, or of none, which is 0."""
+        if isinstance(body, Progress):
             now = time.monotonic()
-            if now - self._told < _PROGRESS_SECONDS and body.get("done") != body.get("total"):
+            if now - self._told < _PROGRESS_SECONDS and body.done != body.total:
                 return
             self._told = now
-        line = encode(Event(id=job.id, event=kind, body=body, revision=job.revision)) + b"\n"
+        event = (
+            Event(id=job.id, body=body, revision=job.revision) if job is not None else Event(id=request_id, body=body)
+        )
+        line = encode(event) + b"\n"
         try:
             with self._lock:
                 self._out.write(line)
@@ -103,7 +120,7 @@ def main() -> None:
         os.nice(10)
     jobs = _Jobs()
     channel = _Channel(out, jobs.cancel)
-    channel.send(_nobody(), "hello", {"protocol": PROTOCOL, "version": __version__, "pid": os.getpid()})
+    channel.send(Hello(protocol=PROTOCOL, version=__version__, pid=os.getpid()))
     threading.Thread(target=_listen, args=(lines, channel, jobs), daemon=True).start()
     _warm_up()
     threading.Thread(target=_tell_stats, args=(channel, jobs), daemon=True).start()
@@ -116,20 +133,15 @@ def main() -> None:
             exit_if_out_of_step()
 
 
-def _nobody() -> Job:
-    """Return what events belong to that belong to no job."""
-    return Job(id=0, job="")
-
-
 def _listen(lines: BinaryIO, channel: _Channel, jobs: _Jobs) -> None:
     for line in lines:
         try:
-            job = decode_job(line)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            fault = WorkerError(f"not understood: {error}", where="worker", allowed='{"id", "job", "args", "revision"}')
-            channel.send(_nobody(), "error", fault.to_dict())
+            job = decode_request(line)
+        except RequestError as error:
+            fault = WorkerError(error.what, where=error.where, allowed=error.allowed)
+            channel.send(JobFailed(error=fault.to_dict()), request_id=error.id)
             continue
-        if job.job == "cancel":
+        if isinstance(job.job, CancelJob):
             jobs.cancel()
         else:
             jobs.put(job)
@@ -162,7 +174,7 @@ def _tell_stats(channel: _Channel, jobs: _Jobs) -> None:
         time.sleep(_STAT_SECONDS)
         job = jobs.current
         if job is not None:
-            channel.send(job, "stat", {"rss_bytes": process.memory_info().rss, **_torch_stats()})
+            channel.send(Statistics(rss_bytes=process.memory_info().rss, **_torch_stats()), job)
 
 
 def _torch_stats() -> dict[str, int]:
@@ -173,16 +185,20 @@ def _torch_stats() -> dict[str, int]:
     return {"device_bytes": used, "threads": torch.get_num_threads()}
 
 
-def _serve(channel: _Channel, job: Job, switch: threading.Event) -> None:
-    channel.send(job, "ack", {})
+def _serve(channel: _Channel, job: JobRequest, switch: threading.Event) -> None:
+    channel.send(Acknowledged(), job)
     try:
         if switch.is_set():
             raise Cancelled
-        result = perform(job.job, job.args, lambda kind, body: channel.send(job, kind, body), switch.is_set)
-        channel.send(job, "result", result)
+        result = perform(job.job, lambda body: channel.send(body, job), switch.is_set)
+        channel.send(JobResult(result=result), job)
     except SurgeonError as error:
-        channel.send(job, "error", error.to_dict())
+        channel.send(JobFailed(error=error.to_dict()), job)
     except (Exception, SystemExit) as error:  # whatever a library raises must reach the person, and not end the worker
         traceback.print_exc()
-        fault = WorkerError(f"{type(error).__name__}: {error}", where=job.job, hint="the log has the trace")
-        channel.send(job, "error", fault.to_dict())
+        fault = WorkerError(f"{type(error).__name__}: {error}", where=_name_of(job), hint="the log has the trace")
+        channel.send(JobFailed(error=fault.to_dict()), job)
+
+
+def _name_of(job: JobRequest) -> str:
+    return str(type(job.job).__struct_config__.tag)

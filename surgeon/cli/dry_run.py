@@ -46,7 +46,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     learn: dict[str, int] | None = None
 
 
-class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """What a run would do.
 
     config: old and new value by dotted key.   writes: checkpoint, adapter, or both.   unknown: why it ends early.
@@ -77,12 +77,12 @@ class Folded:
     unknown: str = ""
 
     @property
-    def rehearsal(self) -> Rehearsal:
+    def dry_run(self) -> DryRun:
         """The report on all of it."""
         draft = self.drafts[-1]
         plan = compile_plan(draft)
         trainable = set(plan.trainable)
-        return Rehearsal(
+        return DryRun(
             model=self.recipe.base.model,
             steps=self.reports,
             config=config_changes(draft.structure.checkpoint.config, plan.config),

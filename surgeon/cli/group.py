@@ -14,7 +14,7 @@ import click
 
 from surgeon.cli.error_output import exit_status
 from surgeon.cli.options import HELP_NAMES, MANNER_FLAGS, manner_options
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 
 COMMANDS = {
     "inspect": "Show how a model is built, from its headers alone.",
@@ -93,15 +93,15 @@ class SurgeonGroup(click.Group):
         if "_SURGEON_COMPLETE" in os.environ:
             super().main(args, "surgeon", **extra)
         words = list(sys.argv[1:] if args is None else args)
-        narrator = Narrator()
+        reporter = ConsoleReporter()
         status = 0
         try:
-            with self.make_context("surgeon", list(words), obj=narrator) as context:
+            with self.make_context("surgeon", list(words), obj=reporter) as context:
                 self.invoke(context)
             sys.stdout.flush()
         except BaseException as error:
-            narrator.finish()
-            status = exit_status(error, words, debug=narrator.debug)
+            reporter.finish()
+            status = exit_status(error, words, debug=reporter.debug)
         sys.exit(status)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -14,9 +13,10 @@ import msgspec
 
 from surgeon.cli.dry_run import fold_recipe
 from surgeon.cli.options import SurgeonCommand, as_json, computing
-from surgeon.cli.progress_output import Narrator
-from surgeon.cli.recipe_runner import Order, operate
+from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
+from surgeon.core.jobs import RunResult
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
@@ -46,8 +46,8 @@ def command_of(name: str) -> click.Command:
     kind = operations()[name.replace("-", "_")]
 
     @click.pass_obj
-    def run(narrator: Narrator, /, **values: Any) -> None:
-        carry_out(kind, values, narrator)
+    def run(reporter: ConsoleReporter, /, **values: Any) -> None:
+        carry_out(kind, values, reporter)
 
     selects = any(_bare_type(field.type) in (Selection, MatrixSelection) for field in msgspec.structs.fields(kind))
     command = click.command(name, cls=SurgeonCommand, help=_help(kind, selects), short_help=kind.summary)(_options(run))
@@ -61,7 +61,7 @@ def command_of(name: str) -> click.Command:
     return command
 
 
-def carry_out(kind: type[Operation], values: dict[str, Any], narrator: Narrator) -> None:
+def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleReporter) -> None:
     """Build the recipe of one step that a command line says, and run it, show it, or write it down."""
     save, model, seed = values.pop("save_recipe"), values.pop("model"), values.pop("seed")
     data, protect = values.pop("data", None), values.pop("protect", None)
@@ -74,16 +74,16 @@ def carry_out(kind: type[Operation], values: dict[str, Any], narrator: Narrator)
         fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
     step = _step(kind, fields, _from(data, root), protect)
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))
-    order = Order(root=root, **values)
-    result: Mapping[str, Any] | None = None
+    order = RunOptions(root=root, **values)
+    result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:
         fold_recipe(recipe)
     else:
-        result = operate(recipe, order, narrator)
+        result = run_recipe(recipe, order, reporter)
     if save is not None:
-        done = recipe if result is None else recipe_from_builtins(result["recipe"])
+        done = recipe if result is None else recipe_from_builtins(result.recipe)
         write_text(save, dump_recipe(done))
-        narrator.say(f"the recipe is in {save}")
+        reporter.write_line(f"the recipe is in {save}")
 
 
 def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, protect: str | None) -> Step:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -34,7 +34,7 @@ def manner_options() -> list[click.Option]:
 
 def _note(context: click.Context, option: click.Parameter, given: bool) -> None:
     if given and option.name is not None:
-        setattr(context.ensure_object(Narrator), option.name, True)
+        setattr(context.ensure_object(ConsoleReporter), option.name, True)
 
 
 class SurgeonCommand(click.Command):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.cli.formatting import bytes_text, count_text, duration_text, value_text
-from surgeon.core.jobs import Event
-from surgeon.core.training_events import is_training, training_texts
+from surgeon.core.jobs import Evaluated, Event, LayerScored, LogMessage, Progress, Statistics
+from surgeon.core.training_events import Figures, is_training, training_texts
 
 _BAR_CELLS = 24
 _ASIDES = ("held-out loss", "reference")
@@ -24,7 +24,7 @@ def on_terminal(stream: Any) -> bool:
 
 
 @dataclass
-class Narrator:
+class ConsoleReporter:
     """Says on stderr what happens, in the manner that -q, -v and --debug ask for."""
 
     quiet: bool = False
@@ -34,48 +34,48 @@ class Narrator:
     _what: str = ""
     _tenth: int = -1
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Say one or more lines."""
         if not self.quiet:
             self._write(self._wipe() + text + "\n" + self._bar)
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Say what an event of a job means to a person."""
-        if event.event == "progress":
-            self._progress(event.body)
-        elif event.event == "scored":
-            self.say(_scored(event.body))
-        elif event.event == "evaluated":
-            self.say(_evaluated(event.body))
-        elif event.event == "log" and (self.verbose or event.body.get("level") in ("warning", "error")):
-            self.say(str(event.body.get("text", "")))
-        elif event.event == "stat" and self.verbose:
-            self.say(f"memory {bytes_text(int(event.body.get('rss_bytes', 0)))}")
+        body = event.body
+        if isinstance(body, Progress):
+            self._progress(body)
+        elif isinstance(body, LayerScored):
+            self.write_line(_scored(body))
+        elif isinstance(body, Evaluated):
+            self.write_line(_evaluated(body.evaluation))
+        elif isinstance(body, LogMessage) and (self.verbose or body.level in ("warning", "error")):
+            self.write_line(body.text)
+        elif isinstance(body, Statistics) and self.verbose:
+            self.write_line(f"memory {bytes_text(body.rss_bytes)}")
 
     def finish(self) -> None:
         """Remove the progress bar."""
         self._write(self._wipe())
         self._bar = ""
 
-    def _progress(self, body: dict[str, Any]) -> None:
-        what = str(body.get("what", ""))
+    def _progress(self, body: Progress) -> None:
         if not on_terminal(sys.stderr):
-            if is_training(body):
+            if is_training(body.figures):
                 self._training(body)
-            elif what != self._what and what not in _ASIDES:
-                self.say(what)
+            elif body.what != self._what and body.what not in _ASIDES:
+                self.write_line(body.what)
         elif not self.quiet:
             wipe = self._wipe()
             self._bar = _bar_text(body)
             self._write(wipe + self._bar)
-        self._what = what
+        self._what = body.what
 
-    def _training(self, body: dict[str, Any]) -> None:
+    def _training(self, body: Progress) -> None:
         """Say how a training goes, a tenth of it at a time; and what the last step came to once it is measured."""
-        done, total = int(body["done"]), int(body["total"])
+        done, total = body.done, body.total
         tenth = done * 10 // total
         if tenth != self._tenth or done == total:
-            self.say(f"{body.get('what')}: step {done} of {total}, {', '.join(_training_text(body))}")
+            self.write_line(f"{body.what}: step {done} of {total}, {', '.join(_training_text(body.figures))}")
         self._tenth = tenth
 
     def _wipe(self) -> str:
@@ -87,36 +87,34 @@ class Narrator:
             sys.stderr.flush()
 
 
-def _bar_text(body: dict[str, Any]) -> str:
-    done, total = body.get("done") or 0, body.get("total") or 0
-    unit, what = str(body.get("unit", "")), str(body.get("what", ""))
+def _bar_text(body: Progress) -> str:
+    done, total, unit, what = body.done, body.total, body.unit, body.what
     figures = [bytes_text(int(n)) if unit == "bytes" else f"{n:,}" for n in (done, total) if n or n is done]
     count = " / ".join(figures) + (f" {unit}" if unit != "bytes" else "")
     if not total:
         return f"{what}  {count}"
     cells = round(min(done / total, 1) * _BAR_CELLS)
     bar = f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
-    if is_training(body):
-        bar = "  ".join([bar, *_training_text(body)])
+    if is_training(body.figures):
+        bar = "  ".join([bar, *_training_text(body.figures)])
     return bar[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be redrawn
 
 
-def _training_text(body: dict[str, Any]) -> list[str]:
+def _training_text(figures: Figures) -> list[str]:
     """Write what is watched, how fast it goes, how long it will take."""
-    speed, left = count_text(round(body.get("tokens_per_second") or 0)), float(body.get("eta_seconds") or 0)
-    return [*training_texts(body), f"{speed} tokens/s", *([f"{duration_text(left)} left"] if left else [])]
+    speed, left = count_text(round(figures.get("tokens_per_second") or 0)), figures.get("eta_seconds") or 0.0
+    return [*training_texts(figures), f"{speed} tokens/s", *([f"{duration_text(left)} left"] if left else [])]
 
 
 def _evaluated(body: dict[str, Any]) -> str:
-    figures = [f"{name} {_spread(found)}" for name, found in body["figures"].items()]
+    figures = [f"{name} {_spread(found['value'], found.get('error'))}" for name, found in body["figures"].items()]
     data = f" on {body['data']}" if body.get("data") else ""
     return f"steps[{body['step']}]  {body['name']}{data}: {', '.join(figures)}"
 
 
-def _spread(found: dict[str, Any]) -> str:
-    error = found.get("error")
-    return value_text(found["value"]) + (f" ± {value_text(error)}" if error is not None else "")
+def _spread(value: float, error: float | None) -> str:
+    return value_text(value) + (f" ± {value_text(error)}" if error is not None else "")
 
 
-def _scored(body: dict[str, Any]) -> str:
-    return f"{body.get('score')}  layer {body.get('layer')}  {_spread(body)}"
+def _scored(body: LayerScored) -> str:
+    return f"{body.score}  layer {body.layer}  {_spread(body.value, body.error)}"

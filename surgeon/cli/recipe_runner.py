@@ -10,17 +10,18 @@ from typing import Any
 import click
 import msgspec
 
-from surgeon.cli.dry_run import Folded, Rehearsal, StepReport, fold_recipe
+from surgeon.cli.dry_run import DryRun, Folded, StepReport, fold_recipe
 from surgeon.cli.formatting import bytes_text, change_text, count_text, print_json, setting_text, table, value_text
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import proof_table, refuse_failed
+from surgeon.core.jobs import RunJob, RunResult
 from surgeon.core.recipe.read_only_step import is_read_only
 from surgeon.core.recipe.recipe import Recipe, recipe_to_builtins
 from surgeon.errors import ExportError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RunOptions:
     """How a recipe is to be carried out. `root` is what its data files are relative to; `where` names its file."""
 
     root: Path
@@ -34,14 +35,14 @@ class Order:
     as_json: bool = False
 
 
-def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] | None:
+def run_recipe(recipe: Recipe, order: RunOptions, reporter: ConsoleReporter) -> RunResult | None:
     """Rehearse a recipe and, unless that is all that was asked, run it; returns the result of the run.
 
     Raises:
         SurgeonError: the recipe does not fit, or what the run raised.
     """
     if order.dry_run:
-        show_rehearsal(fold_recipe(recipe, order.where), order.as_json)
+        show_dry_run(fold_recipe(recipe, order.where), order.as_json)
         return None
     # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
     if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
@@ -51,35 +52,36 @@ def operate(recipe: Recipe, order: Order, narrator: Narrator) -> dict[str, Any] 
     out = None if order.out is None else order.out.expanduser().absolute()
     if out is not None and order.worker is None and out.exists():
         raise ExportError("is there already", where=str(out), allowed="a directory that does not exist yet")
-    result = _run(recipe, order, out, narrator)
-    _show_result(result, order.as_json, narrator)
+    result = _run(recipe, order, out, reporter)
+    _show_result(result, order.as_json, reporter)
     return result
 
 
-def _run(recipe: Recipe, order: Order, out: Path | None, narrator: Narrator) -> dict[str, Any]:
+def _run(recipe: Recipe, order: RunOptions, out: Path | None, reporter: ConsoleReporter) -> RunResult:
     from surgeon.client import run_job
 
-    args = {
-        "recipe": recipe_to_builtins(recipe), "root": str(order.root), "out": str(out) if out else None,
-        "verify": order.verify, "device": order.device, "dtype": order.dtype,
-    }  # fmt: skip
-    result = dict(run_job("run", args, narrator.hear, order.worker))
-    narrator.finish()
+    job = RunJob(
+        recipe=recipe_to_builtins(recipe), root=str(order.root), out=str(out) if out else None,
+        verify=order.verify, device=order.device, dtype=order.dtype,
+    )  # fmt: skip
+    result = run_job(job, reporter.on_event, order.worker)
+    assert isinstance(result, RunResult)
+    reporter.finish()
     return result
 
 
-def _show_result(result: dict[str, Any], as_json: bool, narrator: Narrator) -> None:
-    narrator.say(f"{count_text(result['parameters'])} parameters, {bytes_text(result['bytes'])}")
-    if result.get("proof"):
-        narrator.say(proof_table(result["proof"]))
-    measured = evaluations_table(result.get("evaluations") or ())
-    if measured and result["out"]:
-        narrator.say(measured)
+def _show_result(result: RunResult, as_json: bool, reporter: ConsoleReporter) -> None:
+    reporter.write_line(f"{count_text(result.parameters)} parameters, {bytes_text(result.bytes)}")
+    if result.proof:
+        reporter.write_line(proof_table(result.proof))
+    measured = evaluations_table(result.evaluations)
+    if measured and result.out:
+        reporter.write_line(measured)
     if as_json:
-        print_json(result)
+        print_json(msgspec.structs.asdict(result))
     else:
-        click.echo(result["out"] or measured)
-    refuse_failed(result.get("proof") or {}, str(result["out"]))
+        click.echo(result.out or measured)
+    refuse_failed(result.proof or {}, str(result.out))
 
 
 def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -94,23 +96,23 @@ def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
     return table(header[:width], [row[:width] for row in rows], right="step value error") if rows else ""
 
 
-def show_rehearsal(folded: Folded, as_json: bool) -> None:
+def show_dry_run(folded: Folded, as_json: bool) -> None:
     """Print what a run would do."""
-    rehearsal = folded.rehearsal
+    dry_run = folded.dry_run
     if as_json:
-        print_json(rehearsal)
+        print_json(dry_run)
         return
     base = folded.drafts[0].structure.checkpoint
-    click.echo(f"{rehearsal.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
-    click.echo(_steps_table(rehearsal.steps))
-    for report in rehearsal.steps:
+    click.echo(f"{dry_run.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
+    click.echo(_steps_table(dry_run.steps))
+    for report in dry_run.steps:
         for one in report.measure:
             data = f" on {one['data']}" if one["data"] else ""
             click.echo(f"steps[{report.number}] has to be measured first: {one['score']}{data}")
         if report.learn is not None:
             click.echo(_learn_text(report.number, report.learn))
-    click.echo(_config_text(rehearsal))
-    click.echo(_result_text(rehearsal))
+    click.echo(_config_text(dry_run))
+    click.echo(_result_text(dry_run))
 
 
 def _learn_text(number: int, learn: Mapping[str, int]) -> str:
@@ -153,27 +155,27 @@ def _bare(value: Any) -> str:
     return msgspec.json.encode(value).decode().replace('"', "")
 
 
-def _config_text(rehearsal: Rehearsal) -> str:
-    if not rehearsal.config:
+def _config_text(dry_run: DryRun) -> str:
+    if not dry_run.config:
         return "\nconfig.json stays as it is"
-    rows = [[key, setting_text(old), "→", setting_text(new)] for key, (old, new) in rehearsal.config.items()]
+    rows = [[key, setting_text(old), "→", setting_text(new)] for key, (old, new) in dry_run.config.items()]
     return "\n" + table(["config.json", "", "", ""], rows)
 
 
-def _result_text(rehearsal: Rehearsal) -> str:
-    cache = rehearsal.kv_cache_bytes_per_token
+def _result_text(dry_run: DryRun) -> str:
+    cache = dry_run.kv_cache_bytes_per_token
     cache_text = "unknown" if cache is None else f"{bytes_text(cache)} per token"
     parts = [
-        f"{rehearsal.layers} layers", f"{rehearsal.tensors} tensors", f"{count_text(rehearsal.parameters)} parameters",
-        f"{bytes_text(rehearsal.bytes)}", f"KV cache {cache_text}",
+        f"{dry_run.layers} layers", f"{dry_run.tensors} tensors", f"{count_text(dry_run.parameters)} parameters",
+        f"{bytes_text(dry_run.bytes)}", f"KV cache {cache_text}",
     ]  # fmt: skip
-    if rehearsal.trainable_parameters != rehearsal.parameters:
-        parts.append(f"{count_text(rehearsal.trainable_parameters)} trainable")
-    if rehearsal.adapters:
-        parts.append(f"{rehearsal.adapters} adapters")
-    lines = ["", "result: " + ", ".join(parts), f"what is written: {rehearsal.writes}"]
-    if not rehearsal.exact:
+    if dry_run.trainable_parameters != dry_run.parameters:
+        parts.append(f"{count_text(dry_run.trainable_parameters)} trainable")
+    if dry_run.adapters:
+        parts.append(f"{dry_run.adapters} adapters")
+    lines = ["", "result: " + ", ".join(parts), f"what is written: {dry_run.writes}"]
+    if not dry_run.exact:
         lines.append("~ assumes an outcome of the measurements: figures may differ where layers are unlike")
-    if rehearsal.unknown:
-        lines.append(rehearsal.unknown)
+    if dry_run.unknown:
+        lines.append(dry_run.unknown)
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def measuring(function: Function) -> Function:
     return function
 
 
-def patient_of(model: str, recipe: Path | None) -> Recipe:
+def base_recipe(model: str, recipe: Path | None) -> Recipe:
     """Return what is to be done to a model before it is measured."""
     if recipe is None:
         return Recipe(base=Base(model=model))
@@ -41,14 +41,14 @@ def patient_of(model: str, recipe: Path | None) -> Recipe:
     return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=model))
 
 
-def measuring_job(patient: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the jobs `score` and `ablate` share."""
+def job_fields(measured: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that the jobs `score` and `ablate` share."""
     root = recipe.absolute().parent if recipe is not None else Path.cwd()
-    return {"recipe": recipe_to_builtins(patient), "root": str(root), "data": _data(data, patient), **settings}
+    return {"recipe": recipe_to_builtins(measured), "root": str(root), "data": _data(data, measured), **settings}
 
 
-def _data(data: str | None, patient: Recipe) -> str | None:
+def _data(data: str | None, measured: Recipe) -> str | None:
     """Return where the text is: a name from the recipe, a file here, or whatever the worker makes of it."""
-    if data in patient.data:
-        return patient.data[data]
+    if data in measured.data:
+        return measured.data[data]
     return str(Path(data).absolute()) if data and Path(data).exists() else data

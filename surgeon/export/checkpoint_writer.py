@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.plan import Plan
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
@@ -31,7 +31,7 @@ Finish = Callable[[Path], dict[str, Any] | None]
 
 
 def export_checkpoint(
-    plan: Plan, recipe: Recipe, out: Path, *, emit: Emit, cancelled: IsCancelled,
+    plan: Plan, recipe: Recipe, out: Path, *, job: JobContext,
     arithmetic: Arithmetic | None = None, finish: Finish | None = None, results: Sequence[EvaluationResult] = (),
 ) -> dict[str, Any] | None:  # fmt: skip
     """Write a checkpoint, check it, let `finish` add to it, and publish it at `out`. Returns what `finish` returned.
@@ -48,10 +48,10 @@ def export_checkpoint(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        emit("progress", {"done": done, "total": plan.nbytes, "unit": "bytes", "what": "writing"})
+        job.progress(done, plan.nbytes, "bytes", "writing")
 
     with published(out) as directory:
-        write_shards(plan, directory, arithmetic, advance, cancelled)
+        write_shards(plan, directory, arithmetic, advance, job.is_cancelled)
         write_config(plan, directory)
         copy_side_files(plan, directory)
         write_records(plan, recipe, directory, results)

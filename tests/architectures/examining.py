@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.errors import SurgeonError
 from tests.architectures.reference import NoReference, Reference, logits_of
+from tests.jobs import perform
 
 Steps = list[dict[str, Any]]
 

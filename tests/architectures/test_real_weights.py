@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from surgeon.backend.jobs.dispatch import perform
+from tests.jobs import perform
 
 Tensors = dict[str, torch.Tensor]
 _STEPS = [{"prune": {"layers": [13, 14, 21]}}, {"expand": {"after": [2, 20], "init": "mean"}}]

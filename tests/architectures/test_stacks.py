@@ -11,11 +11,11 @@ import transformers
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.structure.structure import Stack, Structure
 from tests.architectures.building import small_config, tiny_model
 from tests.architectures.settings import OWN
+from tests.jobs import perform
 
 _SEQ2SEQ = {
     "T5ForConditionalGeneration": "t5",

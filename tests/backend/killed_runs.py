@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.backend.training import learning_steps, resume_state, trainer
+from tests.jobs import perform
 
 
 def main() -> None:

@@ -14,12 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.client import WorkerClient
 from surgeon.core.jobs import Event
 from surgeon.errors import Cancelled, LearningError
 from tests.backend.training_recipes import LINES, learn_args, pupil, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 pytestmark = pytest.mark.slow
 LAUNCH = (

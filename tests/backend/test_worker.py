@@ -17,7 +17,7 @@ import pytest
 from surgeon import __version__
 from surgeon.core.jobs import PROTOCOL
 from tests.backend.tiny_models import save_tiny, write_tokenizer
-from tests.backend.worker_process import PLAYED, SECONDS, Worker
+from tests.backend.worker_process import SECONDS, PlayedWorker, Worker
 from tests.export.handmade_shards import write_llama
 from tests.export.replaying import PRUNE, job_args, names_in
 
@@ -48,7 +48,7 @@ def score_args(base: Path, **more: Any) -> dict[str, Any]:
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     """A worker with jobs made for these tests, and nothing imported beforehand."""
     monkeypatch.setenv("COLD", "1")
-    one = Worker(PLAYED)
+    one = PlayedWorker()
     yield one
     one.stop()
 
@@ -75,12 +75,13 @@ def test_it_has_torch_and_transformers_before_the_first_job() -> None:
         "import gc, sys, surgeon.backend.worker as w\n"
         "wanted = ('torch', 'transformers.models.auto.modeling_auto')\n"
         "there = lambda: [name in sys.modules for name in wanted]\n"
-        "w.perform = lambda *_: {'there': there(), 'frozen': gc.get_freeze_count()}\n"
+        "from surgeon.core.jobs import ScoreResult\n"
+        "w.perform = lambda *_: ScoreResult(scores=[{'there': there(), 'frozen': gc.get_freeze_count()}])\n"
         "w.main()"
     )
     one = Worker(code)
-    one.send("look")
-    body = one.end_of(1)["body"]
+    one.send("score", names=["look"], recipe={})
+    body = one.end_of(1)["body"]["scores"][0]
     assert body["there"] == [True, True]
     assert body["frozen"] > 100_000
     assert one.close() == 0
@@ -112,7 +113,7 @@ def test_nothing_that_a_library_prints_or_reads_reaches_the_channel(played: Work
     assert played.end_of(2)["event"] == "result"
     assert played.close() == 0
     for line in played.lines:
-        assert set(json.loads(line)) >= {"id", "event"}
+        assert set(json.loads(line)) >= {"id", "body"}
     assert {b"print\n", b"err\n", b"system\n", b"raw\n"} <= set(played.log)
 
 

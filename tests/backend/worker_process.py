@@ -39,7 +39,7 @@ class Worker:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            self._arrived.put({**json.loads(line), "at": time.monotonic()})
+            self._arrived.put({**plain_line(line), "at": time.monotonic()})
         self._arrived.put(None)
 
     def _read_log(self) -> None:
@@ -54,7 +54,8 @@ class Worker:
 
     def send(self, job: str, number: int = 1, revision: int = 0, **args: Any) -> None:
         """Send a job."""
-        self.write(json.dumps({"id": number, "job": job, "args": args, "revision": revision}).encode() + b"\n")
+        request = {"id": number, "job": {"job": job, **args}, "revision": revision}
+        self.write(json.dumps(request).encode() + b"\n")
 
     def wait(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Return the next event that is wanted."""
@@ -92,22 +93,55 @@ class Worker:
         self.close()
 
 
+class PlayedWorker(Worker):
+    """A worker that runs `PLAYED`: jobs of any name travel as the names of a score job, their arguments as its recipe."""
+
+    def __init__(self) -> None:
+        super().__init__(PLAYED)
+
+    def send(self, job: str, number: int = 1, revision: int = 0, **args: Any) -> None:
+        """Send a job made up for tests, or a cancel."""
+        if job == "cancel":
+            super().send(job, number, revision)
+        else:
+            super().send("score", number, revision, names=[job], recipe=args)
+
+    def end_of(self, number: int) -> dict[str, Any]:
+        """Return the error of a job, or what its result holds."""
+        event = super().end_of(number)
+        return {**event, "body": event["body"]["scores"][0]} if event["event"] == "result" else event
+
+
+def plain_line(line: bytes) -> dict[str, Any]:
+    """Return an event with its kind beside its body, and of a result or an error what is in it."""
+    event = json.loads(line)
+    body = event["body"]
+    kind = body.pop("event")
+    body = body["error"] if kind == "error" else body["result"] if kind == "result" else body
+    body.pop("of", None)
+    return {**event, "event": kind, "body": body}
+
+
 # Stands in for the real work: a job that can be told what to do, in the real loop.
 PLAYED = """
 import os, sys, time
 import surgeon.backend.worker as worker
+from surgeon.core.jobs import LogMessage, Progress, ScoreResult
 from surgeon.errors import Cancelled
 
-def perform(job, args, emit, cancelled):
+def perform(request, emit, cancelled):
+    return ScoreResult(scores=[carry_out(request.names[0], request.recipe, emit, cancelled)])
+
+def carry_out(job, args, emit, cancelled):
     if job == "speak":
         print("print", flush=True); sys.stderr.write("err\\n"); os.system("echo system"); os.write(1, b"raw\\n")
         return {"read": sys.stdin.read(), "fd": os.read(0, 10).decode()}
     if job == "count":
         for n in range(args["n"]):
-            emit("progress", {"done": n + 1, "total": args["n"], "unit": "steps", "what": "counting"})
+            emit(Progress(done=n + 1, total=args["n"], unit="steps", what="counting"))
             time.sleep(args["pause"])
     if job == "wait":
-        emit("log", {"level": "info", "text": "waiting"})
+        emit(LogMessage(text="waiting"))
         while not cancelled():
             time.sleep(0.01)
         if args.get("stubborn"):

@@ -31,7 +31,7 @@ from surgeon.backend.training.weight_mask_bits import WeightMask, pack
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
-from tests.export.replaying import keep_silent, never
+from tests.jobs import job_context
 
 Step = Callable[[], None]
 PAIRS = Path(__file__).parents[2] / "recipes" / "data" / "polite_pairs.jsonl"
@@ -102,7 +102,7 @@ def training_step(
     run = TrainingRun(
         model=model, parameters=free, step=step, objective=step.objective.objective, data=data, held_out=None,
         steps=step.steps, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"),
-        emit=keep_silent, cancelled=never, mask=mask,
+        job=job_context(), mask=mask,
     )  # fmt: skip
     accelerator = stack.enter_context(training_accelerator(run.step, run.device))
     return _Trainer(run, accelerator)._step

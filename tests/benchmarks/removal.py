@@ -24,7 +24,7 @@ from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.scoring.score_kinds import SweepScore, score_kinds
 from surgeon.scores.block_influence import influence
-from tests.export.replaying import keep_silent, never
+from tests.jobs import job_context, never
 
 RESAMPLES = 2000
 Array = np.ndarray[Any, Any]
@@ -71,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     draft = draft_of(read_structure(open_checkpoint(locate_model(options.model))))
     settings = Settings(Path(), data=options.data, sequences=options.sequences, length=options.length)
-    with scoring_context(draft, settings, calibration_of(draft, settings), 1024, keep_silent, never) as context:
+    with scoring_context(draft, settings, calibration_of(draft, settings), 1024, job_context()) as context:
         turned, cost = influences(context), removals(context)
     print("layer  block influence  removal (nats per token)")
     for layer, (one, other) in enumerate(zip(turned, cost, strict=True)):

@@ -83,7 +83,7 @@ def score(model: Path, by: str, options: argparse.Namespace, *flags: str) -> tup
         report = Path(cache) / "report.json"
         program = (
             "import sys, resource\n"
-            "import json; from surgeon.backend.jobs.dispatch import perform\n"
+            "import json; from tests.jobs import perform\n"
             "result = perform('score', json.loads(sys.argv[1]), lambda *_: None, lambda: False)\n"
             "open(sys.argv[2], 'w').write(json.dumps(result))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

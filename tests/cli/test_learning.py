@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.core.jobs import Event
 from surgeon.core.recipe.command_text import command_line
 from surgeon.core.recipe.recipe import load_recipe, step_of, step_to_builtins
@@ -131,10 +131,10 @@ def event(done: int, total: int = 40, **figures: float) -> Event:
 
 def test_a_pipe_gets_a_line_for_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     """And one for the end; what is measured in between is no line of its own."""
-    narrator = Narrator()
+    reporter = ConsoleReporter()
     for done in range(1, 41):
-        narrator.hear(event(done, held_out_loss=2.5, held_out_before_loss=4.0, accuracy=0.5))
-        narrator.hear(Event(id=1, event="progress", body={"done": 1, "total": 2, "what": "held-out loss"}))
+        reporter.on_event(event(done, held_out_loss=2.5, held_out_before_loss=4.0, accuracy=0.5))
+        reporter.on_event(Event(id=1, event="progress", body={"done": 1, "total": 2, "what": "held-out loss"}))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
     says = "loss 3.21, held-out loss 4.00→2.50, accuracy 0.500, 12.3k tokens/s, 1m15s left"
@@ -148,7 +148,7 @@ def test_a_bar_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("surgeon.cli.progress_output.sys", SimpleNamespace(stderr=screen))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "90")
-    Narrator().hear(event(10, held_out_loss=2.5, held_out_before_loss=4.0, margin=1.25))
+    ConsoleReporter().on_event(event(10, held_out_loss=2.5, held_out_before_loss=4.0, margin=1.25))
     assert len(screen.getvalue()) == 89
     assert screen.getvalue().startswith("training  ██████░░░░░░░░░░░░░░░░░░  25%  10 / 40 steps  loss 3.21  held-out")
 

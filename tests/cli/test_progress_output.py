@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from surgeon.cli.formatting import bytes_text, change_text, count_text, setting_text, table, value_text
-from surgeon.cli.progress_output import Narrator, on_terminal
+from surgeon.cli.progress_output import ConsoleReporter, on_terminal
 from surgeon.core.jobs import Event, Kind
 
 
@@ -33,26 +33,26 @@ def progress(done: int, total: int, unit: str = "layers") -> Event:
 
 
 def test_a_terminal_gets_a_bar_that_rows_are_written_above(terminal: Terminal) -> None:
-    narrator = Narrator()
-    narrator.hear(progress(3, 6))
-    narrator.hear(event("scored", score="s", layer="2", value=0.5, error=None))
-    narrator.finish()
+    reporter = ConsoleReporter()
+    reporter.on_event(progress(3, 6))
+    reporter.on_event(event("scored", score="s", layer="2", value=0.5, error=None))
+    reporter.finish()
     bar = "scoring  ████████████░░░░░░░░░░░░  50%  3 / 6 layers"
     assert terminal.getvalue() == f"{bar}\r\x1b[Ks  layer 2  0.5000\n{bar}\r\x1b[K"
 
 
 def test_a_bar_of_bytes_or_of_unknown_length_is_readable(terminal: Terminal) -> None:
-    Narrator().hear(progress(1_500_000, 3_000_000, "bytes"))
+    ConsoleReporter().on_event(progress(1_500_000, 3_000_000, "bytes"))
     assert "50%  1.5 MB / 3.0 MB" in terminal.getvalue()
-    Narrator().hear(progress(7, 0))
+    ConsoleReporter().on_event(progress(7, 0))
     assert terminal.getvalue().endswith("scoring  7 layers")
 
 
 def test_a_file_gets_each_stage_once_and_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    narrator = Narrator()
+    reporter = ConsoleReporter()
     for done in range(3):
-        narrator.hear(progress(done, 3))
-    narrator.finish()
+        reporter.on_event(progress(done, 3))
+    reporter.finish()
     assert capsys.readouterr().err == "scoring\n"
 
 
@@ -61,9 +61,9 @@ def test_quiet_says_nothing_and_verbose_says_more(capsys: pytest.CaptureFixture[
         progress(1, 2), event("log", level="info", text="loading"), event("log", level="warning", text="odd"),
         event("stat", rss_bytes=2_000_000),
     ]  # fmt: skip
-    for narrator in (Narrator(quiet=True), Narrator(), Narrator(verbose=True)):
+    for reporter in (ConsoleReporter(quiet=True), ConsoleReporter(), ConsoleReporter(verbose=True)):
         for one in heard:
-            narrator.hear(one)
+            reporter.on_event(one)
     assert capsys.readouterr().err.splitlines() == ["scoring", "odd", "scoring", "loading", "odd", "memory 2.0 MB"]
 
 
@@ -73,7 +73,7 @@ def test_nobody_listening_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch
             raise BrokenPipeError
 
     monkeypatch.setattr("surgeon.cli.progress_output.sys", SimpleNamespace(stderr=Gone()))
-    Narrator().say("anything")
+    ConsoleReporter().write_line("anything")
 
 
 def test_a_dumb_terminal_is_none(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

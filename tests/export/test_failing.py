@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.jobs.run import run_job
 from surgeon.errors import Cancelled, CheckpointError, ExportError, RecipeError, SurgeonError, VerifyError
 from surgeon.export import checkpoint_writer
 from surgeon.export.shards import write_shards
 from tests.export.handmade_shards import llama_tensors, write_config, write_llama, write_shard
 from tests.export.replaying import MEAN, PRUNE, digests, names_in, run, start_run
+from tests.jobs import perform
 
 
 def refused(base: Path, out: Path, kind: type[SurgeonError], *steps: Any, **more: Any) -> SurgeonError:
@@ -115,7 +115,7 @@ def test_a_cancel_leaves_nothing(step: Any, tmp_path: Path) -> None:
 def test_a_kill_leaves_no_target_and_the_next_run_clears_up(tmp_path: Path) -> None:
     """SIGKILL in the middle of the weights: OUT is absent, OUT.partial is recognised and replaced."""
     base = write_llama(tmp_path / "base", layers=6, shards=3)
-    wait = "def emit(kind, body):\n    print('writing', flush=True)\n    sys.stdin.readline()"
+    wait = "def emit(event):\n    print('writing', flush=True)\n    sys.stdin.readline()"
     process = start_run(base, tmp_path / "out", PRUNE, prelude=wait)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
@@ -182,7 +182,9 @@ def test_a_base_that_is_another_model_than_the_recipes_is_refused(tmp_path: Path
     base = write_llama(tmp_path / "base")
     recipe = {"version": 1, "base": {"model": str(base), "fingerprint": "0" * 16}, "steps": [PRUNE]}
     with pytest.raises(RecipeError, match="fingerprint"):
-        run_job({"recipe": recipe, "out": str(tmp_path / "out"), "verify": False}, lambda *_: None, lambda: False)
+        perform(
+            "run", {"recipe": recipe, "out": str(tmp_path / "out"), "verify": False}, lambda *_: None, lambda: False
+        )
     assert names_in(tmp_path) == ["base"]
 
 

@@ -64,7 +64,7 @@ def test_it_costs_no_arithmetic_and_shows_what_it_adds(tmp_path: Path) -> None:
     assert report.parameters_change == 96 * 32
     assert report.bytes_change == 2 * 96 * 32
     assert report.changes == "untied the head"
-    assert folded.rehearsal.config == {"tie_word_embeddings": (True, False)}
+    assert folded.dry_run.config == {"tie_word_embeddings": (True, False)}
 
 
 def test_head_and_last_layers_are_trained_while_the_embedding_stays(tmp_path: Path) -> None:

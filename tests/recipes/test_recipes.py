@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.backend.jobs.run import run_job
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.recipe.validation import built_in
 from surgeon.core.recipe.yaml_document import read_document
 from tests.backend.tiny_models import save_tiny, write_tokenizer
+from tests.jobs import perform
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
@@ -71,7 +71,7 @@ def test_a_shipped_recipe_runs_on_the_demo_model(name: str, demo_model: Path, tm
 def _require_it_runs(plain: dict[str, Any], out: Path) -> None:
     recipe = recipe_from_builtins(plain, "cut")
     args = {"recipe": recipe_to_builtins(recipe), "root": str(RECIPES), "out": str(out), **_SCORED}
-    result = run_job(args, lambda _kind, _body: None, lambda: False)
+    result = perform("run", args, lambda _kind, _body: None, lambda: False)
 
     assert all((RECIPES / source).is_file() for source in recipe.data.values())
     assert all(check["passed"] for check in result["proof"].values())

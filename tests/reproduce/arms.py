@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.jobs.run import run_job
 from surgeon.core.jobs import Kind
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
 from surgeon.core.recipe.validation import built_in
 from surgeon.core.recipe.yaml_document import read_document
+from tests.jobs import perform
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -58,7 +58,7 @@ def run_arm(arm: Arm, seed: int, say: Callable[[str], None] = print) -> Plain:
 
     with tempfile.TemporaryDirectory() as place:
         args = {"recipe": recipe_to_builtins(recipe), "root": str(RECIPES), "out": f"{place}/out", "verify": False}
-        result = run_job(args, emit, lambda: False)
+        result = perform("run", args, emit, lambda: False)
     resolved = [step["resolved"] for step in result["recipe"]["steps"] if "resolved" in step]
     addresses = [str(one[LEARNED][0]) for one in resolved if LEARNED in one]
     found: Plain = {"evaluations": result["evaluations"], "resolved": resolved}

@@ -14,6 +14,7 @@ from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 ROLES = ("attention.output", "mlp.up", "mlp.down")
+from tests.jobs import job_context
 
 
 def _silent(_kind: Kind, _body: dict[str, Any]) -> None:
@@ -30,7 +31,7 @@ def decile_curves(seeds: int) -> dict[str, Any]:
     for state, steps in (("before", []), ("after", plain["steps"])):
         recipe = recipe_from_builtins({**plain, "steps": steps})
         draft, _ = replay(recipe, open_base(recipe, "curve"), {"root": str(RECIPES)}, _silent, lambda: False)
-        measured = ablate(draft, ROLES, settings, _silent, lambda: False)
+        measured = ablate(draft, ROLES, settings, job_context(_silent))
         found[state] = {
             role: [[row.rise, row.error, row.energy] for row in measured.rows if row.role == role] for role in ROLES
         }

@@ -20,6 +20,7 @@ from surgeon.core.scoring.score import END_OF_FREEZING
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 SOURCES = ("instructions.jsonl", "gsm8k.jsonl")
+from tests.jobs import job_context
 
 
 def ila_rankings(seeds: int) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def ila_rankings(seeds: int) -> dict[str, Any]:
     for source in SOURCES:
         for seed in range(min(seeds, 2)):
             settings = Settings(root=RECIPES, data=str(Path("data") / source), seed=seed)
-            (score,) = measure(draft, [asked], settings, lambda _kind, _body: None, lambda: False)
+            (score,) = measure(draft, [asked], settings, job_context())
             found[f"{source}/{seed}"] = {f"{layer}.{name}": value for layer, matrices in score.matrices.items()
                                          for name, value in matrices.items()}  # fmt: skip
     return found
@@ -41,7 +42,7 @@ def ila_rankings(seeds: int) -> dict[str, Any]:
 def frozen_by_gain(selection: Mapping[str, Any], data: Mapping[str, str], seed: int) -> int:
     """Return how many layers `through highest by semantic_gain` is, measured as a run of the recipe measures it."""
     settings = replace(settings_of({"root": str(RECIPES)}), data=data[selection["data"]], seed=seed)
-    (score,) = measure(_demo(), [request_text(selection["by"])], settings, lambda _kind, _body: None, lambda: False)
+    (score,) = measure(_demo(), [request_text(selection["by"])], settings, job_context())
     return int(score.details[END_OF_FREEZING]) + 1
 
 

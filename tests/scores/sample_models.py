@@ -18,7 +18,7 @@ from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.core.scoring.score import Score
 from tests.backend.tiny_models import save_tiny, write_tokenizer
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never
 
 MEASURED_FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "phi3", "mixtral")
 Array = np.ndarray[Any, Any]

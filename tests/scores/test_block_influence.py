@@ -27,7 +27,8 @@ from tests.backend.tiny_models import (
     save_tiny,
     write_tokenizer,
 )
-from tests.export.replaying import Step, keep_silent, never, run
+from tests.export.replaying import Step, run
+from tests.jobs import job_context, keep_silent, never
 from tests.scores.test_weight_norm import open_draft
 
 
@@ -163,19 +164,19 @@ def test_a_cancel_is_heeded_between_batches_and_leaves_the_model_whole(tmp_path:
     whole = influences(base)
     draft = open_draft(base, {"prune": {"layers": [0]}})
     settings = Settings(base, sequences=5, length=16, batch_tokens=32)
-    measure(open_draft(base), ["block_influence"], settings, keep_silent, never)
+    measure(open_draft(base), ["block_influence"], settings, job_context())
     asked = iter([False] * 4 + [True])
     with pytest.raises(Cancelled):
         measure(draft, ["block_influence"], settings, keep_silent, lambda: next(asked))
     shutil.rmtree(cache_directory() / "scores")
-    (again,) = measure(open_draft(base), ["block_influence"], settings, keep_silent, never)
+    (again,) = measure(open_draft(base), ["block_influence"], settings, job_context())
     forget_model()
     assert again.values == whole.values
 
 
 def test_on_a_real_model_the_influence_is_that_of_other_peoples_measurements(demo_model: Path) -> None:
     """SmolLM2-135M-Instruct and the Python documentation: layer 0 turns most, 25, 14 and 13 among the five least."""
-    (score,) = measure(open_draft(demo_model), ["block_influence"], Settings(demo_model), keep_silent, never)
+    (score,) = measure(open_draft(demo_model), ["block_influence"], Settings(demo_model), job_context())
     forget_model()
     ranking = score.ranking(list(score.values))
     assert ranking[-1] == "0"

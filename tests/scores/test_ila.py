@@ -24,7 +24,8 @@ from surgeon.core.selection.ranking import extreme_layers
 from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
 from surgeon.scores.ila import Ila
 from tests.backend.tiny_models import LAYERS
-from tests.export.replaying import keep_silent, never, run
+from tests.export.replaying import run
+from tests.jobs import job_context
 from tests.scores.sample_models import few, open_draft, patient, scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -219,7 +220,7 @@ def test_a_weight_mask_is_no_hindrance(tmp_path: Path, data: str) -> None:
     """It says what later training may change, as a freeze does; the numbers are those without it."""
     base = patient("llama", tmp_path / "base")
     draft = replace(open_draft(base), mask="0123456789abcdef")
-    (found,) = measure(draft, [QUICK], few(base, data=data), keep_silent, never)
+    (found,) = measure(draft, [QUICK], few(base, data=data), job_context())
     shutil.rmtree(cache_directory())
     assert found == scores(base, QUICK, data=data)["ila"]
 

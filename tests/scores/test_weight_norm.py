@@ -22,7 +22,7 @@ from surgeon.core.scoring.score import Score
 from surgeon.errors import Cancelled, ScoreError
 from surgeon.scores.weight_norm import WeightNorm
 from tests.backend.tiny_models import FAMILIES, LAYERS, save_tiny
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never
 
 
 def open_draft(base: Path, *steps: Any) -> Draft:

@@ -20,7 +20,7 @@ from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.position_limit import refuse_too_long
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import Evaluated, JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of
@@ -29,7 +29,7 @@ from surgeon.core.recipe.learning_step import draft_state
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
-from surgeon.errors import Cancelled, RecipeError
+from surgeon.errors import RecipeError
 
 _VERSION = 1
 """Raised whenever the same inputs would give other numbers."""
@@ -38,14 +38,12 @@ _VERSION = 1
 class Evaluator:
     """Looks at the models of one recipe, step by step."""
 
-    def __init__(
-        self, recipe: Recipe, base: Draft, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
-    ) -> None:
+    def __init__(self, recipe: Recipe, base: Draft, job: JobContext) -> None:
         """Measure nothing yet."""
-        self._recipe, self._base, self._emit, self._cancelled = recipe, base, emit, cancelled
-        self._root = Path(args.get("root", "."))
-        self._device = choose_device(args.get("device"))
-        self._dtype = choose_dtype(args.get("dtype") or "float32", self._device)
+        self._recipe, self._base, self._job = recipe, base, job
+        self._root = job.root
+        self._device = choose_device(job.device)
+        self._dtype = choose_dtype(job.dtype or "float32", self._device)
         self._cache = ScoreCache(base.structure.checkpoint)
         self._tokenizer: Any = None
 
@@ -57,7 +55,7 @@ class Evaluator:
         """
         bounds = step.bounds()
         for name, measure in step.measures().items():
-            self._emit("log", {"level": "info", "text": f"steps[{number}].{step.name}: measuring {name}"})
+            self._job.log(f"steps[{number}].{step.name}: measuring {name}")
             raw = self._raw(draft, measure)
             base = self._raw(self._base, measure) if measure.kind == "pairs" else None
             figures = figures_of(measure, raw, base)
@@ -67,7 +65,7 @@ class Evaluator:
                 step=number, name=name if bounds else step.title, metric=name, data=measure.data,
                 examples=len(raw.values), figures=figures, base=dict(untouched),
             )  # fmt: skip
-            self._emit("evaluated", msgspec.to_builtins(result))
+            self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
             if bound is not None:
                 where = f"steps[{number}].{step.name}.{name}"
                 said = bound.judge(name, figures[name], untouched.get(name), where)
@@ -87,7 +85,7 @@ class Evaluator:
         items = read_items(measure, data, self._root, tokenizer)
         if items.left_out:
             text = f"{measure.data}: {items.left_out} rows are longer than {measure.max_length} tokens and left out"
-            self._emit("log", {"level": "warning", "text": text})
+            self._job.warn(text)
         answering = (measure.max_new_tokens, self._answering()) if measure.kind == "answers" else None
         asked = (measure.kind, items.digest, answering)
         return self._cached(draft, asked, lambda model: self._measured(model, items, measure))
@@ -110,10 +108,8 @@ class Evaluator:
         refuse_too_long(model, longest, measure.data or "data", settings)
 
         def tell(done: int) -> None:
-            if self._cancelled():
-                raise Cancelled
-            body = {"done": done, "total": len(sequences), "unit": "sequences", "what": "evaluating"}
-            self._emit("progress", body)
+            self._job.stop_if_cancelled()
+            self._job.progress(done, len(sequences), "sequences", "evaluating")
 
         if measure.kind == "answers":
             told = greedy_answers(model, self._own_tokenizer(), sequences, measure.max_new_tokens, tell)

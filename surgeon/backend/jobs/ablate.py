@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import msgspec
 
+from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import settings_of
-from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.core.plan.draft import Draft
+from surgeon.core.jobs import AblateJob, AblateResult, JobContext
 
 
-def ablate_job(
-    args: Mapping[str, Any], read_draft: Callable[[Mapping[str, Any]], Draft], emit: Emit, cancelled: IsCancelled
-) -> dict[str, Any]:
-    """Perform an `ablate` job: the arguments of a `score` job, with `roles` in place of `names`."""
-    found = ablate(read_draft(args), args["roles"], settings_of(args), emit, cancelled)
-    return {"ablations": msgspec.to_builtins(found)}
+def ablate_job(request: AblateJob, job: JobContext) -> AblateResult:
+    """Perform an `ablate` job."""
+    found = ablate(replayed_draft(request, job), request.roles, settings_of(request), job)
+    return AblateResult(ablations=msgspec.to_builtins(found))

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from pathlib import Path
 
 from surgeon.backend.out_of_memory import is_out_of_memory
-from surgeon.core.jobs import Emit, IsCancelled
-from surgeon.errors import SurgeonError, WorkerError
+from surgeon.core.jobs import (
+    AblateJob,
+    AnyJob,
+    AnyResult,
+    DemoJob,
+    Emit,
+    IsCancelled,
+    Job,
+    JobContext,
+    LearnJob,
+    RunJob,
+    ScoreJob,
+    VerifyJob,
+)
+from surgeon.errors import SurgeonError
 
 
-def perform(job: str, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
+def perform(request: AnyJob, emit: Emit, is_cancelled: IsCancelled) -> AnyResult:
     """Perform one job and return its result.
 
     Raises:
         SurgeonError: whatever went wrong, in words; running out of memory or disk too.
     """
+    name = _MODULES[type(request)]
+    job = JobContext(emit, is_cancelled, Path(request.root), request.device, request.dtype)
     try:
-        return _JOBS[job](args, emit, cancelled)
-    except KeyError:
-        if job in _JOBS:
-            raise
-        raise WorkerError(f"no job {job!r}", where="worker", allowed=", ".join(_JOBS)) from None
+        carry_out = getattr(import_module(f"surgeon.backend.jobs.{name}"), f"{name}_job")
+        result: AnyResult = carry_out(request, job)
+        return result
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -44,43 +58,12 @@ def _out_of_memory(what: str) -> SurgeonError:
     )
 
 
-def _score(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.score import score_job
-    from surgeon.backend.replay import read_draft
-
-    return score_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
-
-
-def _ablate(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.ablate import ablate_job
-    from surgeon.backend.replay import read_draft
-
-    return ablate_job(args, lambda args: read_draft(args, emit, cancelled), emit, cancelled)
-
-
-def _run(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.run import run_job
-
-    return run_job(args, emit, cancelled)
-
-
-def _learn(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.learn import learn_job
-
-    return learn_job(args, emit, cancelled)
-
-
-def _verify(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    from surgeon.backend.jobs.verify import verify_job
-
-    return verify_job(args, emit, cancelled)
-
-
-def _demo(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    del args
-    from surgeon.demo.fetching import fetch_demo
-
-    return {"path": str(fetch_demo(emit, cancelled))}
-
-
-_JOBS = {"score": _score, "ablate": _ablate, "learn": _learn, "run": _run, "verify": _verify, "demo": _demo}
+_MODULES: Mapping[type[Job], str] = {
+    ScoreJob: "score",
+    AblateJob: "ablate",
+    LearnJob: "learn",
+    RunJob: "run",
+    VerifyJob: "verify",
+    DemoJob: "demo",
+}
+"""The file of each job in this package; it holds a function of its name, such as `run_job`."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from surgeon.backend.base import open_base
 from surgeon.backend.replay import replay
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, LearnJob, LearnResult
+from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
 
 
-def learn_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    """Perform a `learn` job: carry out the learning steps of a recipe; see `Session.learn_job` for its arguments."""
-    from surgeon.core.plan.learned_results import result_report
-
-    recipe = recipe_from_builtins(args["recipe"])
-    _, recipe = replay(recipe, open_base(recipe, "recipe"), args, emit, cancelled)
+def learn_job(request: LearnJob, job: JobContext) -> LearnResult:
+    """Perform a `learn` job."""
+    recipe = recipe_from_builtins(request.recipe)
+    _, recipe = replay(recipe, open_base(recipe, "recipe"), request, job)
     addresses = [step.resolved[LEARNED][0] for step in recipe.steps if step.resolved and LEARNED in step.resolved]
     reports = {str(address): dict(result_report(str(address))) for address in addresses}
-    return {"recipe": recipe_to_builtins(recipe), "reports": reports}
+    return LearnResult(recipe=recipe_to_builtins(recipe), reports=reports)

@@ -1,71 +1,66 @@
-"""The `run` and `verify` jobs: replay a recipe on its base and export the result.
+"""The `run` job: replays a recipe on its base and exports the result.
 
 Torch is loaded only when a step must be measured, a tensor calculated, an adapter written, or the result verified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from surgeon.backend.base import open_base
 from surgeon.backend.data.rows import require_data
 from surgeon.backend.jobs.verify import verify_directory
 from surgeon.backend.replay import replay
-from surgeon.backend.verification.adapter_proof import prove_adapter
 from surgeon.core.checkpoint.locating import known_elsewhere
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import seen_from
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
-from surgeon.errors import Cancelled
-from surgeon.export.checkpoint_writer import ADAPTER, export_checkpoint, write_records
+from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
 from surgeon.export.publish import published, refuse_existing, refuse_inside
 
 
-def run_job(args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled) -> dict[str, Any]:
-    """Perform a `run` job; see `Session.run_job` for its arguments."""
-    recipe = recipe_from_builtins(args["recipe"])
+def run_job(request: RunJob, job: JobContext) -> RunResult:
+    """Perform a `run` job.
+
+    Raises:
+        SurgeonError: the recipe does not fit, a gate is not met, or the export could not be written or proved.
+    """
+    recipe = recipe_from_builtins(request.recipe)
     base = open_base(recipe, "recipe")
-    out = output_directory(recipe, args.get("out"))
+    out = output_directory(recipe, request.out)
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
-    require_data(recipe, Path(args.get("root", ".")))
+    require_data(recipe, job.root)
     results: list[EvaluationResult] = []
-    evaluate = _evaluation_of(recipe, base, results, args, emit, cancelled)
-    draft, recipe = replay(recipe, base, args, emit, cancelled, evaluate)
+    draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
     plan = compile_plan(draft)
     proof = None
     if out is not None:
-        export = _export_adapter if plan.adapter_alone else _export_checkpoint
-        told = seen_from(recipe, Path(args.get("root", ".")), out)
-        proof = export(draft, plan, told, out, results, args, emit, cancelled)
-    return {
-        "out": None if out is None else str(out), "parameters": plan.parameters, "bytes": plan.nbytes,
-        "recipe": recipe_to_builtins(recipe), "proof": proof, "evaluations": evaluations_to_builtins(results),
-    }  # fmt: skip
+        export = _Export(draft, plan, seen_from(recipe, job.root, out), out, results, request.verify, job)
+        proof = export.adapter() if plan.adapter_alone else export.checkpoint()
+    return RunResult(
+        out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
+        recipe=recipe_to_builtins(recipe), proof=proof, evaluations=evaluations_to_builtins(results),
+    )  # fmt: skip
 
 
 def _evaluation_of(
-    recipe: Recipe,
-    base: Draft,
-    results: list[EvaluationResult],
-    args: Mapping[str, Any],
-    emit: Emit,
-    cancelled: IsCancelled,
+    recipe: Recipe, base: Draft, results: list[EvaluationResult], job: JobContext
 ) -> Callable[[Draft, ReadOnlyStep, int], None] | None:
-    """Return what carries out evaluations and gates and puts down what it finds; None where nothing asks for it."""
+    """Return what carries out evaluations and gates and keeps their results; None where no step asks for it."""
     if not any(isinstance(step.operation, ReadOnlyStep) for step in recipe.steps):
         return None
     from surgeon.backend.evaluation.evaluator import Evaluator
 
-    evaluator = Evaluator(recipe, base, args, emit, cancelled)
+    evaluator = Evaluator(recipe, base, job)
 
     def evaluate(draft: Draft, step: ReadOnlyStep, number: int) -> None:
         results.extend(evaluator.evaluate(draft, step, number))
@@ -73,74 +68,64 @@ def _evaluation_of(
     return evaluate
 
 
-def _export_checkpoint(
-    draft: Draft,
-    plan: Plan,
-    recipe: Recipe,
-    out: Path,
-    results: Sequence[EvaluationResult],
-    args: Mapping[str, Any],
-    emit: Emit,
-    cancelled: IsCancelled,
-) -> dict[str, Any] | None:
-    def finish(directory: Path) -> dict[str, Any] | None:
-        if plan.adapters:
-            _write_adapter(plan, recipe, directory, directory / ADAPTER, args)
-        return verify_directory(directory, draft, args, emit, cancelled) if args.get("verify", True) else None
+@dataclass(frozen=True)
+class _Export:
+    """A model to be written to `out`."""
 
-    if not plan.needs_arithmetic:
-        return export_checkpoint(plan, recipe, out, emit=emit, cancelled=cancelled, finish=finish, results=results)
-    from surgeon.backend.model.tensors import tensor_reader
+    draft: Draft
+    plan: Plan
+    recipe: Recipe
+    out: Path
+    results: Sequence[EvaluationResult]
+    verify: bool
+    job: JobContext
 
-    with tensor_reader() as reader:
-        return export_checkpoint(
-            plan, recipe, out, emit=emit, cancelled=cancelled, arithmetic=reader.bytes_of, finish=finish,
-            results=results,
-        )  # fmt: skip
+    def checkpoint(self) -> Proof | None:
+        """Write a checkpoint, its adapter beside it where the draft has one; return the proof."""
+        if not self.plan.needs_arithmetic:
+            return export_checkpoint(
+                self.plan, self.recipe, self.out, job=self.job, finish=self._finish, results=self.results
+            )
+        from surgeon.backend.model.tensors import tensor_reader
 
+        with tensor_reader() as reader:
+            return export_checkpoint(
+                self.plan, self.recipe, self.out, job=self.job, arithmetic=reader.bytes_of, finish=self._finish,
+                results=self.results,
+            )  # fmt: skip
 
-def _export_adapter(
-    draft: Draft,
-    plan: Plan,
-    recipe: Recipe,
-    out: Path,
-    results: Sequence[EvaluationResult],
-    args: Mapping[str, Any],
-    emit: Emit,
-    cancelled: IsCancelled,
-) -> dict[str, Any] | None:
-    """The base's weights are as they were: what comes out is a PEFT adapter directory alone."""
-    from surgeon.backend.device import choose_device
-    from surgeon.backend.model.adapters import write_adapter
-    from surgeon.backend.model.loading import load_model
-    from surgeon.export.checkpoint_writer import PROOF, pretty
+    def _finish(self, directory: Path) -> Proof | None:
+        if self.plan.adapters:
+            # The checkpoint beside it: a path that stays true wherever the two are moved together.
+            self._write_adapter(directory, "..", directory / ADAPTER)
+        return verify_directory(directory, self.draft, self.job) if self.verify else None
 
-    path = draft.structure.checkpoint.path
-    device = choose_device(args.get("device"))
+    def adapter(self) -> Proof | None:
+        """Write a PEFT adapter alone, where the base's weights are as they were; return the proof."""
+        from surgeon.backend.device import choose_device
+        from surgeon.backend.verification.adapter_proof import prove_adapter
 
-    def proceed(done: int, what: str) -> None:
-        if cancelled():
-            raise Cancelled
-        emit("progress", {"done": done, "total": 2, "unit": "steps", "what": what})
+        with published(self.out) as directory:
+            self._proceed(0, "writing")
+            base = self.draft.structure.checkpoint.path
+            self._write_adapter(base, known_elsewhere(self.recipe.base.model), directory)
+            write_records(self.plan, self.recipe, directory, self.results)
+            if not self.verify:
+                return None
+            self._proceed(1, "verifying")
+            proof = prove_adapter(self.draft, directory, choose_device(self.job.device))
+            (directory / PROOF).write_bytes(pretty(proof))
+        return proof
 
-    with published(out) as directory:
-        proceed(0, "writing")
-        model = load_model(path, None, device).model
-        write_adapter(model, plan, known_elsewhere(recipe.base.model), recipe.seed, directory)
-        write_records(plan, recipe, directory, results)
-        if not args.get("verify", True):
-            return None
-        proceed(1, "verifying")
-        proof = prove_adapter(draft, directory, device)
-        (directory / PROOF).write_bytes(pretty(proof))
-    return proof
+    def _proceed(self, done: int, what: str) -> None:
+        self.job.stop_if_cancelled()
+        self.job.progress(done, 2, "steps", what)
 
+    def _write_adapter(self, base: Path, called: str, directory: Path) -> None:
+        """Write the draft's adapters for the checkpoint in `base`, which the adapter's config calls `called`."""
+        from surgeon.backend.device import choose_device
+        from surgeon.backend.model.adapters import write_adapter
+        from surgeon.backend.model.loading import load_model
 
-def _write_adapter(plan: Plan, recipe: Recipe, base: Path, directory: Path, args: Mapping[str, Any]) -> None:
-    from surgeon.backend.device import choose_device
-    from surgeon.backend.model.adapters import write_adapter
-    from surgeon.backend.model.loading import load_model
-
-    model = load_model(base, None, choose_device(args.get("device"))).model
-    # The checkpoint beside it: a path that stays true wherever the two are moved together.
-    write_adapter(model, plan, "..", recipe.seed, directory)
+        model = load_model(base, None, choose_device(self.job.device)).model
+        write_adapter(model, self.plan, called, self.recipe.seed, directory)

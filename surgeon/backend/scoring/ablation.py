@@ -28,7 +28,7 @@ from surgeon.backend.scoring.context import (
 )
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.sweep import losses_after
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import DecileAblated, JobContext
 from surgeon.core.plan.draft import Draft, Original, Truncated, Truncation
 from surgeon.core.plan.expressions import truncated_pieces
 from surgeon.core.scoring.score import Provenance, average, paired_average
@@ -78,19 +78,19 @@ class _Matrix:
         put_back(self.weight, self.piece, self.whole)
 
 
-def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled) -> Ablations:
+def ablate(draft: Draft, roles: Sequence[str], settings: Settings, job: JobContext) -> Ablations:
     """Measure all deciles of all asked roles; every row is emitted as `scored` when it is known.
 
     Raises:
         SelectionError: the model has no such role.
     """
-    draft = weights_alone(draft, emit)
+    draft = weights_alone(draft, job)
     _require_roles(draft, roles)
     calibration = calibration_of(draft, settings)
     rows: list[Ablation] = []
     base: list[float] = []
     with (
-        scoring_context(draft, settings, calibration, settings.first_batch, emit, cancelled) as context,
+        scoring_context(draft, settings, calibration, settings.first_batch, job) as context,
         torch.inference_mode(),
     ):
         for role in dict.fromkeys(roles):
@@ -104,7 +104,7 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, emit: Emit, c
                         role=role, decile=number, rise=rise.value, error=rise.error, energy=ablated.energy(number)
                     )
                     rows.append(row)
-                    emit("scored", {"ablation": msgspec.to_builtins(row)})
+                    job.emit(DecileAblated(ablation=msgspec.to_builtins(row)))
     return Ablations(base=average(base).value, rows=rows, provenance=provenance_of(draft, settings, calibration))
 
 
@@ -160,7 +160,7 @@ class _Ablated:
 
     def _run(self, number: int, layer: nn.Module, variant: int) -> None:
         for batch, one in enumerate(self._calls):
-            if self._ready.cancelled():
+            if self._ready.job.is_cancelled():
                 raise Cancelled
             hidden_BTD = self._states.get(variant, batch)
             self._states.put(variant, batch, self._ready.runner.run(layer, hidden_BTD, one.calls[number]))
@@ -172,7 +172,7 @@ class _Ablated:
     def losses(self, variant: int) -> list[float]:
         """Return the losses of one variant, in nats per token, one per calibration sequence."""
         context = self._ready
-        return losses_after(context.runner, context.batches, self._states, variant, context.cancelled)
+        return losses_after(context.runner, context.batches, self._states, variant, context.job.is_cancelled)
 
 
 def _matrices(context: ScoringContext, layer: nn.Module, role: str) -> Iterator[_Matrix]:

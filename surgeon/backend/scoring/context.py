@@ -21,7 +21,7 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, LayerScored, RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.scoring.score import Average, Provenance
@@ -67,12 +67,12 @@ Rows = Mapping[str, Mapping[int, Row]]
 """By name of a score, then by position of the layer."""
 
 
-def weights_alone(draft: Draft, emit: Emit) -> Draft:
+def weights_alone(draft: Draft, job: JobContext) -> Draft:
     """Return what is measured of a draft: its weights; say so where trained adapters are on them."""
     adapters = [lora for layers in draft.stacks.values() for layer in layers for lora in layer.lora.values()]
     if any(lora.address is not None for lora in adapters):
         text = "trained adapters are left out: the weights below them are measured; merge_adapters first to have both"
-        emit("log", {"level": "warning", "text": text})
+        job.warn(text)
     return unfrozen(draft)
 
 
@@ -91,8 +91,7 @@ class ScoringContext:
     batches: Sequence[torch.Tensor]
     targets: Sequence[torch.Tensor]
     keys: Sequence[str]
-    emit: Emit
-    cancelled: IsCancelled
+    job: JobContext
     known: Rows
     room: int
 
@@ -103,18 +102,15 @@ class ScoringContext:
 
     def progress(self, done: int, total: int, what: str, unit: str = "layers") -> None:
         """Tell how far a pass is."""
-        self.emit("progress", {"done": done, "total": total, "unit": unit, "what": what})
+        self.job.progress(done, total, unit, what)
 
     def scored(self, score: str, layer: int, average: Average, matrices: dict[str, float] | None = None) -> None:
         """Tell one layer's score the moment it is known."""
-        body = {
-            "score": score,
-            "layer": self.keys[layer],
-            "value": average.value,
-            "error": average.error,
-            "matrices": matrices,
-        }
-        self.emit("scored", body)
+        self.job.emit(
+            LayerScored(
+                score=score, layer=self.keys[layer], value=average.value, error=average.error, matrices=matrices
+            )
+        )
 
 
 def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | None = None) -> Provenance:
@@ -150,7 +146,7 @@ def calibration_of(draft: Draft, settings: Settings) -> Calibration:
 
 @contextmanager
 def scoring_context(
-    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, emit: Emit, cancelled: IsCancelled,
+    draft: Draft, settings: Settings, calibration: Calibration, batch_tokens: int, job: JobContext,
     known: Rows | None = None,
 ) -> Iterator[ScoringContext]:  # fmt: skip
     """Load the model, operate on it as the draft says, and yield it with its text on the device."""
@@ -159,7 +155,7 @@ def scoring_context(
     dtype = choose_dtype(settings.dtype, device)
     stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
     how = "layer by layer from disk" if stream else "whole"
-    emit("log", {"level": "info", "text": f"loading {checkpoint.path.name} {how} on {device}"})
+    job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
         if stream:
             stack.enter_context(freed_memory_returned())
@@ -170,13 +166,14 @@ def scoring_context(
         yield ScoringContext(
             draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
             batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
-            keys=[layer.key for layer in draft.layers()], emit=emit, cancelled=cancelled,
+            keys=[layer.key for layer in draft.layers()], job=job,
             known=known or {}, room=room_for_states(device, streamed=stream),
         )  # fmt: skip
 
 
-def settings_of(args: Mapping[str, Any]) -> Settings:
-    """Pick the measuring settings out of a job's arguments."""
-    known = {field for field in Settings.__dataclass_fields__ if field != "root"}
-    given = {name: value for name, value in args.items() if name in known and value is not None}
-    return Settings(root=Path(args.get("root", ".")), **given)
+def settings_of(job: RecipeJob) -> Settings:
+    """Return how a job measures."""
+    return Settings(
+        root=Path(job.root), data=job.data, sequences=job.sequences, length=job.length, seed=job.seed,
+        device=job.device, dtype=job.dtype, stream=job.stream, batch_tokens=job.batch_tokens,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from surgeon.backend.digests import digest_of, side_digest
 from surgeon.backend.distributed import world_size
 from surgeon.backend.scoring.context import Settings, provenance_of
 from surgeon.backend.training.learning_steps import learn
-from surgeon.core.jobs import Emit, IsCancelled, Kind
+from surgeon.core.jobs import AnyEvent, JobContext, LayerScored, Progress
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.plan.plan import compile_plan
@@ -33,7 +33,7 @@ def learned_origin(draft: Draft, settings: Settings) -> Provenance:
     return msgspec.structs.replace(origin, data=data, seed=settings.seed, dtype="float32")
 
 
-def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: Emit, cancelled: IsCancelled) -> Score:
+def learned_score(draft: Draft, kind: LearningScore, settings: Settings, job: JobContext) -> Score:
     """Carry out a score's steps and read it; layers are told one after the other at the end.
 
     What has been trained before on the same weights, with the same data and settings, is not trained again, and an
@@ -42,11 +42,11 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, emit: E
     Raises:
         ScoreError: nothing was learned.   DataError, LearningError: as training does.
     """
-    reports = _own_reports(draft) if kind.of_adapters else _learned(draft, kind, settings, emit, cancelled)
+    reports = _own_reports(draft) if kind.of_adapters else _learned(draft, kind, settings, job)
     score = _score(draft, kind, kind.read(reports, settings.seed), settings)
     for key, value in score.values.items():
-        body = {"score": kind.name, "layer": key, "value": value, "error": None, "matrices": score.matrices.get(key)}
-        emit("scored", body)
+        matrices = score.matrices.get(key)
+        job.emit(LayerScored(score=kind.name, layer=key, value=value, matrices=matrices))
     return score
 
 
@@ -64,21 +64,19 @@ def _own_reports(draft: Draft) -> list[Mapping[str, Any]]:
     return reports
 
 
-def _learned(
-    draft: Draft, kind: LearningScore, settings: Settings, emit: Emit, cancelled: IsCancelled
-) -> list[Mapping[str, Any]]:
+def _learned(draft: Draft, kind: LearningScore, settings: Settings, job: JobContext) -> list[Mapping[str, Any]]:
     """Carry out a score's steps; return what those that learn report."""
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
     recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
-    args = {"root": str(settings.root), "device": settings.device}
+    job = replace(job, root=settings.root, device=settings.device)
     after = draft
     reports: list[Mapping[str, Any]] = []
     for number, plain in enumerate(kind.recipe(settings.data)):
         ((name, fields),) = plain.items()
         step = step_of(name, fields, kind.name)
         if isinstance(step.operation, LearningStep):
-            step = learn(after, step, recipe, args, _named(kind.name, name, emit), cancelled)
+            step = learn(after, step, recipe, _named(kind.name, name, job))
             assert step.resolved is not None
             reports.append(result_report(str(step.resolved[LEARNED][0])))
         after = apply_step(after, step, number)
@@ -95,13 +93,14 @@ def _refuse_many_processes(draft: Draft, kind: LearningScore) -> None:
         )  # fmt: skip
 
 
-def _named(score: str, step: str, emit: Emit) -> Emit:
+def _named(score: str, step: str, job: JobContext) -> JobContext:
     """Say in every progress event which training of which score it is of."""
 
-    def tell(kind: Kind, body: dict[str, Any]) -> None:
-        emit(kind, {**body, "what": f"{score}: {step}"} if kind == "progress" else body)
+    def emit(event: AnyEvent) -> None:
+        named = isinstance(event, Progress)
+        job.emit(msgspec.structs.replace(event, what=f"{score}: {step}") if named else event)
 
-    return tell
+    return replace(job, emit=emit)
 
 
 def _score(draft: Draft, kind: LearningScore, learnt: LearnedValues, settings: Settings) -> Score:

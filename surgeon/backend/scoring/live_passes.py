@@ -77,7 +77,7 @@ def activations_pass(
     )  # fmt: skip
     collectors: dict[str, Collector] = {kind.name: kind.collector(setting) for kind in kinds}
     tallies = {kind.name: _Tally() for kind in kinds}
-    for one in push_layers(context.runner, context.batches, context.cancelled, context.room):
+    for one in push_layers(context.runner, context.batches, context.job.is_cancelled, context.room):
         for name, collector in collectors.items():
             known = context.known.get(name, {}).get(one.layer)
             if known is not None:
@@ -123,7 +123,7 @@ def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenanc
         known = all(number in context.known.get(kind.name, {}) for kind in kinds)
         return ExitStack() if known else covariance.watch(layer)
 
-    for one in push_layers(context.runner, context.batches, context.cancelled, context.room, watch):
+    for one in push_layers(context.runner, context.batches, context.job.is_cancelled, context.room, watch):
         if not one.last:
             continue
         layer = context.runner.layers[one.layer]
@@ -184,7 +184,8 @@ def _losses(
     context: ScoringContext, paths: Sequence[LayerSequence], what: str
 ) -> Iterator[tuple[LayerSequence, list[float]]]:
     measured = sweep_losses(
-        context.runner, context.batches, {f"{number}": path for number, path in enumerate(paths)}, context.cancelled,
+        context.runner, context.batches, {f"{number}": path for number, path in enumerate(paths)},
+        context.job.is_cancelled,
         lambda layer, gone: _silence(context, layer, gone),
         lambda done, total: context.progress(done, total, what, "layer forwards"), context.room,
     )  # fmt: skip
@@ -245,7 +246,7 @@ def gradients_pass(
     sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in context.keys] for kind in kinds}
     total = len(context.calibration.tokens_BT)
     tokens_BT = torch.cat(list(context.batches))
-    for number in sequence_gradients(context.model, tokens_BT, context.cancelled):
+    for number in sequence_gradients(context.model, tokens_BT, context.job.is_cancelled):
         for layer, module in enumerate(context.runner.layers):
             for kind in kinds:
                 row = _row(kind, structure, module)

@@ -23,7 +23,7 @@ from surgeon.backend.scoring.context import (
 from surgeon.backend.scoring.live_passes import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.backend.scoring.weights_pass import weights_pass
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, LayerScored
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.scoring.requests import requested_scores
@@ -41,9 +41,7 @@ _LIVE: dict[str, LivePass] = {
 """The dearest last: its rows are the longest to wait for."""
 
 
-def measure(
-    draft: Draft, names: Sequence[str], settings: Settings, emit: Emit, cancelled: IsCancelled
-) -> tuple[Score, ...]:
+def measure(draft: Draft, names: Sequence[str], settings: Settings, job: JobContext) -> tuple[Score, ...]:
     """Measure scores on a draft; each layer's value is emitted as `scored` the moment it is known.
 
     What has been measured before on the same weights, with the same text and settings, is taken from the cache. `all`
@@ -53,14 +51,14 @@ def measure(
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
     asked = requested_scores(names)
-    measurement = _Measurement(draft, asked, settings, emit, cancelled, lenient="all" in names)
+    measurement = _Measurement(draft, asked, settings, job, lenient="all" in names)
     found = measurement.known()
     missing = [kind for kind in asked if kind.name not in found]
     for score in measurement.fresh(missing):
         found[score.name] = score
     for score in found.values():  # of the cache too: a doubt does not grow old
         for note in score.notes:
-            emit("log", {"level": "warning", "text": f"{score.name}: {note}"})
+            job.warn(f"{score.name}: {note}")
     if missing:
         measurement.cache.trim()
     return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
@@ -74,12 +72,12 @@ class _Measurement:
     """One job: what was asked, on which draft, and what is known of it already."""
 
     def __init__(
-        self, draft: Draft, asked: Sequence[ScoreKind], settings: Settings, emit: Emit, cancelled: IsCancelled,
+        self, draft: Draft, asked: Sequence[ScoreKind], settings: Settings, job: JobContext,
         *, lenient: bool,
     ) -> None:  # fmt: skip
         self.adapted = draft
-        self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, emit)
-        self.settings, self.emit, self.cancelled, self.lenient = settings, emit, cancelled, lenient
+        self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, job)
+        self.settings, self.job, self.lenient = settings, job, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
         self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
@@ -105,7 +103,7 @@ class _Measurement:
             score = self.cache.get(Score, *self._made_of(kind)) or self._from_rows(kind)
             if score is not None:
                 found[kind.name] = score
-                _emit_again(score, self.emit)
+                _emit_again(score, self.job)
         return found
 
     def _made_of(self, kind: ScoreKind) -> tuple[Any, ...]:
@@ -149,7 +147,7 @@ class _Measurement:
         found: dict[str, Score] = {}
         if weights:
             provenance = provenance_of(self.draft, self.settings)
-            found |= weights_pass(self.draft, weights, provenance, self.cache, self.emit, self.cancelled)
+            found |= weights_pass(self.draft, weights, provenance, self.cache, self.job)
         for name, live_pass in _LIVE.items():
             wanted = [kind for kind in kinds if kind.needs == name]
             if wanted:
@@ -159,7 +157,7 @@ class _Measurement:
                 from surgeon.backend.scoring.learned_scores import learned_score
 
                 draft = self.adapted if kind.of_adapters else self.draft
-                found[kind.name] = learned_score(draft, kind, self.settings, self.emit, self.cancelled)
+                found[kind.name] = learned_score(draft, kind, self.settings, self.job)
         return [self._kept(kind, found[kind.name]) for kind in kinds if kind.name in found]
 
     def _kept(self, kind: ScoreKind, score: Score) -> Score:
@@ -180,7 +178,7 @@ class _Measurement:
             if not self.lenient:
                 raise
             if len(kinds) == 1:
-                self.emit("log", {"level": "warning", "text": f"{kinds[0].name} is left out: {error}"})
+                self.job.warn(f"{kinds[0].name} is left out: {error}")
                 return {}
         return {name: score for kind in kinds for name, score in self._live(live_pass, [kind]).items()}
 
@@ -192,7 +190,7 @@ class _Measurement:
         while True:
             try:
                 with scoring_context(
-                    self.draft, self.settings, self.calibration, batch_tokens, self.emit, self.cancelled, rows
+                    self.draft, self.settings, self.calibration, batch_tokens, self.job, rows
                 ) as context:
                     return live_pass(context, kinds, provenance_of(self.draft, self.settings, self.calibration))
             except (MemoryError, RuntimeError) as error:
@@ -203,16 +201,14 @@ class _Measurement:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             text = f"out of memory: trying batches of {batch_tokens} tokens"
-            self.emit("log", {"level": "warning", "text": text})
+            self.job.warn(text)
 
 
-def _emit_again(score: Score, emit: Emit) -> None:
+def _emit_again(score: Score, job: JobContext) -> None:
     for key, value in score.values.items():
-        row = score.matrices.get(key)
-        emit(
-            "scored",
-            {"score": score.name, "layer": key, "value": value, "error": score.errors.get(key), "matrices": row},
-        )
+        matrices = score.matrices.get(key)
+        error = score.errors.get(key)
+        job.emit(LayerScored(score=score.name, layer=key, value=value, error=error, matrices=matrices))
 
 
 def _require_finite(score: Score) -> None:

@@ -16,12 +16,12 @@ import msgspec
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext, LayerScored
 from surgeon.core.plan.draft import Draft, Layer, base_tensors
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
-from surgeon.errors import Cancelled, ScoreError
+from surgeon.errors import ScoreError
 
 
 class MatrixScores(msgspec.Struct):
@@ -36,27 +36,26 @@ Rows = dict[str, MatrixScores]
 
 
 def weights_pass(
-    draft: Draft, kinds: Sequence[WeightsScore], provenance: Provenance, cache: ScoreCache, emit: Emit,
-    cancelled: IsCancelled,
+    draft: Draft, kinds: Sequence[WeightsScore], provenance: Provenance, cache: ScoreCache, job: JobContext,
 ) -> dict[str, Score]:  # fmt: skip
     """Measure scores made of matrices; a layer's value is told as soon as its matrices are read."""
     layers = draft.layers()
     rows: dict[str, Rows] = {kind.name: {} for kind in kinds}
     with tensor_reader() as reader:
-        scales = _Scales(draft, reader, cancelled)
+        scales = _Scales(draft, reader, job)
         for position, layer in enumerate(layers):
-            emit("progress", {"done": position, "total": len(layers), "unit": "layers", "what": "weights"})
+            job.progress(position, len(layers), "layers", "weights")
             known = {kind.name: cache.get(MatrixScores, *_made_of(kind, layer)) for kind in kinds}
             missing = [kind for kind in kinds if known[kind.name] is None]
             fresh = scales.weigh(position, layer, missing) if missing else {}
             for kind in kinds:
                 row = rows[kind.name][layer.key] = known[kind.name] or fresh[kind.name]
                 if not kind.compares:
-                    _tell(kind, layer.key, row.matrices, emit)
+                    _tell(kind, layer.key, row.matrices, job)
             for kind in missing:
                 cache.put(fresh[kind.name], *_made_of(kind, layer))
-    emit("progress", {"done": len(layers), "total": len(layers), "unit": "layers", "what": "weights"})
-    return {kind.name: _score(kind, rows[kind.name], provenance, emit) for kind in kinds}
+    job.progress(len(layers), len(layers), "layers", "weights")
+    return {kind.name: _score(kind, rows[kind.name], provenance, job) for kind in kinds}
 
 
 def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
@@ -66,8 +65,8 @@ def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
 class _Scales:
     """Reads a layer's matrices one after the other, and lets every score that wants to look at each."""
 
-    def __init__(self, draft: Draft, reader: TensorReader, cancelled: IsCancelled) -> None:
-        self._draft, self._reader, self._cancelled = draft, reader, cancelled
+    def __init__(self, draft: Draft, reader: TensorReader, job: JobContext) -> None:
+        self._draft, self._reader, self._job = draft, reader, job
         self._stack = draft.structure.stack()
         self._config = draft.structure.stack_config(self._stack)
 
@@ -78,8 +77,7 @@ class _Scales:
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
         for suffix, stored in base_tensors(layer.source, self._stack).items():
-            if self._cancelled():
-                raise Cancelled
+            self._job.stop_if_cancelled()
             if not is_matrix(stored):
                 continue
             tensor = self._planned[self._stack.tensor_name(position, suffix)]
@@ -102,7 +100,7 @@ def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: MatrixScores
         row.details[name] = dict(more)
 
 
-def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, emit: Emit) -> Score:
+def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, job: JobContext) -> Score:
     matrices = {key: row.matrices for key, row in rows.items()}
     if kind.compares:
         spots = [(key, name) for key, row in matrices.items() for name in row]
@@ -111,12 +109,12 @@ def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, emit: Emit) -
         for (key, name), value in zip(spots, settled, strict=True):
             matrices[key][name] = value
         for key, row in matrices.items():
-            _tell(kind, key, row, emit)
+            _tell(kind, key, row, job)
     return Score(
         name=kind.name, values={key: kind.layer(row) for key, row in matrices.items()}, matrices=matrices,
         details={key: row.details for key, row in rows.items() if row.details}, provenance=provenance,
     )  # fmt: skip
 
 
-def _tell(kind: WeightsScore, key: str, row: dict[str, Any], emit: Emit) -> None:
-    emit("scored", {"score": kind.name, "layer": key, "value": kind.layer(row), "error": None, "matrices": row})
+def _tell(kind: WeightsScore, key: str, row: dict[str, Any], job: JobContext) -> None:
+    job.emit(LayerScored(score=kind.name, layer=key, value=kind.layer(row), matrices=row))

@@ -36,7 +36,7 @@ def learn_masks(request: TrainingRequest, state: Path) -> TrainingResult:
         run = TrainingRun(
             model=trainable.model, parameters=trainable.parameters, step=step, objective=objective, data=data,
             held_out=held_out, steps=_steps(step, data), learning_rate=trainable.learning_rate(step), seed=request.seed,
-            device=request.device, state=state, emit=request.emit, cancelled=request.cancelled, teacher=teacher,
+            device=request.device, state=state, job=request.job, teacher=teacher,
         )  # fmt: skip
         report = train(run)
         masks = _masks(trainable, before)
@@ -44,7 +44,7 @@ def learn_masks(request: TrainingRequest, state: Path) -> TrainingResult:
         if untrained:
             why = "the B of their adapters is zero, or they start where the sigmoid is flat"
             notes.append(f"{untrained} of {len(masks)} gates did not move: {why}")
-            request.emit("log", {"level": "warning", "text": f"{request.step.name}: {notes[-1]}"})
+            request.job.warn(f"{request.step.name}: {notes[-1]}")
         return TrainingResult(trainable.tensors(), {**plain_report(report), "remarks": notes, "masks": masks})
 
 

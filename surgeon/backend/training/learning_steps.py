@@ -27,60 +27,59 @@ from surgeon.backend.out_of_memory import explain_out_of_memory
 from surgeon.backend.training.result_address import address_of
 from surgeon.backend.training.resume_state import remove_abandoned
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, result_directory
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
-from surgeon.errors import ArchitectureError, Cancelled
+from surgeon.errors import ArchitectureError
 from surgeon.export.publish import published
 
 _WAIT_SECONDS = 0.2
 
 
-def learn(
-    draft: Draft, step: Step, recipe: Recipe, args: Mapping[str, Any], emit: Emit, cancelled: IsCancelled
-) -> Step:
+def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     """Carry out a learning step unless its result is there; return the step with the result's address.
 
     `recipe` holds the steps before it, resolved.
     """
     assert isinstance(step.operation, LearningStep)
     request = TrainingRequest(
-        draft, step.operation, recipe.data, Path(args.get("root", ".")), recipe.seed,
-        choose_device(args.get("device")), emit, cancelled,
+        draft, step.operation, recipe.data, job.root, recipe.seed,
+        choose_device(job.device), job,
     )  # fmt: skip
     address = address_of(request)
     if is_learned(address):
-        emit("log", {"level": "info", "text": f"{step.operation.name}: the result {address} is here already"})
+        job.log(f"{step.operation.name}: the result {address} is here already")
     else:
         _refuse_quantised(draft)
         with _alone(address, request) as state:
             if not is_learned(address):
                 with (
                     explain_out_of_memory(request.step, adapted=draft.adapted),
-                    run_on_all_ranks(_call(step, recipe, args, state)),
+                    run_on_all_ranks(_call(step, recipe, job, state)),
                 ):
                     result = carry_out(request, state)
                 _keep(address, result, request)
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
 
 
-def _call(step: Step, recipe: Recipe, args: Mapping[str, Any], state: Path) -> dict[str, Any]:
+def _call(step: Step, recipe: Recipe, job: JobContext, state: Path) -> dict[str, Any]:
     """Return what another process needs to know to train along."""
     whole = msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
-    return {"recipe": recipe_to_builtins(whole), "args": dict(args), "state": str(state)}
+    return {"recipe": recipe_to_builtins(whole), "root": str(job.root), "device": job.device, "state": str(state)}
 
 
 def train_along(call: Mapping[str, Any]) -> None:
     """Take part in a learning step that another process leads and keeps the result of."""
-    recipe, args = recipe_from_builtins(call["recipe"]), call["args"]
+    recipe = recipe_from_builtins(call["recipe"])
+    job = JobContext(lambda event: None, lambda: False, Path(call["root"]), call["device"])
     *before, step = recipe.steps
     assert isinstance(step.operation, LearningStep)
     request = TrainingRequest(
-        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, Path(args.get("root", ".")),
-        recipe.seed, choose_device(args.get("device")), lambda kind, body: None, lambda: False,
+        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, job.root,
+        recipe.seed, choose_device(job.device), job,
     )  # fmt: skip
     carry_out(request, Path(call["state"]))
 
@@ -96,7 +95,7 @@ def _alone(address: str, request: TrainingRequest) -> Iterator[Path]:
     try:
         for old, nbytes in remove_abandoned(place.parent):
             text = f"{old.name} is of a run that was broken off and forgotten: removed, {nbytes / 1e6:.1f} MB"
-            request.emit("log", {"level": "info", "text": text})
+            request.job.log(text)
         yield place / "state.pt"
         shutil.rmtree(place, ignore_errors=True)
     finally:
@@ -120,16 +119,13 @@ def _locked(place: Path, request: TrainingRequest) -> int:
                 return handle
         except BlockingIOError:
             if not told:
-                request.emit(
-                    "log", {"level": "warning", "text": "another process is learning the same: waiting for it"}
-                )
+                request.job.warn("another process is learning the same: waiting for it")
             told = True
             time.sleep(_WAIT_SECONDS)
         except FileNotFoundError:
             pass  # whoever held it has finished and removed it in between
         os.close(handle)
-        if request.cancelled():
-            raise Cancelled
+        request.job.stop_if_cancelled()
 
 
 def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from surgeon.backend.digests import content_digest, digest_of
 from surgeon.backend.model.rounding import Rounding
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
-from surgeon.core.jobs import Emit
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (
     REPORT,
@@ -35,7 +35,7 @@ _VERSION = 1
 """Raised whenever the same inputs would give another result."""
 
 
-def merge(draft: Draft, step: Step, emit: Emit) -> Step:
+def merge(draft: Draft, step: Step, job: JobContext) -> Step:
     """Merge the adapters of a draft unless that was done before; return the step with the result's address."""
     thawed = {name: tuple(replace(one, frozen=frozenset()) for one in layers) for name, layers in draft.stacks.items()}
     state = draft_state(replace(draft, stacks=thawed, frozen=frozenset(), mask=None))
@@ -44,9 +44,9 @@ def merge(draft: Draft, step: Step, emit: Emit) -> Step:
         with published(result_directory(address)) as directory:
             report = _merge(draft, directory)
             (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, **report}))
-        emit("log", {"level": "info", "text": f"{step.operation.name}: {report['merged']} matrices"})
+        job.log(f"{step.operation.name}: {report['merged']} matrices")
     for remark in result_report(address).get("remarks", ()):
-        emit("log", {"level": "warning", "text": f"{step.operation.name}: {remark}"})
+        job.warn(f"{step.operation.name}: {remark}")
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
 
 

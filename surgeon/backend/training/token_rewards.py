@@ -22,9 +22,9 @@ from surgeon.backend.model.losses import IGNORED, label_log_probs
 from surgeon.backend.training.training_run import logits_of
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.recipe.objective import Objective
-from surgeon.errors import Cancelled, DataError
+from surgeon.errors import DataError
 
 TASK = "{asked}\n\nA correct answer:\n{right}\n\nCorrect this answer with as few changes as possible:\n{wrong}"
 """What the rewriter is told; its answer begins with the wrong one."""
@@ -43,7 +43,7 @@ def rewriter_digest(objective: Objective, root: Path) -> str:
 
 
 def rewarding_of(
-    objective: Objective, root: Path, tokenizer: Any, device: torch.device, emit: Emit, cancelled: IsCancelled
+    objective: Objective, root: Path, tokenizer: Any, device: torch.device, job: JobContext
 ) -> Rewarding | None:
     """Return what gives rows the rewards they lack, where the objective names a rewriter."""
     if objective.token_rewards is None:
@@ -58,9 +58,8 @@ def rewarding_of(
         model = load_model(path, torch.float32, device).model
         found: list[Row] = []
         for at in range(0, len(lacking), _BATCH):
-            if cancelled():
-                raise Cancelled
-            emit("progress", {"done": at, "total": len(lacking), "unit": "rows", "what": "rewarding tokens"})
+            job.stop_if_cancelled()
+            job.progress(at, len(lacking), "rows", "rewarding tokens")
             rewards = probabilities(model, sequences[at : at + _BATCH], device)
             found += [replace(row, rewards=one) for row, one in zip(lacking[at:], rewards, strict=False)]
         judged = iter(found)

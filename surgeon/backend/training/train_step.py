@@ -32,7 +32,7 @@ def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
             model=trainable.model, parameters=trainable.parameters, step=request.step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(request.step, data),
             learning_rate=trainable.learning_rate(request.step), seed=request.seed, device=request.device,
-            state=state, emit=request.emit, cancelled=request.cancelled, teacher=teacher, mask=mask,
+            state=state, job=request.job, teacher=teacher, mask=mask,
             epsilon=getattr(request.step, "epsilon", None),
         )  # fmt: skip
         report = train(run)
@@ -40,7 +40,7 @@ def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
         rounding = rounding_of(request.draft, {} if trainable.adapted else trainable.parameters)
         if rounding.remark:
             notes.append(rounding.remark)
-            request.emit("log", {"level": "warning", "text": f"{request.step.name}: {rounding.remark}"})
+            request.job.warn(f"{request.step.name}: {rounding.remark}")
         found = {"remarks": notes, "stable": stable, "rounding": {"moved": rounding.moved, "kept": rounding.kept}}
         return TrainingResult(trainable.tensors(), {**plain_report(report), **found})
 
@@ -52,7 +52,7 @@ def remarks(request: TrainingRequest, objective: Objective, data: Examples) -> l
         rows, length = len(data.examples) + data.left_out, request.step.max_length
         found.append(f"{data.left_out} of {rows} rows have no answer within {length} tokens and are left out")
     for text in filter(None, found):
-        request.emit("log", {"level": "warning", "text": text})
+        request.job.warn(text)
     return list(filter(None, found))
 
 

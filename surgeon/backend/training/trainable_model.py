@@ -165,7 +165,7 @@ def _tell_memory(request: TrainingRequest, plan: Plan) -> None:
     """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
     wanted = training_bytes(request.step, request.draft, plan)
     text = f"{request.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
-    request.emit("log", {"level": "info", "text": text})
+    request.job.log(text)
     there = (
         torch.cuda.get_device_properties(request.device).total_memory
         if request.device.type == "cuda"

@@ -93,7 +93,7 @@ class _Trainer:
         return self.done >= self.training.steps or is_stable(self.report.losses, self.training.epsilon)
 
     def _stop_if_asked(self) -> None:
-        if broadcast(self.training.cancelled()):
+        if broadcast(self.training.job.is_cancelled()):
             raise Cancelled
 
     def _step(self) -> None:
@@ -146,12 +146,11 @@ class _Trainer:
         left = (self.training.steps - self.done) * report.seconds / len(report.losses)
         newest = report.after or (report.held_out[-1][1] if report.held_out else report.before)
         before = {f"held_out_before_{name}": value for name, value in report.before.items()}
-        body = {
-            "done": self.done, "total": self.training.steps, "unit": "steps", "what": "training",
+        all_figures = {
             "tokens_per_second": rate, "eta_seconds": left, **figures,
             **before, **{f"held_out_{name}": value for name, value in newest.items()},
         }  # fmt: skip
-        self.training.emit("progress", body)
+        self.training.job.progress(self.done, self.training.steps, "steps", "training", all_figures)
 
     def _view(self, model: nn.Module, data: Examples, numbers: Sequence[int]) -> BatchOutputs:
         batch = collate([data.examples[number] for number in numbers], numbers, self.training.device)
@@ -167,7 +166,7 @@ class _Trainer:
             self._stop_if_asked()
             if part := mine[at : at + size]:
                 yield part
-            training.emit("progress", {"done": min(at + size, most), "total": most, "unit": "examples", "what": what})
+            training.job.progress(min(at + size, most), most, "examples", what)
 
     @torch.no_grad()
     def _references(self) -> dict[int, dict[int, torch.Tensor]]:
@@ -233,7 +232,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.report = TrainingReport(**state["report"])
-        training.emit("log", {"level": "info", "text": f"going on from step {state['done']} of {training.steps}"})
+        training.job.log(f"going on from step {state['done']} of {training.steps}")
         return int(state["done"])
 
 

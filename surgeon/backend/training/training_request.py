@@ -12,7 +12,7 @@ import torch
 from surgeon.backend.data.examples import Examples, read_examples
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.token_rewards import rewarding_of
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
@@ -29,8 +29,7 @@ class TrainingRequest:
     root: Path
     seed: int
     device: torch.device
-    emit: Emit
-    cancelled: IsCancelled
+    job: JobContext
 
     def source(self, data: str | None) -> str | None:
         """Return the file that a step's data means."""
@@ -39,7 +38,7 @@ class TrainingRequest:
     def examples(self, objective: Objective, data: str | None) -> Examples:
         """Read and tokenise data for an objective."""
         tokenizer = load_tokenizer(self.draft.structure.checkpoint.path)
-        rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.emit, self.cancelled)
+        rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.job)
         return read_examples(self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding)
 
     def split(self, objective: Objective) -> tuple[Examples, Examples | None]:

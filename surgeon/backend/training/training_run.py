@@ -13,7 +13,7 @@ from torch import nn
 
 from surgeon.backend.data.examples import Batch, Examples
 from surgeon.backend.model.losses import label_log_probs
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
 
@@ -40,8 +40,7 @@ class TrainingRun:
     seed: int
     device: torch.device
     state: Path
-    emit: Emit
-    cancelled: IsCancelled
+    job: JobContext
     teacher: nn.Module | None = None
     mask: GradientMask | None = None
     epsilon: float | None = None

@@ -22,6 +22,7 @@ from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.backend.training.training_run import TrainingReport, TrainingRun
 from surgeon.backend.training.weight_mask_bits import pack, unpack
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import outside_kind
 from surgeon.errors import LearningError
@@ -59,10 +60,10 @@ def mask_weights(order: TrainingRequest, state: Path) -> TrainingResult:
     bits = dict(_masks(chosen, cut, step.order, order.seed))
     figures = _figures(order.draft, chosen, bits, wanted, total)
     text = f"{step.name}: {wanted:,} of {total:,} weights may change; the mask takes {-(-total // 8) / 1e6:.1f} MB"
-    order.emit("log", {"level": "info", "text": text})
+    order.job.log(text)
     if figures["unmoved"]:
         text = f"{step.name}: {figures['unmoved']:,} of them did not move in the trial run: their position decided"
-        order.emit("log", {"level": "warning", "text": text})
+        order.job.warn(text)
     return TrainingResult(bits, {**report, "mask": figures})
 
 
@@ -80,12 +81,12 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
         run = TrainingRun(
             model=bench.model, parameters=bench.parameters, step=step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(step, data), learning_rate=bench.learning_rate(step), seed=order.seed,
-            device=order.device, state=state, emit=order.emit, cancelled=order.cancelled, teacher=teacher,
+            device=order.device, state=state, job=order.job, teacher=teacher,
         )  # fmt: skip
         report = {**plain_report(train(run)), "remarks": notes}
         moved = {name: parameter.detach() for name, parameter in bench.parameters.items()}
     del bench, run, teacher
-    with open_trainable(replace(whole, emit=_silent)) as bench:
+    with open_trainable(replace(whole, job=_silent(whole.job))) as bench:
         for name, parameter in bench.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
     return moved, report
@@ -97,8 +98,9 @@ def _without_trial(order: TrainingRequest) -> tuple[dict[str, torch.Tensor], dic
         return {name: torch.ones_like(one) for name, one in bench.parameters.items()}, plain_report(TrainingReport())
 
 
-def _silent(kind: str, body: Mapping[str, Any]) -> None:
-    """Say nothing: the memory has been told once."""
+def _silent(job: JobContext) -> JobContext:
+    """Return a context that tells nobody: the memory has been told once."""
+    return replace(job, emit=lambda event: None)
 
 
 def _is_excluded(name: str, step: MaskWeights) -> bool:

@@ -17,10 +17,9 @@ import torch
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
 from surgeon.backend.verification.checks import Check, Proof, difference, model_logits, random_tokens, realign
-from surgeon.core.jobs import Emit, IsCancelled
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
-from surgeon.errors import Cancelled
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
@@ -29,7 +28,7 @@ _PROMPTS = 3
 
 
 @torch.inference_mode()
-def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emit, cancelled: IsCancelled) -> Proof:
+def verify(directory: Path, draft: Draft | None, device: torch.device, job: JobContext) -> Proof:
     """Run every check on a written checkpoint; `draft` is what it should be, None where the base is not at hand.
 
     Everything is computed in the checkpoint's own dtype, but for the comparison of generation with and without a
@@ -51,9 +50,8 @@ def verify(directory: Path, draft: Draft | None, device: torch.device, emit: Emi
     ]
     proof: Proof = {}
     for number, step in enumerate(steps):
-        if cancelled():
-            raise Cancelled
-        emit("progress", {"done": number, "total": len(steps), "unit": "checks", "what": "verifying"})
+        job.stop_if_cancelled()
+        job.progress(number, len(steps), "checks", "verifying")
         check = step()
         check.require(directory)
         proof[check.name] = {"passed": check.passed, "detail": check.detail}

@@ -10,9 +10,9 @@ import click
 
 from surgeon.cli.formatting import print_json, table, value_text
 from surgeon.cli.options import SurgeonCommand, as_json, computing
-from surgeon.cli.progress_output import Narrator
-from surgeon.cli.scoring_options import measuring, measuring_job, patient_of
-from surgeon.core.jobs import Event
+from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
+from surgeon.core.jobs import AblateJob, AblateResult, DecileAblated, Event
 from surgeon.errors import UsageError
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 @as_json
 @click.pass_obj
 def command(
-    narrator: Narrator, /, model: str, roles: tuple[str, ...], data: str | None, recipe: Path | None,
+    reporter: ConsoleReporter, /, model: str, roles: tuple[str, ...], data: str | None, recipe: Path | None,
     worker: str | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure the loss of MODEL without each tenth of the singular values of its matrices of some roles.
@@ -41,9 +41,11 @@ def command(
     named = list(dict.fromkeys(role.strip() for part in roles for role in part.split(",") if role.strip()))
     if not named:
         raise UsageError("names no role", where="--roles", allowed="mlp.up, mlp.down, attention.output, …")
-    job = {"roles": named, **measuring_job(patient_of(model, recipe), recipe, data, settings)}
-    result = run_job("ablate", job, lambda event: _hear(narrator, event), worker)["ablations"]
-    narrator.finish()
+    job = AblateJob(roles=tuple(named), **job_fields(base_recipe(model, recipe), recipe, data, settings))
+    found = run_job(job, lambda event: _on_event(reporter, event), worker)
+    assert isinstance(found, AblateResult)
+    result = found.ablations
+    reporter.finish()
     if as_json:
         print_json(result)
     else:
@@ -51,12 +53,12 @@ def command(
         click.echo(f"\nloss of the whole model: {value_text(result['base'])} nats per token")
 
 
-def _hear(narrator: Narrator, event: Event) -> None:
-    row = event.body.get("ablation") if event.event == "scored" else None
-    if row is None:
-        narrator.hear(event)
+def _on_event(reporter: ConsoleReporter, event: Event) -> None:
+    if not isinstance(event.body, DecileAblated):
+        reporter.on_event(event)
     else:
-        narrator.say(f"{row['role']}  decile {row['decile']}  {_rise(row)}  energy {row['energy']:.2%}")
+        row = event.body.ablation
+        reporter.write_line(f"{row['role']}  decile {row['decile']}  {_rise(row)}  energy {row['energy']:.2%}")
 
 
 def _rise(row: Row) -> str:

@@ -12,7 +12,7 @@ import msgspec
 
 from surgeon.cli.formatting import print_json, table
 from surgeon.cli.options import SurgeonCommand, as_json
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.core.scoring.overlap import overlap, spearman
 from surgeon.core.scoring.score import Score
 from surgeon.errors import DataError, UsageError
@@ -27,7 +27,7 @@ Ranking = Mapping[str, float]
 )
 @as_json
 @click.pass_obj
-def command(narrator: Narrator, /, files: tuple[Path, ...], top: str, as_json: bool) -> None:
+def command(reporter: ConsoleReporter, /, files: tuple[Path, ...], top: str, as_json: bool) -> None:
     """Compare rankings in FILES that `surgeon score --json` wrote, each with each.
 
     Of every score that two files share: the rank correlation, and the Jaccard overlap of the most important matrices
@@ -48,7 +48,7 @@ def command(narrator: Narrator, /, files: tuple[Path, ...], top: str, as_json: b
     else:
         click.echo(_table(rows, shares))
     for doubt in dict.fromkeys(doubt for row in rows for doubt in _doubts(row)):
-        narrator.say(doubt)
+        reporter.write_line(doubt)
 
 
 def _shares(text: str) -> list[float]:

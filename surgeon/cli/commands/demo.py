@@ -6,7 +6,8 @@ import click
 
 from surgeon.cli.formatting import print_json
 from surgeon.cli.options import SurgeonCommand, as_json
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.core.jobs import DemoJob, DemoResult
 
 
 @click.command("demo", cls=SurgeonCommand)
@@ -17,14 +18,15 @@ def command(context: click.Context, then_open: bool, as_json: bool) -> None:
     """Fetch SmolLM2-135M-Instruct, once, and print its directory. Afterwards `demo` is a model's name."""
     from surgeon.client import run_job
 
-    narrator = context.ensure_object(Narrator)
-    path = run_job("demo", {}, narrator.hear)["path"]
-    narrator.finish()
+    reporter = context.ensure_object(ConsoleReporter)
+    result = run_job(DemoJob(), reporter.on_event)
+    assert isinstance(result, DemoResult)
+    reporter.finish()
     if as_json:
-        print_json({"path": path})
+        print_json({"path": result.path})
     else:
-        click.echo(path)
+        click.echo(result.path)
     if then_open:
         from surgeon.cli.commands.open import open_model
 
-        open_model(context, str(path))
+        open_model(context, result.path)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from surgeon.cli.options import SurgeonCommand, as_json, computing
-from surgeon.cli.progress_output import Narrator
-from surgeon.cli.recipe_runner import Order, operate
+from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.recipe.recipe import load_recipe
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.errors import UsageError
@@ -27,7 +27,9 @@ from surgeon.errors import UsageError
 @computing
 @as_json
 @click.pass_obj
-def command(narrator: Narrator, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any) -> None:
+def command(
+    reporter: ConsoleReporter, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any
+) -> None:
     """Carry out RECIPE on its base model and write the result to a new directory.
 
     Measured selections that are not resolved yet are measured on the way. Prints the directory; for a recipe that only
@@ -37,7 +39,7 @@ def command(narrator: Narrator, /, recipe: Path, model: str | None, overrides: t
     if model is not None:
         values["base.model"] = model
     loaded = load_recipe(recipe, values)
-    operate(loaded, Order(root=recipe.absolute().parent, where=recipe, **order), narrator)
+    run_recipe(loaded, RunOptions(root=recipe.absolute().parent, where=recipe, **order), reporter)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -16,8 +16,9 @@ from surgeon.cli.dry_run import fold_recipe
 from surgeon.cli.formatting import print_json, table, value_text
 from surgeon.cli.heat_map import heat_map
 from surgeon.cli.options import SurgeonCommand, as_json, computing
-from surgeon.cli.progress_output import Narrator
-from surgeon.cli.scoring_options import measuring, measuring_job, patient_of
+from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
+from surgeon.core.jobs import ScoreJob, ScoreResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.costs import cost_text
@@ -55,7 +56,7 @@ _KEY = re.compile(r"\d+(\+\d+)*")
 @as_json
 @click.pass_obj
 def command(
-    narrator: Narrator, /, model: str, by: tuple[str, ...], data: str | None, recipe: Path | None,
+    reporter: ConsoleReporter, /, model: str, by: tuple[str, ...], data: str | None, recipe: Path | None,
     csv_path: Path | None, matrices: bool | None, worker: str | None, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Measure how important each layer of MODEL is. Rows appear on stderr as they are known, the table on stdout.
@@ -65,15 +66,16 @@ def command(
     from surgeon.client import run_job
 
     names = _names(by)
-    patient = patient_of(model, recipe)
-    draft = _draft(patient, recipe, worker)
+    measured = base_recipe(model, recipe)
+    draft = _draft(measured, recipe, worker)
     tokens = settings["sequences"] * settings["length"]
     if draft is not None and (cost := cost_text(requested_scores(names), draft, tokens)):
-        narrator.say(cost)
-    args = {"names": names, **measuring_job(patient, recipe, data, settings)}
-    result = run_job("score", args, narrator.hear, worker)
-    narrator.finish()
-    scores = [msgspec.convert(plain, Score) for plain in result["scores"]]
+        reporter.write_line(cost)
+    job = ScoreJob(names=tuple(names), **job_fields(measured, recipe, data, settings))
+    result = run_job(job, reporter.on_event, worker)
+    assert isinstance(result, ScoreResult)
+    reporter.finish()
+    scores = [msgspec.convert(plain, Score) for plain in result.scores]
     keys = [layer.key for layer in draft.layers()] if draft is not None else _sorted_keys(scores)
     _tell(scores, keys, csv_path, as_json)
     if not as_json and (matrices if matrices is not None else len(scores) == 1):
@@ -92,11 +94,11 @@ def _names(by: Sequence[str]) -> list[str]:
     ]
 
 
-def _draft(patient: Recipe, where: Path | None, worker: str | None) -> Draft | None:
+def _draft(measured: Recipe, where: Path | None, worker: str | None) -> Draft | None:
     """Return the model that is measured, where it can be looked at from here."""
-    if worker is not None and not Path(patient.base.model).expanduser().is_dir():
+    if worker is not None and not Path(measured.base.model).expanduser().is_dir():
         return None
-    folded = fold_recipe(patient, where)
+    folded = fold_recipe(measured, where)
     return folded.drafts[-1] if all(one.exact for one in folded.reports) else None
 
 

@@ -9,9 +9,10 @@ import click
 
 from surgeon.cli.formatting import print_json
 from surgeon.cli.options import SurgeonCommand, as_json, computing
-from surgeon.cli.progress_output import Narrator
+from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import failed_checks, proof_table
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.jobs import VerifyJob, VerifyResult
 from surgeon.errors import VerifyError
 
 
@@ -28,13 +29,14 @@ def command(context: click.Context, /, directory: Path, worker: str | None, as_j
     """
     from surgeon.client import run_job
 
-    narrator = context.ensure_object(Narrator)
+    reporter = context.ensure_object(ConsoleReporter)
     directory = directory.expanduser().absolute()
     if worker is None:
         open_checkpoint(directory)  # what is broken on disk is told before torch is loaded
-    args = {"directory": str(directory), **settings}
-    proof = run_job("verify", args, narrator.hear, worker)["proof"]
-    narrator.finish()
+    result = run_job(VerifyJob(directory=str(directory), **settings), reporter.on_event, worker)
+    assert isinstance(result, VerifyResult)
+    proof = result.proof
+    reporter.finish()
     failed = failed_checks(proof)
     if as_json:
         print_json({"passed": not failed, "proof": proof})

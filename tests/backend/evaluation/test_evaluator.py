@@ -19,7 +19,8 @@ from surgeon.backend.model.loading import load_tokenizer
 from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
 from surgeon.errors import DataError, GateError, RecipeError, UsageError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
-from tests.export.replaying import digests, job_args, keep_silent, never, run, start_run
+from tests.export.replaying import digests, job_args, run, start_run
+from tests.jobs import keep_silent, never
 
 _TEXTS = ["It was a bright cold day in April.", "Call me Ishmael! Some years ago", "x", "- never mind how long -"]
 _PAIRS = [("What?", "Nothing at all.", "Go away"), ("Who?", "Me", "Nobody you know"), ("Why?", "So", "Because of it")]
@@ -47,10 +48,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def _evaluated(base: Path, root: Path, *steps: Mapping[str, Any], **more: Any) -> list[dict[str, Any]]:
-    from surgeon.backend.jobs.run import run_job
+    from tests.jobs import perform
 
     args = job_args(base, root / "out", steps, root=str(root), **more)
-    found: list[dict[str, Any]] = run_job(args, keep_silent, never)["evaluations"]
+    found: list[dict[str, Any]] = perform("run", args, keep_silent, never)["evaluations"]
     return found
 
 
@@ -340,14 +341,14 @@ def test_two_runs_write_the_same_bytes_whatever_was_kept(
 def test_a_recipe_that_only_looks_needs_no_place_to_write_to(base: Path, data: Path) -> None:
     """A recipe that changes anything does."""
     args = {**job_args(base, data / "out", [{"evaluate": {"data": "texts.jsonl"}}], root=str(data)), "out": None}
-    from surgeon.backend.jobs.run import run_job
+    from tests.jobs import perform
 
-    result = run_job(args, keep_silent, never)
+    result = perform("run", args, keep_silent, never)
     assert result["out"] is None
     assert len(result["evaluations"]) == 1
     args["recipe"]["steps"].append(_PRUNE)
     with pytest.raises(UsageError, match="needs a directory"):
-        run_job(args, keep_silent, never)
+        perform("run", args, keep_silent, never)
 
 
 def test_rows_that_do_not_fit_are_left_out_and_counted(base: Path, data: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from surgeon.backend.evaluation import evaluator
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.errors import SurgeonError
 from tests.backend.training_recipes import pupil, recipe
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 
 @pytest.mark.parametrize(

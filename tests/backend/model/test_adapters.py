@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.jobs.verify import verify_job
 from surgeon.backend.model.adapters import NAME, attach, fold_gates, lora_layers, write_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import demo_directory
@@ -26,7 +25,8 @@ from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
 from tests.architectures.building import small_config, tiny_model
 from tests.backend.tiny_models import load_plainly, save_tiny, some_tokens
-from tests.export.replaying import Step, digests, keep_silent, never, run, start_run
+from tests.export.replaying import Step, digests, run, start_run
+from tests.jobs import keep_silent, never, perform
 
 # What PEFT calls in transformers; where surgeon calls PEFT it is filtered there.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -213,7 +213,7 @@ def test_an_adapter_on_the_base_alone_is_a_peft_directory(bases: Any, tmp_path: 
     assert config["target_modules"] == sorted(one.module for one in plan_of(base, LORA).adapters)
     adapted = PeftModel.from_pretrained(load_plainly(base), str(out)).eval()
     assert torch.equal(logits(adapted), logits(load_plainly(base)))
-    assert verify_job({"directory": str(out)}, keep_silent, never)["proof"]["adapter"]["passed"]
+    assert perform("verify", {"directory": str(out)}, keep_silent, never)["proof"]["adapter"]["passed"]
 
 
 def test_plain_transformers_loads_the_adapter_of_the_demo_model(

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.errors import DataError
 from tests.backend.tiny_models import save_tiny, write_tokenizer
 from tests.backend.training_recipes import recipe, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 POSITIONS = 16
 TOO_LONG: Mapping[str, Mapping[str, Any]] = {

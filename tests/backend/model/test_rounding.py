@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from surgeon.backend.jobs.run import run_job
 from surgeon.backend.model.rounding import Rounding
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from tests.backend.training_recipes import learn_args, pupil, training
+from tests.jobs import perform
 
 
 def _run(model: Path, out: Path, rate: float) -> tuple[dict[str, Any], list[str], int]:
@@ -25,7 +25,7 @@ def _run(model: Path, out: Path, rate: float) -> tuple[dict[str, Any], list[str]
             said.append(body["text"])
 
     args = learn_args(model, training(steps=2, learning_rate=rate), out=str(out), verify=False)
-    result = run_job(args, emit, lambda: False)
+    result = perform("run", args, emit, lambda: False)
     (step,) = result["recipe"]["steps"]
     before, after = (load_file(place / "model.safetensors") for place in (model, out))
     changed = sum(int((before[name] != after[name]).sum()) for name in before)

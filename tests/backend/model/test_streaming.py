@@ -16,7 +16,7 @@ from surgeon.backend.scoring.context import calibration_of, scoring_context
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.errors import ScoreError
 from tests.backend.tiny_models import FAMILIES, LAYERS
-from tests.export.replaying import keep_silent, never
+from tests.jobs import job_context
 from tests.scores.sample_models import few, open_draft, patient, scores
 
 NAMES = "block_influence,angular_distance,removal,shapley(longest=1)"
@@ -91,7 +91,7 @@ def test_preparing_a_model_loads_no_layer_but_the_first(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(AlignDevicesHook, "pre_forward", noting)
     draft, settings = open_draft(base), few(base, stream=True)
-    with scoring_context(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as context:
+    with scoring_context(draft, settings, calibration_of(draft, settings), 32, job_context()) as context:
         assert context.streamed
         for tokens_BT in context.batches:
             context.runner.record(tokens_BT)
@@ -136,5 +136,5 @@ def test_a_model_that_does_not_fit_is_streamed_by_itself(tmp_path: Path, monkeyp
     assert not streaming.fits_in_memory(checkpoint, torch.float32, cpu)
     for stream, expected in ((None, True), (False, False)):
         settings = few(base, stream=stream)
-        with scoring_context(draft, settings, calibration_of(draft, settings), 32, keep_silent, never) as context:
+        with scoring_context(draft, settings, calibration_of(draft, settings), 32, job_context()) as context:
             assert context.streamed is expected

@@ -16,7 +16,7 @@ from surgeon.core.plan.learned_results import PENDING
 from surgeon.core.recipe.learning_step import with_learned_adapters
 from surgeon.errors import Cancelled, SelectionError
 from tests.backend.tiny_models import LAYERS, layers_of, load_plainly
-from tests.export.replaying import keep_silent, never
+from tests.jobs import job_context, keep_silent, never
 from tests.scores.sample_models import Array, few, open_draft, patient, text_of
 from tests.scores.test_losses import naive_losses
 
@@ -142,8 +142,8 @@ def test_what_is_measured_below_a_trained_adapter_is_said_to_be_the_weights_alon
             if kind == "log":
                 heard.append(f"{body['level']}: {body['text']}")
 
-        assert ablate(draft, ["mlp.up"], few(base), emit, never).rows == plain.rows
-        measure(draft, ["weight_norm"], few(base), emit, never)
+        assert ablate(draft, ["mlp.up"], few(base), job_context(emit)).rows == plain.rows
+        measure(draft, ["weight_norm"], few(base), job_context(emit))
         assert sum(text.startswith("warning: trained adapters are left out") for text in heard) == 2 * said
 
 

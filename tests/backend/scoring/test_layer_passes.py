@@ -15,7 +15,7 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.scoring.layer_passes import LayerPass, push_layers
 from surgeon.errors import ArchitectureError, ScoreError
 from tests.backend.tiny_models import FAMILIES, LAYERS, WORDS, layers_of, make_tiny, some_tokens
-from tests.export.replaying import never
+from tests.jobs import never
 
 
 def pushed(model: nn.Module, layers: nn.ModuleList, *batches: torch.Tensor, room: int = 1 << 20) -> list[LayerPass]:

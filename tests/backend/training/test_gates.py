@@ -15,7 +15,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from surgeon.backend.data.examples import collate, examples_of_step, read_examples
-from surgeon.backend.jobs.verify import verify_job
 from surgeon.backend.model.adapters import NAME, attach, lora_layers
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.training_run import is_stable
@@ -24,7 +23,8 @@ from surgeon.core.plan.plan import compile_plan
 from surgeon.errors import RecipeError
 from tests.architectures.building import small_config, tiny_model
 from tests.backend.tiny_models import load_plainly, some_tokens
-from tests.export.replaying import keep_silent, never, run
+from tests.export.replaying import run
+from tests.jobs import keep_silent, never, perform
 from tests.scores.sample_models import open_draft, patient
 
 # What PEFT calls in transformers; where surgeon calls PEFT it is filtered there.
@@ -85,7 +85,7 @@ def test_a_trained_and_masked_adapter_is_exported_as_the_live_gated_model(family
     plain = PeftModel.from_pretrained(load_plainly(base), str(out)).eval()
     assert torch.equal(logits(plain), logits(gated(base, done)))
     assert not torch.allclose(logits(plain), logits(load_plainly(base)), atol=1e-2)
-    proof = verify_job({"directory": str(out)}, keep_silent, never)["proof"]["adapter"]
+    proof = perform("verify", {"directory": str(out)}, keep_silent, never)["proof"]["adapter"]
     assert "live gated model: equal bit for bit" in proof["detail"]
     report = result_report(addresses(done)[1])["masks"]
     names = {name.rpartition("/")[2] for name in report}
@@ -127,7 +127,7 @@ def test_a_damaged_adapter_is_found_out(tmp_path: Path) -> None:
     next(value for name, value in stored.items() if "lora_B" in name)[0, 0] += 0.5
     save_file(stored, path)
     with pytest.raises(VerifyError, match="live gated model: differ by up to"):
-        verify_job({"directory": str(out)}, keep_silent, never)
+        perform("verify", {"directory": str(out)}, keep_silent, never)
 
 
 def test_training_moves_a_and_b_alone_and_masking_the_gates_alone(tmp_path: Path) -> None:

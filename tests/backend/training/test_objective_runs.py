@@ -15,12 +15,11 @@ from torch.nn.functional import log_softmax, logsigmoid
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from surgeon.backend.data.examples import examples_of_step
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.backend.model.dropout import without_dropout
 from surgeon.errors import DataError
 from tests.backend.tiny_models import load_plainly, make_tiny, write_tokenizer
 from tests.backend.training_recipes import learn_args, pupil, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 LENGTH, STEPS, BATCH = 24, 5, 4
 Row = dict[str, Any]

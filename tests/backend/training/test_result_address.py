@@ -20,7 +20,7 @@ from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.backend.tiny_models import write_tokenizer
 from tests.backend.training_recipes import pupil, recipe, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import job_context
 
 Step = Mapping[str, Mapping[str, Any]]
 FORGETTING: dict[str, Any] = {"objective": {"npo": {"rewriter": "model"}}}
@@ -40,7 +40,7 @@ def address(place: Path, *before: Step, seed: int = 0, names: Mapping[str, str] 
     operation = read.steps[-1].operation
     assert isinstance(operation, LearningStep)
     return address_of(
-        TrainingRequest(draft, operation, read.data, place, read.seed, torch.device("cpu"), keep_silent, never)
+        TrainingRequest(draft, operation, read.data, place, read.seed, torch.device("cpu"), job_context())
     )
 
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.errors import Cancelled, DataError
 from tests.backend.training_recipes import learn_args, pupil, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 STEPS = 8
 FIELDS = {"steps": STEPS, "save_steps": 2, "held_out": "20%", "eval_steps": 3, "scheduler": "linear"}

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from surgeon.backend.data.examples import Examples, collate, examples_of_step, read_examples
-from surgeon.backend.jobs.dispatch import perform
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.errors import ArchitectureError, LearningError
 from tests.backend.tiny_models import load_plainly
 from tests.backend.training_recipes import learn_args, pupil, training
-from tests.export.replaying import keep_silent, never
+from tests.jobs import keep_silent, never, perform
 
 CPU = torch.device("cpu")
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from surgeon.backend.jobs.run import run_job
 from surgeon.backend.training import weight_masks
 from surgeon.backend.training.token_rewards import TASK
 from surgeon.backend.training.weight_mask_bits import WeightMask, pack, unpack
 from surgeon.core.plan.learned_results import REPORT, TENSORS, result_directory
 from surgeon.errors import DataError, LearningError, RecipeError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
-from tests.export.replaying import job_args, keep_silent, never
+from tests.export.replaying import job_args
+from tests.jobs import keep_silent, never, perform
 
 Step = Mapping[str, Mapping[str, Any]]
 PAIRS = [{"prompt": f"{at} and {at}", "chosen": f"is {2 * at}", "rejected": f"no idea {at}"} for at in range(12)]
@@ -52,7 +52,7 @@ class Done:
     def __init__(self, base: Path, out: Path, steps: Sequence[Step], **more: Any) -> None:
         self.said: list[str] = []
         args = job_args(base, out, steps, root=str(base.parent), device="cpu", **more)
-        result = run_job(args, lambda kind, body: self.said.append(str(body.get("text", ""))), never)
+        result = perform("run", args, lambda kind, body: self.said.append(str(body.get("text", ""))), never)
         self.tensors = load_file(out / "model.safetensors")
         self.addresses = [step["resolved"]["learned"][0] for step in result["recipe"]["steps"] if "resolved" in step]
 

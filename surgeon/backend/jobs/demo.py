@@ -1,0 +1,12 @@
+"""The `demo` job: fetches the demo model, once per machine."""
+
+from __future__ import annotations
+
+from surgeon.core.jobs import DemoJob, DemoResult, JobContext
+from surgeon.demo.fetching import fetch_demo
+
+
+def demo_job(request: DemoJob, job: JobContext) -> DemoResult:
+    """Perform a `demo` job."""
+    del request
+    return DemoResult(path=str(fetch_demo(job)))
