@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from surgeon.backend.jobs import dispatch
-from surgeon.core.jobs import AnyEvent, AnyJob, Evaluated, IsCancelled, JobContext
+from surgeon.core.jobs import AnyEvent, AnyJob, AnyResult, Evaluated, Event, IsCancelled, JobContext
 
 PlainEmit = Callable[[str, dict[str, Any]], None]
 
@@ -39,7 +39,8 @@ def job_context(emit: PlainEmit = keep_silent, cancelled: IsCancelled = never, *
 def job_of(name: str, args: Mapping[str, Any]) -> AnyJob:
     """Return a job from plain data; fields that are None take their defaults."""
     given = {field: str(value) if isinstance(value, Path) else value for field, value in args.items()}
-    return msgspec.convert({"job": name, **{field: one for field, one in given.items() if one is not None}}, AnyJob)
+    job: AnyJob = msgspec.convert({"job": name, **{key: one for key, one in given.items() if one is not None}}, AnyJob)
+    return job
 
 
 def perform(
@@ -48,3 +49,28 @@ def perform(
     """Perform a job in this process; return its result as plain data."""
     result = dispatch.perform(job_of(name, args), lambda event: emit(*plain_event(event)), cancelled)
     return msgspec.structs.asdict(result)
+
+
+def plain_job(job: AnyJob) -> tuple[str, dict[str, Any]]:
+    """Return a job's name and its fields as plain data."""
+    body: dict[str, Any] = msgspec.to_builtins(job)
+    return body.pop("job"), body
+
+
+def result_of(name: str, body: Mapping[str, Any]) -> AnyResult:
+    """Return what a job came to from plain data; a run's result may lack what the test is not about."""
+    lacking: dict[str, Any] = {"proof": None, "evaluations": [], "recipe": {}} if name == "run" else {}
+    result: AnyResult = msgspec.convert({"of": name, **lacking, **body}, AnyResult)
+    return result
+
+
+def event_of(kind: str, /, **body: Any) -> Event:
+    """Return an event of job 1 from plain data; further fields of progress are figures of a training step."""
+    if kind == "progress":
+        own = {
+            name: body.pop(name, default) for name, default in (("done", 0), ("total", 0), ("unit", ""), ("what", ""))
+        }
+        body = {**own, "figures": body}
+    if kind == "evaluated":
+        body = {"evaluation": body}
+    return msgspec.convert({"id": 1, "body": {"event": kind, **body}}, Event)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgeon.core.jobs import ScoreResult
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.recipe import load_recipe, step_to_builtins
@@ -117,7 +118,7 @@ def result_with(session: Session, values: list[float]) -> dict[str, Any]:
 def test_a_measured_selection_is_resolved_from_the_scores_at_hand(session: Session) -> None:
     with pytest.raises(SelectionError, match="removal has not been measured"):
         session.step("prune", {"layers": "lowest 2 by removal"})
-    session.take_scores(result_with(session, [5, 1, 4, 0, 3, 2]))
+    session.take_scores(ScoreResult(**result_with(session, [5, 1, 4, 0, 3, 2])))
     step = session.step("prune", {"layers": "lowest 2 by removal"})
     assert step.resolved == {"layers": (1, 3)}
     session.apply(step)
@@ -131,7 +132,7 @@ def test_a_measured_selection_says_what_it_was_measured_on(session: Session) -> 
     """A recipe that is resolved anew, on another model, then measures on the same text."""
     result = result_with(session, [5, 1, 4, 0, 3, 2])
     result["scores"][0]["measured_on"] = "prose.jsonl"
-    session.take_scores(result)
+    session.take_scores(ScoreResult(**result))
     prune = session.step("prune", {"layers": "0,lowest 2 by removal"})
     assert step_to_builtins(prune)["prune"]["layers"] == [
         "0", {"lowest": 2, "by": "removal", "data": "prose.jsonl"}
@@ -147,7 +148,7 @@ def test_a_score_measured_with_other_settings_is_not_the_one_asked_for(session: 
     result = result_with(session, [5, 1, 4, 0, 3, 2])
     result["scores"][0]["name"] = "block_removal"
     result["scores"][0]["provenance"]["settings"] = {"longest": 4}
-    session.take_scores(result)
+    session.take_scores(ScoreResult(**result))
     assert session.step("prune", {"layers": "lowest 1 by block_removal(longest=4)"}).resolved == {"layers": (3,)}
     with pytest.raises(SelectionError, match="block_removal has not been measured"):
         session.step("prune", {"layers": "lowest 1 by block_removal"})
@@ -275,8 +276,8 @@ def test_scores_of_a_session_are_measured_with_the_seed_of_its_recipe(model: Pat
     path = tmp_path / "r.yaml"
     path.write_text(f"version: 1\nbase: {{model: {model}}}\nseed: 7\n")
     session = Session.open(str(model), path)
-    assert session.score_job(("ila",), "sums.jsonl")["seed"] == 7
-    assert session.score_job(("ila",), "sums.jsonl", seed=3)["seed"] == 3
+    assert session.score_job(("ila",), "sums.jsonl").seed == 7
+    assert session.score_job(("ila",), "sums.jsonl", seed=3).seed == 3
 
 
 def test_jobs_carry_the_applied_steps_and_where_their_data_is(session: Session, tmp_path: Path) -> None:
@@ -284,10 +285,10 @@ def test_jobs_carry_the_applied_steps_and_where_their_data_is(session: Session, 
     session.apply(session.step("prune", {"layers": 1}))
     session.undo()
     score = session.score_job(("weight_norm",), None, sequences=3)
-    assert len(score["recipe"]["steps"]) == 1
-    assert (score["names"], score["data"], score["sequences"]) == (["weight_norm"], None, 3)
+    assert len(score.recipe["steps"]) == 1
+    assert (score.names, score.data, score.sequences) == (("weight_norm",), None, 3)
     run = session.run_job(Path("out"), verify=False)
-    assert run["out"] == str(Path("out").absolute())
-    assert run["root"] == str(Path.cwd())
+    assert run.out == str(Path("out").absolute())
+    assert run.root == str(Path.cwd())
     session.save(tmp_path / "r.yaml")
-    assert session.run_job(Path("out"))["root"] == str(tmp_path)
+    assert session.run_job(Path("out")).root == str(tmp_path)

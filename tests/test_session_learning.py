@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from surgeon.core.jobs import AnyJob, LearnResult
 from surgeon.core.recipe.recipe import load_recipe, recipe_to_builtins
 from surgeon.errors import RecipeError
 from surgeon.session import Session
 from tests.backend.training_recipes import pupil, training
 from tests.backend.worker_process import Worker
+from tests.jobs import job_of, plain_job, result_of
 
 COUNTING = """
 import torch
@@ -28,6 +30,13 @@ def step(*args, **kwargs):
 torch.optim.AdamW.step = step
 main()
 """
+
+
+def learned(body: dict[str, Any]) -> LearnResult:
+    """Return what a learn job came to."""
+    result = result_of("learn", body)
+    assert isinstance(result, LearnResult)
+    return result
 
 
 class Learner:
@@ -50,9 +59,10 @@ class Learner:
         self.session.close(keep_journal=True)
         self.session = Session.open(str(self.model), self.place / "r.yaml")
 
-    def job(self, job: str, args: dict[str, Any]) -> dict[str, Any]:
+    def job(self, job: AnyJob) -> dict[str, Any]:
         number = len(self.worker.events) + 1000
-        self.worker.send(job, number, **args)
+        name, args = plain_job(job)
+        self.worker.send(name, number, **args)
         end = self.worker.end_of(number)
         assert end["event"] == "result", end
         found: dict[str, Any] = end["body"]
@@ -62,7 +72,7 @@ class Learner:
         """Draft a training step, have it carried out, apply it."""
         step = self.session.step("train", training(**fields)["train"])
         assert self.session.preview(step).plan.pending
-        assert self.session.take_learned(self.job("learn", self.session.learn_job(step, device="cpu"))) is not None
+        assert self.session.take_learned(learned(self.job(self.session.learn_job(step, device="cpu")))) is not None
         assert not self.session.plan.pending
 
 
@@ -111,7 +121,7 @@ def test_undo_and_redo_train_nothing_and_neither_does_a_replay(learner: Learner,
     assert session.draft == trained
     assert not learner.is_pending()
     session.save()
-    exported = learner.job("run", session.run_job(tmp_path / "out", device="cpu"))
+    exported = learner.job(session.run_job(tmp_path / "out", device="cpu"))
     assert all(check["passed"] for check in exported["proof"].values())
     again = load_recipe(session.save())
     assert again.steps == session.steps
@@ -119,7 +129,7 @@ def test_undo_and_redo_train_nothing_and_neither_does_a_replay(learner: Learner,
     for step in unresolved["steps"]:
         step.pop("resolved", None)
     out = {"recipe": unresolved, "root": str(tmp_path), "out": str(tmp_path / "again"), "device": "cpu"}
-    assert learner.job("run", out)["recipe"]["steps"] == recipe_to_builtins(session.applied_recipe())["steps"]
+    assert learner.job(job_of("run", out))["recipe"]["steps"] == recipe_to_builtins(session.applied_recipe())["steps"]
     assert learner.steps == 5
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again")]
     assert files[0] == files[1]
@@ -144,10 +154,10 @@ def test_a_step_learned_for_other_steps_is_not_applied(learner: Learner) -> None
     """Its result stays: where its own steps are back, it is there without training."""
     session = learner.session
     step = session.step("train", training(steps=2)["train"])
-    result = learner.job("learn", session.learn_job(step, device="cpu"))
+    result = learner.job(session.learn_job(step, device="cpu"))
     session.apply(session.step("prune", {"layers": 1}))
     with pytest.raises(RecipeError, match="have changed meanwhile"):
-        session.take_learned(result)
+        session.take_learned(learned(result))
     assert session.position == 1
     session.undo()
     learner.learn(steps=2)
@@ -164,8 +174,8 @@ def test_a_recipe_with_steps_to_learn_opens_and_is_carried_out(learner: Learner,
     session = learner.session = Session.open(str(learner.model), tmp_path / "r.yaml")
     assert learner.is_pending()
     assert len(session.draft.layers()) == 1
-    result = learner.job("learn", session.learn_job(device="cpu"))
-    assert session.take_learned(result) is None
+    result = learner.job(session.learn_job(device="cpu"))
+    assert session.take_learned(learned(result)) is None
     assert not learner.is_pending()
     assert session.unsaved
     assert session.steps[0].resolved == {"learned": tuple(result["reports"])}
@@ -192,7 +202,7 @@ def test_a_result_that_is_gone_is_said_to_be_pending(learner: Learner) -> None:
     learner.session.undo()
     learner.session.redo()
     assert learner.is_pending()
-    learner.session.take_learned(learner.job("learn", learner.session.learn_job(device="cpu")))
+    learner.session.take_learned(learned(learner.job(learner.session.learn_job(device="cpu"))))
     assert not learner.is_pending()
     assert learner.session.steps[0].resolved == resolved
     assert learner.steps == 4

@@ -19,6 +19,7 @@ from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
 from surgeon.export.checkpoint_writer import export_checkpoint
 from tests.export.handmade_shards import Stored, llama_tensors, random_tensor, write_shard
+from tests.jobs import job_context
 
 _LAYERS = 4
 _MATRICES = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
@@ -93,7 +94,7 @@ def _plan(base: Path, *steps: Mapping[str, Any]) -> Plan:
 
 def _export(plan: Plan, base: Path, out: Path) -> Path:
     recipe = recipe_from_builtins({"version": 1, "base": {"model": str(base)}, "steps": []})
-    export_checkpoint(plan, recipe, out, emit=lambda _kind, _body: None, cancelled=lambda: False)
+    export_checkpoint(plan, recipe, out, job=job_context())
     return out
 
 

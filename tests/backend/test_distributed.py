@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon.client import WorkerClient
-from surgeon.core.jobs import Event
+from surgeon.core.jobs import Event, LearnResult, Progress, ScoreResult
 from surgeon.errors import Cancelled, LearningError
 from tests.backend.training_recipes import LINES, learn_args, pupil, training
-from tests.jobs import keep_silent, never, perform
+from tests.jobs import job_of, keep_silent, never, perform
 
 pytestmark = pytest.mark.slow
 LAUNCH = (
@@ -66,11 +66,12 @@ async def test_two_processes_learn_what_one_does(tmp_path: Path, client: WorkerC
     two, one = os.environ["SURGEON_CACHE"], str(tmp_path / "one")
     for name, fields in CASES.items():
         args = learn_args(model, training(**fields), device="cpu")
-        result = await client.run("learn", args)
+        result = await client.run(job_of("learn", args))
         os.environ["SURGEON_CACHE"] = one
         alone = perform("learn", args, keep_silent, never)
         os.environ["SURGEON_CACHE"] = two
-        ((address, report),) = result["reports"].items()
+        assert isinstance(result, LearnResult)
+        ((address, report),) = result.reports.items()
         expected = alone["reports"][address]
         assert report["losses"] == pytest.approx(expected["losses"], abs=1e-4), name
         for when in ("before", "after"):
@@ -88,8 +89,8 @@ async def test_they_stop_and_fail_together_and_serve_on(tmp_path: Path, client: 
     model = pupil(tmp_path)
     await client.start()
     long = learn_args(model, training(steps=4000, learning_rate=1e-4), device="cpu")
-    number = await client.submit("learn", long)
-    while not any(event.id == number and event.event == "progress" for event in heard):
+    number = await client.submit(job_of("learn", long))
+    while not any(event.id == number and isinstance(event.body, Progress) for event in heard):
         await _a_moment()
     await client.cancel()
     with pytest.raises(Cancelled):
@@ -97,10 +98,15 @@ async def test_they_stop_and_fail_together_and_serve_on(tmp_path: Path, client: 
     (state,) = Path(os.environ["SURGEON_CACHE"]).glob("learned/*.state/state.pt")
     assert 0 < torch.load(state, weights_only=True)["done"] < 4000
     with pytest.raises(LearningError, match="the loss is"):
-        await client.run("learn", learn_args(model, training(learning_rate=1e30, scheduler="constant"), device="cpu"))
-    scores = await client.run("score", {**learn_args(model), "names": ["weight_norm"]})
-    assert scores["scores"]
-    assert (await client.run("learn", learn_args(model, training(), device="cpu")))["reports"]
+        await client.run(
+            job_of("learn", learn_args(model, training(learning_rate=1e30, scheduler="constant"), device="cpu"))
+        )
+    scores = await client.run(job_of("score", {**learn_args(model), "names": ["weight_norm"]}))
+    assert isinstance(scores, ScoreResult)
+    assert scores.scores
+    again = await client.run(job_of("learn", learn_args(model, training(), device="cpu")))
+    assert isinstance(again, LearnResult)
+    assert again.reports
     await client.close()
 
 

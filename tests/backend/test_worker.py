@@ -157,7 +157,7 @@ def test_whatever_a_job_raises_does_not_end_the_worker(job: str, played: Worker)
     played.send(job, 1)
     fault = played.end_of(1)
     assert fault["body"]["kind"] == "WorkerError"
-    assert fault["body"]["where"] == job
+    assert fault["body"]["where"] == "score"
     played.send("next", 2)
     assert played.end_of(2)["event"] == "result"
 

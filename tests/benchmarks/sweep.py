@@ -22,6 +22,7 @@ from surgeon.backend.scoring.context import ScoringContext, Settings, calibratio
 from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.jobs import JobContext
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score import Provenance
@@ -42,7 +43,7 @@ def main() -> None:
     draft = draft_of(read_structure(open_checkpoint(locate_model(options.model))))
     settings = Settings(root=Path(), sequences=options.sequences, length=options.length)
     with scoring_context(
-        draft, settings, calibration_of(draft, settings), 512, lambda *_: None, lambda: False
+        draft, settings, calibration_of(draft, settings), 512, JobContext(lambda event: None, lambda: False)
     ) as context:
         compare_influence(context, options.rounds)
         for name in options.by.split(","):

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from surgeon.cli.group import SurgeonGroup
-from surgeon.core.jobs import Event
+from surgeon.core.jobs import AnyJob, Event
 from tests.cli.tiny_checkpoints import tiny_llama
+from tests.jobs import plain_job, result_of
 
 Run = Callable[..., Result]
 
@@ -47,13 +48,14 @@ class Jobs:
         self.events: list[Event] = []
         self.answer: Any = {}
 
-    def __call__(self, job: str, args: dict[str, Any], on_event: Any, worker: str | None = None) -> Any:
-        self.asked.append((job, args, worker))
+    def __call__(self, job: AnyJob, on_event: Any, worker: str | None = None) -> Any:
+        name, args = plain_job(job)
+        self.asked.append((name, args, worker))
         for event in self.events:
             on_event(event)
         if isinstance(self.answer, BaseException):
             raise self.answer
-        return self.answer
+        return result_of(name, self.answer)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.jobs import Event
 from surgeon.errors import SelectionError
 from tests.cli.conftest import Jobs, Run
+from tests.jobs import event_of
 
 
 def row(role: str, decile: int, rise: float, error: float | None = 0.01) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def row(role: str, decile: int, rise: float, error: float | None = 0.01) -> dict
 def ablated(jobs: Jobs) -> Jobs:
     rows = [row(role, decile, decile / 10) for role in ("mlp.up", "mlp.down") for decile in (1, 2)]
     jobs.answer = {"ablations": {"base": 2.5, "rows": rows, "provenance": {"fingerprint": "ff"}}}
-    jobs.events = [Event(id=1, event="scored", body={"ablation": one}) for one in rows]
+    jobs.events = [event_of("ablated", ablation=one) for one in rows]
     return jobs
 
 

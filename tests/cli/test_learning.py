@@ -23,6 +23,7 @@ from surgeon.core.recipe.command_text import command_line
 from surgeon.core.recipe.recipe import load_recipe, step_of, step_to_builtins
 from tests.backend.training_recipes import pupil
 from tests.cli.conftest import Run, fresh
+from tests.jobs import event_of
 
 FIELDS = (
     "--objective", "lm", "--data", "text.jsonl", "--steps", "6", "--held-out", "20%", "--eval-steps", "3",
@@ -126,7 +127,7 @@ def test_the_command_that_is_shown_says_the_same_step(place: Path, run: Run, fie
 def event(done: int, total: int = 40, **figures: float) -> Event:
     body = {"done": done, "total": total, "unit": "steps", "what": "training", "tokens_per_second": 12345.6,
             "eta_seconds": 75.0, "loss": 3.21, **figures}  # fmt: skip
-    return Event(id=1, event="progress", body=body)
+    return event_of("progress", **body)
 
 
 def test_a_pipe_gets_a_line_for_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +135,7 @@ def test_a_pipe_gets_a_line_for_every_tenth(capsys: pytest.CaptureFixture[str]) 
     reporter = ConsoleReporter()
     for done in range(1, 41):
         reporter.on_event(event(done, held_out_loss=2.5, held_out_before_loss=4.0, accuracy=0.5))
-        reporter.on_event(Event(id=1, event="progress", body={"done": 1, "total": 2, "what": "held-out loss"}))
+        reporter.on_event(event_of("progress", done=1, total=2, what="held-out loss"))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
     says = "loss 3.21, held-out loss 4.00→2.50, accuracy 0.500, 12.3k tokens/s, 1m15s left"

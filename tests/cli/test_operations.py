@@ -10,6 +10,7 @@ import pytest
 
 from surgeon.cli.group import COMMANDS, SurgeonGroup
 from surgeon.cli.operation_command import command_of
+from surgeon.core.jobs import AnyJob, RunJob
 from surgeon.core.recipe.command_text import command_line
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.operation import operations
@@ -47,9 +48,10 @@ def asked(jobs: Jobs) -> dict[str, Any]:
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     class Echo(Jobs):
-        def __call__(self, job: str, args: dict[str, Any], on_event: Any, worker: str | None = None) -> Any:
-            super().__call__(job, args, on_event, worker)
-            return {"out": args["out"], "parameters": 1, "bytes": 4, "recipe": args["recipe"], "proof": None}
+        def __call__(self, job: AnyJob, on_event: Any, worker: str | None = None) -> Any:
+            assert isinstance(job, RunJob)
+            self.answer = {"out": job.out, "parameters": 1, "bytes": 4, "recipe": job.recipe}
+            return super().__call__(job, on_event, worker)
 
     echo = Echo()
     monkeypatch.setattr("surgeon.client.run_job", echo)

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import io
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from surgeon.cli.formatting import bytes_text, change_text, count_text, setting_text, table, value_text
 from surgeon.cli.progress_output import ConsoleReporter, on_terminal
-from surgeon.core.jobs import Event, Kind
+from surgeon.core.jobs import Event
+from tests.jobs import event_of
 
 
 class Terminal(io.StringIO):
@@ -24,18 +24,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return screen
 
 
-def event(kind: Kind, **body: Any) -> Event:
-    return Event(id=1, event=kind, body=body)
-
-
 def progress(done: int, total: int, unit: str = "layers") -> Event:
-    return event("progress", done=done, total=total, unit=unit, what="scoring")
+    return event_of("progress", done=done, total=total, unit=unit, what="scoring")
 
 
 def test_a_terminal_gets_a_bar_that_rows_are_written_above(terminal: Terminal) -> None:
     reporter = ConsoleReporter()
     reporter.on_event(progress(3, 6))
-    reporter.on_event(event("scored", score="s", layer="2", value=0.5, error=None))
+    reporter.on_event(event_of("scored", score="s", layer="2", value=0.5, error=None))
     reporter.finish()
     bar = "scoring  ████████████░░░░░░░░░░░░  50%  3 / 6 layers"
     assert terminal.getvalue() == f"{bar}\r\x1b[Ks  layer 2  0.5000\n{bar}\r\x1b[K"
@@ -58,8 +54,8 @@ def test_a_file_gets_each_stage_once_and_no_bar(capsys: pytest.CaptureFixture[st
 
 def test_quiet_says_nothing_and_verbose_says_more(capsys: pytest.CaptureFixture[str]) -> None:
     heard = [
-        progress(1, 2), event("log", level="info", text="loading"), event("log", level="warning", text="odd"),
-        event("stat", rss_bytes=2_000_000),
+        progress(1, 2), event_of("log", level="info", text="loading"), event_of("log", level="warning", text="odd"),
+        event_of("stat", rss_bytes=2_000_000),
     ]  # fmt: skip
     for reporter in (ConsoleReporter(quiet=True), ConsoleReporter(), ConsoleReporter(verbose=True)):
         for one in heard:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import Event
 from surgeon.core.recipe.recipe import load_recipe
 from surgeon.errors import GateError, VerifyError
 from tests.cli.conftest import Jobs, Run, fresh
+from tests.jobs import event_of
 
 PROOF = {"keys": {"passed": True, "detail": "none missing"}}
 
@@ -72,7 +72,7 @@ def test_a_recipe_that_does_not_fit_is_told_before_anything_is_started(run: Run,
 def test_a_run_hands_the_job_its_recipe_and_settings(run: Run, recipe: Path, jobs: Jobs) -> None:
     out = recipe.parent / "out"
     jobs.answer = {"out": str(out), "parameters": 1000, "bytes": 4000, "recipe": {}, "proof": PROOF}
-    jobs.events = [Event(id=1, event="progress", body={"done": 1, "total": 2, "unit": "bytes", "what": "writing"})]
+    jobs.events = [event_of("progress", **{"done": 1, "total": 2, "unit": "bytes", "what": "writing"})]
     result = run("run", recipe, "--out", out, "--device", "cpu", "--dtype", "bfloat16", "--set", "seed=7")
     assert result.stdout == f"{out}\n"
     assert "writing" in result.stderr

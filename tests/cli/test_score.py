@@ -10,10 +10,10 @@ import pytest
 
 from surgeon.cli.commands.score import ranks
 from surgeon.cli.heat_map import heat_map
-from surgeon.core.jobs import Event
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.errors import DataError
 from tests.cli.conftest import Jobs, Run
+from tests.jobs import event_of
 
 
 def plain(name: str, values: list[float], keys: list[str] | None = None, errors: bool = False) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def scored(jobs: Jobs) -> Jobs:
     influence = plain("block_influence", [0.5, 0.1, 0.4, 0.3, 0.2, 0.9], errors=True)
     jobs.answer = {"scores": [influence, plain("weight_norm", [6, 5, 4, 3, 2, 1])]}
     body = {"score": "block_influence", "layer": "0", "value": 0.5, "error": 0.25, "matrices": None}
-    jobs.events = [Event(id=1, event="scored", body=body)]
+    jobs.events = [event_of("scored", **body)]
     return jobs
 
 

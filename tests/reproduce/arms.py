@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgeon.core.jobs import Kind
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
@@ -52,7 +51,7 @@ def run_arm(arm: Arm, seed: int, say: Callable[[str], None] = print) -> Plain:
     """Run one arm; return its evaluations in order, and what its last training found: losses, seconds."""
     recipe = recipe_from_builtins(plain_recipe(arm, seed), arm.name)
 
-    def emit(kind: Kind, body: Plain) -> None:
+    def emit(kind: str, body: Plain) -> None:
         if kind == "log":
             say(f"    {body['text']}")
 

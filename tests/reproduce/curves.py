@@ -9,16 +9,12 @@ from surgeon.backend.base import open_base
 from surgeon.backend.replay import replay
 from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import Settings
-from surgeon.core.jobs import Kind
+from surgeon.core.jobs import LearnJob
 from surgeon.core.recipe.recipe import recipe_from_builtins
+from tests.jobs import job_context
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 ROLES = ("attention.output", "mlp.up", "mlp.down")
-from tests.jobs import job_context
-
-
-def _silent(_kind: Kind, _body: dict[str, Any]) -> None:
-    """Say nothing."""
 
 
 def decile_curves(seeds: int) -> dict[str, Any]:
@@ -30,8 +26,8 @@ def decile_curves(seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for state, steps in (("before", []), ("after", plain["steps"])):
         recipe = recipe_from_builtins({**plain, "steps": steps})
-        draft, _ = replay(recipe, open_base(recipe, "curve"), {"root": str(RECIPES)}, _silent, lambda: False)
-        measured = ablate(draft, ROLES, settings, job_context(_silent))
+        draft, _ = replay(recipe, open_base(recipe, "curve"), LearnJob(recipe=plain), job_context(root=RECIPES))
+        measured = ablate(draft, ROLES, settings, job_context())
         found[state] = {
             role: [[row.rise, row.error, row.energy] for row in measured.rows if row.role == role] for role in ROLES
         }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from surgeon.architectures.reading import read_structure
-from surgeon.backend.scoring.context import Settings, settings_of
+from surgeon.backend.scoring.context import Settings
 from surgeon.backend.scoring.measure import measure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
@@ -17,10 +16,10 @@ from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.overlap import jaccard, top
 from surgeon.core.scoring.requests import request_text
 from surgeon.core.scoring.score import END_OF_FREEZING
+from tests.jobs import job_context
 from tests.reproduce.arms import RECIPES, Arm, plain_recipe, steps_named
 
 SOURCES = ("instructions.jsonl", "gsm8k.jsonl")
-from tests.jobs import job_context
 
 
 def ila_rankings(seeds: int) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def ila_rankings(seeds: int) -> dict[str, Any]:
 
 def frozen_by_gain(selection: Mapping[str, Any], data: Mapping[str, str], seed: int) -> int:
     """Return how many layers `through highest by semantic_gain` is, measured as a run of the recipe measures it."""
-    settings = replace(settings_of({"root": str(RECIPES)}), data=data[selection["data"]], seed=seed)
+    settings = Settings(root=RECIPES, data=data[selection["data"]], seed=seed)
     (score,) = measure(_demo(), [request_text(selection["by"])], settings, job_context())
     return int(score.details[END_OF_FREEZING]) + 1
 

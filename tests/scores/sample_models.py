@@ -18,7 +18,7 @@ from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.core.scoring.score import Score
 from tests.backend.tiny_models import save_tiny, write_tokenizer
-from tests.jobs import keep_silent, never
+from tests.jobs import job_context, keep_silent, never
 
 MEASURED_FAMILIES = ("llama", "gemma2", "gpt2", "gpt_neox", "phi3", "mixtral")
 Array = np.ndarray[Any, Any]
@@ -53,7 +53,7 @@ def scores(
     """Measure scores, named in one text, after some steps."""
     from surgeon.core.scoring.requests import split_requests
 
-    found = measure(open_draft(base, *steps), split_requests(names), few(base, **changes), emit, cancelled)
+    found = measure(open_draft(base, *steps), split_requests(names), few(base, **changes), job_context(emit, cancelled))
     return {score.name: score for score in found}
 
 

@@ -61,7 +61,9 @@ def influences(base: Path, *steps: Any, emit: Any = keep_silent, cancelled: Any 
     # Two sequences per batch, so that five make three batches, the last one smaller.
     chosen: dict[str, Any] = {"sequences": 5, "length": 16, "batch_tokens": 32, **settings}
     try:
-        (score,) = measure(open_draft(base, *steps), ["block_influence"], Settings(base, **chosen), emit, cancelled)
+        (score,) = measure(
+            open_draft(base, *steps), ["block_influence"], Settings(base, **chosen), job_context(emit, cancelled)
+        )
     finally:
         forget_model()
     return score
@@ -167,7 +169,7 @@ def test_a_cancel_is_heeded_between_batches_and_leaves_the_model_whole(tmp_path:
     measure(open_draft(base), ["block_influence"], settings, job_context())
     asked = iter([False] * 4 + [True])
     with pytest.raises(Cancelled):
-        measure(draft, ["block_influence"], settings, keep_silent, lambda: next(asked))
+        measure(draft, ["block_influence"], settings, job_context(cancelled=lambda: next(asked)))
     shutil.rmtree(cache_directory() / "scores")
     (again,) = measure(open_draft(base), ["block_influence"], settings, job_context())
     forget_model()

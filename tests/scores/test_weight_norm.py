@@ -22,7 +22,7 @@ from surgeon.core.scoring.score import Score
 from surgeon.errors import Cancelled, ScoreError
 from surgeon.scores.weight_norm import WeightNorm
 from tests.backend.tiny_models import FAMILIES, LAYERS, save_tiny
-from tests.jobs import keep_silent, never
+from tests.jobs import job_context, keep_silent, never
 
 
 def open_draft(base: Path, *steps: Any) -> Draft:
@@ -33,7 +33,7 @@ def open_draft(base: Path, *steps: Any) -> Draft:
 
 def norms(base: Path, *steps: Any, emit: Any = keep_silent, cancelled: Any = never) -> Score:
     """Measure weight norms after a recipe."""
-    (score,) = measure(open_draft(base, *steps), ["weight_norm"], Settings(base), emit, cancelled)
+    (score,) = measure(open_draft(base, *steps), ["weight_norm"], Settings(base), job_context(emit, cancelled))
     return score
 
 

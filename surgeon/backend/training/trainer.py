@@ -47,7 +47,7 @@ class _Trainer:
 
     def __init__(self, training: TrainingRun, accelerator: Accelerator) -> None:
         self.training, self.accelerator = training, accelerator
-        self.index, self.count = accelerator.rank, accelerator.num_processes
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.report = TrainingReport()
         # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
         optimizer = torch.optim.AdamW(_groups(training), lr=training.learning_rate, fused=True)

@@ -20,7 +20,7 @@ from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
 from surgeon.errors import DataError, GateError, RecipeError, UsageError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.export.replaying import digests, job_args, run, start_run
-from tests.jobs import keep_silent, never
+from tests.jobs import job_context, keep_silent, never
 
 _TEXTS = ["It was a bright cold day in April.", "Call me Ishmael! Some years ago", "x", "- never mind how long -"]
 _PAIRS = [("What?", "Nothing at all.", "Go away"), ("Who?", "Me", "Nobody you know"), ("Why?", "So", "Because of it")]
@@ -369,8 +369,9 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(base: Path, data: Path) -
 
 def test_scores_of_a_recipe_with_gates_pass_them_over(base: Path, data: Path) -> None:
     """What is measured on the draft does not wait for evaluations, and no gate can stop it."""
-    from surgeon.backend.replay import read_draft
+    from surgeon.backend.replay import replayed_draft
+    from surgeon.core.jobs import RunJob
 
     gate = {"require": {"perplexity": {"data": "missing.jsonl", "at_most": 1}}}
-    draft = read_draft(job_args(base, data / "out", [_PRUNE, gate]), keep_silent, never)
+    draft = replayed_draft(RunJob(**job_args(base, data / "out", [_PRUNE, gate])), job_context())
     assert len(draft.layers()) == 5

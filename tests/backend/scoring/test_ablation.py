@@ -23,7 +23,7 @@ from tests.scores.test_losses import naive_losses
 
 def ablated(base: Path, *roles: str, emit: Any = keep_silent, cancelled: Any = never, **changes: Any) -> Ablations:
     """Ablate on the usual few sequences."""
-    return ablate(open_draft(base), roles, few(base, **changes), emit, cancelled)
+    return ablate(open_draft(base), roles, few(base, **changes), job_context(emit, cancelled))
 
 
 def without_decile(weight: Array, number: int) -> tuple[Array, float]:

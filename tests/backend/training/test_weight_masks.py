@@ -21,7 +21,7 @@ from surgeon.core.plan.learned_results import REPORT, TENSORS, result_directory
 from surgeon.errors import DataError, LearningError, RecipeError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.export.replaying import job_args
-from tests.jobs import keep_silent, never, perform
+from tests.jobs import job_context, never, perform
 
 Step = Mapping[str, Mapping[str, Any]]
 PAIRS = [{"prompt": f"{at} and {at}", "chosen": f"is {2 * at}", "rejected": f"no idea {at}"} for at in range(12)]
@@ -363,7 +363,7 @@ def test_a_rewriter_judges_each_token_of_a_wrong_answer(base: Path, tmp_path: Pa
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     rewarding = rewarding_of(
-        NegativePreference(rewriter="model"), tmp_path, tokenizer, torch.device("cpu"), keep_silent, never
+        NegativePreference(rewriter="model"), tmp_path, tokenizer, torch.device("cpu"), job_context()
     )
     assert rewarding is not None
     rows = rewarding(read_rows("pairs.jsonl", tmp_path, tokenizer)[0])
