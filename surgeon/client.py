@@ -13,21 +13,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from surgeon.core.checkpoint.locating import state_directory
-from surgeon.core.jobs import (
-    PROTOCOL,
-    AnyEvent,
-    AnyJob,
-    AnyResult,
-    CancelJob,
-    Event,
-    Hello,
-    JobFailed,
-    JobRequest,
-    JobResult,
-    LogMessage,
-    decode_event,
-    encode,
-)
+from surgeon.core.events import AnyEvent, Event, Hello, JobFailed, JobResult, LogMessage, decode_event
+from surgeon.core.jobs import PROTOCOL, AnyJob, AnyResult, CancelJob, JobRequest, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
 
 OnEvent = Callable[[Event], None]
@@ -235,10 +222,12 @@ def run_job(job: AnyJob, on_event: OnEvent, worker: str | None = None) -> AnyRes
         SurgeonError: what the job raised; Cancelled on Ctrl+C.
     """
     if worker is None:
-        from surgeon.backend.distributed import join_process_group, rank, serve_as_follower
+        from surgeon.backend.distributed import join_process_group, rank
 
         if rank() > 0:
-            serve_as_follower()
+            from surgeon.backend.follower import follow
+
+            follow()
         join_process_group()
         return _run_here(job, on_event)
     return asyncio.run(_run_there(job, on_event, worker))

@@ -17,7 +17,7 @@ from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
-from surgeon.core.journal import Entry, Journal, journal_path, recipe_digest
+from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.command_text import command_line
@@ -53,15 +53,6 @@ class Preview:
     parameters_change: int
     bytes_change: int
     command: str
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What a crash left in the journal."""
-
-    steps: int
-    applied: int
-    path: Path
 
 
 @dataclass

@@ -13,9 +13,11 @@ from surgeon.demo.fetching import fetch_demo
 # Before anything imports huggingface_hub or torch, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Two pytest workers with two torch threads each would fight over two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-from tests.jobs import job_context
+# Spinning threads of several pytest workers would fight over the cores. Only workers are told: what their controller
+# sets they would inherit.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _WORKERS = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

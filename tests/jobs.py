@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from surgeon.backend.jobs import dispatch
-from surgeon.core.jobs import AnyEvent, AnyJob, AnyResult, Evaluated, Event, IsCancelled, JobContext
+from surgeon.core.events import AnyEvent, Evaluated, Event
+from surgeon.core.job_context import IsCancelled, JobContext
+from surgeon.core.jobs import AnyJob, AnyResult
 
 PlainEmit = Callable[[str, dict[str, Any]], None]
 

@@ -15,17 +15,8 @@ from typing import Any
 import pytest
 
 from surgeon.client import WorkerClient, local_command, run_job
-from surgeon.core.jobs import (
-    PROTOCOL,
-    Acknowledged,
-    AnyResult,
-    Event,
-    JobFailed,
-    LogMessage,
-    Progress,
-    ScoreJob,
-    ScoreResult,
-)
+from surgeon.core.events import Acknowledged, Event, JobFailed, LogMessage, Progress
+from surgeon.core.jobs import PROTOCOL, AnyResult, ScoreJob, ScoreResult
 from surgeon.errors import Cancelled, RecipeError, WorkerError
 
 FAKE = """

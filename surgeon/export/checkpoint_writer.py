@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe

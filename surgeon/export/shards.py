@@ -19,7 +19,7 @@ import msgspec
 
 from surgeon.core.checkpoint.checkpoint import INDEX, SINGLE
 from surgeon.core.checkpoint.dtypes import constant_bytes
-from surgeon.core.jobs import IsCancelled
+from surgeon.core.job_context import IsCancelled
 from surgeon.core.plan.expressions import Copy, Fill
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.plan import Plan, PlannedTensor

@@ -1,1 +1,5 @@
-"""Objectives of the learning steps: one per file, the mathematics of a loss. Torch is imported inside functions."""
+"""Objectives of the learning steps, one per file: the mathematics of a loss, torch imported inside functions.
+
+May import `core`.
+A new objective is one file here.
+"""

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon.client import WorkerClient
-from surgeon.core.jobs import Event, LearnResult, Progress, ScoreResult
+from surgeon.core.events import Event, Progress
+from surgeon.core.jobs import LearnResult, ScoreResult
 from surgeon.errors import Cancelled, LearningError
 from tests.backend.training_recipes import LINES, learn_args, pupil, training
 from tests.jobs import job_of, keep_silent, never, perform

@@ -94,7 +94,7 @@ class Worker:
 
 
 class PlayedWorker(Worker):
-    """A worker that runs `PLAYED`: jobs of any name travel as the names of a score job, their arguments as its recipe."""
+    """A worker that runs `PLAYED`: a job of any name travels as a name of a score job, its arguments as the recipe."""
 
     def __init__(self) -> None:
         super().__init__(PLAYED)

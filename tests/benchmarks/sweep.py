@@ -22,7 +22,7 @@ from surgeon.backend.scoring.context import ScoringContext, Settings, calibratio
 from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score import Provenance

@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from surgeon.cli.group import SurgeonGroup
-from surgeon.core.jobs import AnyJob, Event
+from surgeon.core.events import Event
+from surgeon.core.jobs import AnyJob
 from tests.cli.tiny_checkpoints import tiny_llama
 from tests.jobs import plain_job, result_of
 

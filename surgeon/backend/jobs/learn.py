@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from surgeon.backend.base import open_base
 from surgeon.backend.replay import replay
-from surgeon.core.jobs import JobContext, LearnJob, LearnResult
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import LearnJob, LearnResult
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins

@@ -14,7 +14,8 @@ from surgeon.backend.data.rows import require_data
 from surgeon.backend.jobs.verify import verify_directory
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.locating import known_elsewhere
-from surgeon.core.jobs import JobContext, Proof, RunJob, RunResult
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import seen_from

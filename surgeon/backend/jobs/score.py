@@ -7,7 +7,8 @@ import msgspec
 from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.context import settings_of
 from surgeon.backend.scoring.measure import measure
-from surgeon.core.jobs import JobContext, ScoreJob, ScoreResult
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import ScoreJob, ScoreResult
 
 
 def score_job(request: ScoreJob, job: JobContext) -> ScoreResult:

@@ -8,7 +8,8 @@ import msgspec
 
 from surgeon.backend.base import open_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import JobContext, Proof, VerifyJob, VerifyResult
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.fold import fold, unfrozen

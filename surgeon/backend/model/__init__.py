@@ -1,1 +1,5 @@
-"""TODO."""
+"""The loaded model: loading, streaming, running its layers one by one, applying a draft to it, adapters.
+
+May import `core`, `architectures`, and `device` of the backend.
+What is done to a model in memory goes here; what is measured on it goes to `scoring` or `evaluation`.
+"""

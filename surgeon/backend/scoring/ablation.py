@@ -28,7 +28,8 @@ from surgeon.backend.scoring.context import (
 )
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.sweep import losses_after
-from surgeon.core.jobs import DecileAblated, JobContext
+from surgeon.core.events import DecileAblated
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Original, Truncated, Truncation
 from surgeon.core.plan.expressions import truncated_pieces
 from surgeon.core.scoring.score import Provenance, average, paired_average

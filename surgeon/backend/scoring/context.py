@@ -21,7 +21,9 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
-from surgeon.core.jobs import JobContext, LayerScored, RecipeJob
+from surgeon.core.events import LayerScored
+from surgeon.core.job_context import JobContext
+from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.scoring.score import Average, Provenance

@@ -14,7 +14,8 @@ from surgeon.backend.digests import digest_of, side_digest
 from surgeon.backend.distributed import world_size
 from surgeon.backend.scoring.context import Settings, provenance_of
 from surgeon.backend.training.learning_steps import learn
-from surgeon.core.jobs import AnyEvent, JobContext, LayerScored, Progress
+from surgeon.core.events import AnyEvent, LayerScored, Progress
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.plan.plan import compile_plan

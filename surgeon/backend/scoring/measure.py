@@ -23,7 +23,8 @@ from surgeon.backend.scoring.context import (
 from surgeon.backend.scoring.live_passes import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.backend.scoring.weights_pass import weights_pass
-from surgeon.core.jobs import JobContext, LayerScored
+from surgeon.core.events import LayerScored
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.scoring.requests import requested_scores

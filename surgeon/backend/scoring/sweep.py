@@ -15,7 +15,7 @@ from torch import nn
 from surgeon.backend.model.layer_runner import LayerCalls, LayerRunner
 from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.hidden_states import HiddenStates
-from surgeon.core.jobs import IsCancelled
+from surgeon.core.job_context import IsCancelled
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence
 from surgeon.errors import Cancelled

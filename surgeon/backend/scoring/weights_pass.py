@@ -16,7 +16,8 @@ import msgspec
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.core.jobs import JobContext, LayerScored
+from surgeon.core.events import LayerScored
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Layer, base_tensors
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score

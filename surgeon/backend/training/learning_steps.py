@@ -27,7 +27,7 @@ from surgeon.backend.out_of_memory import explain_out_of_memory
 from surgeon.backend.training.result_address import address_of
 from surgeon.backend.training.resume_state import remove_abandoned
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, result_directory
 from surgeon.core.recipe.fold import fold

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from surgeon.backend.digests import content_digest, digest_of
 from surgeon.backend.model.rounding import Rounding
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (
     REPORT,

@@ -22,7 +22,7 @@ from surgeon.backend.model.losses import IGNORED, label_log_probs
 from surgeon.backend.training.training_run import logits_of
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.objective import Objective
 from surgeon.errors import DataError
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from surgeon.backend.data.examples import Batch, Examples
 from surgeon.backend.model.losses import label_log_probs
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
 

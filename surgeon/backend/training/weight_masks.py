@@ -22,7 +22,7 @@ from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.backend.training.training_run import TrainingReport, TrainingRun
 from surgeon.backend.training.weight_mask_bits import pack, unpack
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import outside_kind
 from surgeon.errors import LearningError

@@ -17,7 +17,7 @@ import torch
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
 from surgeon.backend.verification.checks import Check, Proof, difference, model_logits, random_tokens, realign
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgeon.client import WorkerClient
-from surgeon.core.jobs import Event
+from surgeon.core.events import Event
 from surgeon.core.training_events import is_training
 from surgeon.errors import SurgeonError, WorkerError
 from surgeon.ui.state.training_progress import Lesson

@@ -1,0 +1,35 @@
+"""Opens the terminal interface, or shows the help where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from surgeon.cli.progress_output import on_terminal
+from surgeon.session import Session
+
+
+def open_model(context: click.Context, model: str, recipe: Path | None = None, **settings: Any) -> None:
+    """Open a model in the interface; where there is no terminal, show the help instead."""
+    if not on_terminal(sys.stdout) or not reads_keys():
+        show_help(context)
+        return
+    session = Session.open(model, recipe)
+    from surgeon.ui.app import run_app
+
+    status = run_app(session, **settings)
+    if status:
+        context.exit(status)
+
+
+def reads_keys() -> bool:
+    """Whether a person can press keys: stdin is a terminal."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def show_help(context: click.Context) -> None:
+    """Print the help of the whole program."""
+    click.echo(context.find_root().get_help())
