@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from surgeon.demo.fetching import fetch_demo
 
 # Before anything imports huggingface_hub or torch, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,7 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The real demo model, prepared once per machine; only to be read."""
-    return fetch_demo(job_context(_keep_silent))
+    from surgeon.demo.fetching import fetch_demo
+    from tests.jobs import job_context
+
+    return fetch_demo(job_context())
 
 
 @pytest.fixture
@@ -49,7 +49,3 @@ def _own_directories(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
     monkeypatch.setenv("SURGEON_CACHE", str(home / "cache"))
     monkeypatch.setenv("SURGEON_STATE", str(home / "state"))
     return home
-
-
-def _keep_silent(kind: str, body: dict[str, Any]) -> None:
-    pass
