@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.session import Session
-from tests.ui.conftest import fake_worker
+from tests.ui.app_driver import fake_worker
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 _PATIENCE_SECONDS = 40
