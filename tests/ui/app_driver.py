@@ -48,7 +48,7 @@ class AppDriver:
                 await self.pilot.pause()
                 return
             await self.pilot.pause(0.02)
-        raise AssertionError(f"did not come to pass; the screen is\n{self.text}")
+        raise AssertionError(f"timed out; the screen is\n{self.text}")
 
     async def job_ended(self) -> None:
         """Wait for the end of the job."""

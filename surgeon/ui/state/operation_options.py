@@ -52,7 +52,7 @@ def unwrap_type(annotation: Any) -> Any:
     return annotation
 
 
-def contains_type(annotation: Any, wanted: type) -> bool:
-    """Whether a field's type is or contains a type, perhaps annotated or optional."""
-    plain = isinstance(annotation, type) and issubclass(annotation, wanted)
-    return plain or any(contains_type(part, wanted) for part in getattr(annotation, "__args__", ()))
+def contains_type(annotation: Any, target: type) -> bool:
+    """Whether a field's type is or contains another type, perhaps annotated or optional."""
+    plain = isinstance(annotation, type) and issubclass(annotation, target)
+    return plain or any(contains_type(part, target) for part in getattr(annotation, "__args__", ()))

@@ -29,7 +29,6 @@ class ScoreColumn:
     failed: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     data: str = ""
-    complete: bool = False
 
     def __post_init__(self) -> None:
         kind = score_kinds().get(self.name)
@@ -123,7 +122,7 @@ class ScoreColumns:
         """Replace a column by the finished score, whose values are more exact than those of its events."""
         before = self.by_name.get(score.name)
         data = before.data if before else ""
-        column = ScoreColumn(score.name, score.provenance.draft, complete=True, data=data, untrained=score.untrained)
+        column = ScoreColumn(score.name, score.provenance.draft, data=data, untrained=score.untrained)
         for key, value in score.values.items():
             column.add_value(key, value, score.errors.get(key), score.matrices.get(key))
         column.failed |= before.failed - column.values.keys() if before else set()

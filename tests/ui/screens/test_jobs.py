@@ -11,7 +11,7 @@ from surgeon.ui.app import SurgeonApp
 from tests.ui.app_driver import AppDriver, Drive, fake_worker
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     """Whether a process is there and is no zombie."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -40,7 +40,7 @@ async def test_a_worker_that_crashes_leaves_its_scores_the_recipe_and_a_way_to_g
 async def test_a_worker_killed_from_outside_is_told_and_the_next_measurement_works(
     drive: Drive, tmp_path: Path
 ) -> None:
-    gate = tmp_path / "gate"
+    resume_file = tmp_path / "resume"
 
     async def scenario(driver: AppDriver) -> None:
         await driver.measure()
@@ -48,13 +48,13 @@ async def test_a_worker_killed_from_outside_is_told_and_the_next_measurement_wor
         os.kill(int(driver.runner.client.hello["pid"]), signal.SIGKILL)
         await driver.job_ended()
         assert "SIGKILL" in driver.text
-        gate.touch()
+        resume_file.touch()
         await driver.measure()
         await driver.job_ended()
         assert len(driver.session.scores) == 2
         assert "SIGKILL" not in driver.text
 
-    await drive(scenario, worker=fake_worker("--pause-after", "4", "--gate", str(gate)))
+    await drive(scenario, worker=fake_worker("--pause-after", "4", "--resume-file", str(resume_file)))
 
 
 async def test_x_cancels_and_what_has_arrived_stays(drive: Drive) -> None:
@@ -79,10 +79,10 @@ async def test_a_second_x_ends_a_worker_that_does_not_listen(drive: Drive) -> No
         assert "x again ends the worker" in driver.text
         await driver.press("x")
         await driver.job_ended()
-        assert not lives(pid)
+        assert not is_alive(pid)
         assert "cancelled" in driver.text
 
-    await drive(scenario, worker=fake_worker("--pause-after", "4", "--deaf"))
+    await drive(scenario, worker=fake_worker("--pause-after", "4", "--ignore-cancel"))
 
 
 async def test_a_worker_that_does_not_start_is_told_with_its_command(drive: Drive) -> None:
@@ -105,28 +105,28 @@ async def test_a_worker_that_ends_before_its_greeting_is_told(drive: Drive) -> N
 
 async def test_the_model_can_be_edited_while_it_is_measured(drive: Drive, tmp_path: Path) -> None:
     """The scores that then arrive are of the model as it was, and say so."""
-    gate = tmp_path / "gate"
+    resume_file = tmp_path / "resume"
 
     async def scenario(driver: AppDriver) -> None:
         await driver.measure()
         await driver.wait_until(lambda: driver.state.score_columns.by_name["block_influence"].values)
         await driver.press("G", "d", "enter")
-        gate.touch()
+        resume_file.touch()
         await driver.job_ended()
         assert driver.session.position == 1
         assert all(map(driver.state.is_stale, driver.state.visible_columns))
         await driver.press("u")
         assert not any(map(driver.state.is_stale, driver.state.visible_columns))
 
-    await drive(scenario, worker=fake_worker("--pause-after", "4", "--gate", str(gate)))
+    await drive(scenario, worker=fake_worker("--pause-after", "4", "--resume-file", str(resume_file)))
 
 
 async def test_quitting_while_it_measures_leaves_no_process(session: Session) -> None:
-    app = SurgeonApp(session, fake_worker("--pause-after", "4", "--deaf"))
+    app = SurgeonApp(session, fake_worker("--pause-after", "4", "--ignore-cancel"))
     async with app.run_test(size=(80, 24)) as pilot:
         driver = AppDriver(app, pilot)
         await driver.measure()
         await driver.wait_until(lambda: driver.state.score_columns.by_name["block_influence"].values)
         pid = int(app.runner.client.hello["pid"])
         await driver.press("q")
-    assert not lives(pid)
+    assert not is_alive(pid)

@@ -10,7 +10,7 @@ from tests.ui.app_driver import AppDriver, Drive, fake_worker
 
 async def test_scores_arrive_as_numbers_bars_and_dots(drive: Drive, tmp_path: Path) -> None:
     """Some layers are there, the rest are pending; then all are there."""
-    gate = tmp_path / "gate"
+    resume_file = tmp_path / "resume"
 
     async def scenario(driver: AppDriver) -> None:
         await driver.measure()
@@ -20,13 +20,13 @@ async def test_scores_arrive_as_numbers_bars_and_dots(drive: Drive, tmp_path: Pa
         assert ".250" in driver.line("▶  0")
         assert "█" in driver.line("▶  0")
         assert "x cancels" in driver.text
-        gate.touch()
+        resume_file.touch()
         await driver.job_ended()
         assert "···" not in driver.text
         assert set(driver.session.scores) == {"block_influence", "weight_norm"}
         assert "measured" in driver.text
 
-    await drive(scenario, worker=fake_worker("--pause-after", "4", "--gate", str(gate)))
+    await drive(scenario, worker=fake_worker("--pause-after", "4", "--resume-file", str(resume_file)))
 
 
 async def test_a_matrix_that_was_not_trained_has_a_mark_and_no_number(drive: Drive) -> None:
