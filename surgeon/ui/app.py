@@ -1,4 +1,4 @@
-"""The app: opens the room for a session, owns the worker's desk, and leaves the terminal as it was."""
+"""The app: opens the main screen for a session, owns the worker, and restores the terminal at the end."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from textual.screen import Screen
 
 from surgeon.errors import UsageError
 from surgeon.session import Session
+from surgeon.ui.commands import commands
 from surgeon.ui.screens.main_screen import MainScreen
-from surgeon.ui.state.job_runner import Desk
-from surgeon.ui.state.screen_state import Room
-from surgeon.ui.theme import DARK, DARK_THEME, LIGHT, LIGHT_THEME, own_variables
+from surgeon.ui.state.job_runner import JobDefaults, JobRunner
+from surgeon.ui.state.screen_state import ScreenState
+from surgeon.ui.theme import DARK, DARK_THEME, LIGHT, LIGHT_THEME, css_variables
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-_LEAVE_SECONDS = 5.0
+_EXIT_SECONDS = 5.0
 
 
 class SurgeonApp(App[int]):
-    """The operating room for one session. `keep_journal` says whether unsaved steps are to be recovered next time."""
+    """The interface of one session. `data`, `device` and `dtype` are the defaults of all jobs."""
 
     TITLE = "surgeon"
     CSS_PATH = "surgeon.tcss"
@@ -37,77 +38,71 @@ class SurgeonApp(App[int]):
         dtype: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.session, self.data, self.device, self.dtype = session, data, device, dtype
-        self.keep_journal = True
-        self.desk = Desk(worker)
-        self.room = Room(session)
+        self.session = session
+        self.runner = JobRunner(worker)
+        self.state = ScreenState(session)
+        self._defaults = JobDefaults(data, device, dtype)
         self.register_theme(DARK_THEME)
         self.register_theme(LIGHT_THEME)
-        wanted = os.environ.get("TEXTUAL_THEME", "")
-        self.theme = wanted if wanted in self.available_themes else DARK_THEME.name
-        # Textual read its variables before our themes were known.
+        requested = os.environ.get("TEXTUAL_THEME", "")
+        self.theme = requested if requested in self.available_themes else DARK_THEME.name
+        # Textual read its variables before these themes were registered.
         self.stylesheet.set_variables(self.get_css_variables())
 
     def get_default_screen(self) -> Screen[None]:
-        """Start in the one screen there is."""
-        return MainScreen(self.room, self.desk)
+        """Return the main screen."""
+        return MainScreen(self.state, self.runner, self._defaults)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Give other themes the colours that the stylesheet names and they do not."""
-        return own_variables(DARK if self.current_theme.dark else LIGHT)
+        """Give other themes the variables of the stylesheet that they do not define."""
+        return css_variables(DARK if self.current_theme.dark else LIGHT)
 
     def on_mount(self) -> None:
-        """Restore the terminal when asked to end, and tell what was recovered."""
+        """Handle signals, and say what was recovered."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             # Textual installs no handler: the alternate screen and mouse reports would stay on.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._signalled, number)
+                loop.add_signal_handler(number, self._exit_on_signal, number)
         recovered = self.session.recovered
         if recovered is not None:
             plural = "" if recovered.applied == 1 else "s"
-            self.room.say(
+            self.state.set_notice(
                 f"recovered {recovered.applied} step{plural} of a session that was interrupted\nw writes the recipe",
                 "warning",
             )
 
     def on_ready(self) -> None:
-        """Collect garbage again, but never what was loaded to get here: that alone would be a pause of milliseconds."""
+        """Enable garbage collection, except of what is loaded by now: that alone would pause for milliseconds."""
         if not gc.isenabled():
             gc.freeze()
             gc.enable()
 
-    def _signalled(self, number: signal.Signals) -> None:
-        # A terminal that has gone takes no output: what waits to write to it would wait for ever.
-        last_word = threading.Timer(_LEAVE_SECONDS, os._exit, (128 + number,))
-        last_word.daemon = True
-        last_word.start()
+    def _exit_on_signal(self, number: signal.Signals) -> None:
+        # A terminal that has gone takes no output: a write to it would block for ever.
+        deadline = threading.Timer(_EXIT_SECONDS, os._exit, (128 + number,))
+        deadline.daemon = True
+        deadline.start()
         self.exit(128 + number)
-
-    def leave(self, *, keep_journal: bool) -> None:
-        """Quit; `keep_journal` leaves unsaved steps for the next session."""
-        self.keep_journal = keep_journal
-        self.exit(0)
 
     async def action_quit(self) -> None:
         """Quit as `q` does: ask if steps are not saved."""
         if isinstance(self.screen, MainScreen):
-            self.screen.quit()
+            self.screen.action_quit()
 
     async def on_unmount(self) -> None:
-        """Leave no worker behind."""
-        await self.desk.close()
+        """End the worker."""
+        await self.runner.close()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Fill the palette from the command table; what can not be done now says why."""
-        from surgeon.ui.commands import commands
-
+        """Fill the palette from the command table; what cannot be done now says why."""
         if isinstance(screen, MainScreen):
             for command in commands():
                 if command.group != "Move" and command.id != "palette":
-                    reason = command.reason(self.room)
-                    about = reason or f"{command.group} · {command.keys_text}"
-                    yield SystemCommand(command.title, about, lambda name=command.id: screen.action_command(name))
+                    description = command.reason(self.state) or f"{command.group} · {command.keys_text}"
+                    yield SystemCommand(
+                        command.title, description, lambda command_id=command.id: screen.action_command(command_id)
+                    )
         yield SystemCommand("theme", "choose the colours", self.action_change_theme)
         yield SystemCommand(
             "screenshot", "save this screen as SVG", lambda: self.set_timer(0.1, self.deliver_screenshot)
@@ -121,7 +116,7 @@ def run_app(
     device: str | None = None,
     dtype: str | None = None,
 ) -> int:
-    """Run the interface until the person quits, then close the session; return the exit status.
+    """Run the interface until the user quits, then close the session; return the exit status.
 
     Raises:
         UsageError: there is no terminal to draw on.
@@ -133,13 +128,13 @@ def run_app(
             hint="`surgeon --help` lists what works without one",
         )
     for name in ("COLUMNS", "LINES"):
-        os.environ.pop(name, None)  # Textual would believe them rather than the terminal, even after a resize
+        os.environ.pop(name, None)  # Textual would trust them over the terminal, even after a resize
     gc.disable()  # until the first paint, which it would delay by a tenth
     app = SurgeonApp(session, worker, data, device, dtype)
     try:
         app.run()
     finally:
-        session.close(keep_journal=app.keep_journal and session.unsaved)
+        session.close(keep_journal=app.state.keep_journal and session.unsaved)
     if app.return_value is not None:
         return app.return_value
     return app.return_code or 0

@@ -1,11 +1,13 @@
-"""Colours: one palette for dark and one for light terminals, and Textual's themes made of them."""
+"""Colours: a palette for dark and one for light terminals, with the Textual themes and rich styles made from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.color import Color
 from rich.style import Style
+from textual.app import App
 from textual.theme import Theme
 
 
@@ -13,22 +15,22 @@ from textual.theme import Theme
 class Palette:
     """Named colours.
 
-    ramp: from the least to the most important layer. It starts at mid luminance, so that its dark end stays legible
-        where colours become greys.
+    ramp: from the least to the most important layer. It starts at medium luminance, so that its low end stays legible
+        on terminals that show colours as greys.
     """
 
     background: str
-    raised: str
-    line: str
-    ink: str
+    panel: str
+    border: str
+    foreground: str
     dim: str
     faint: str
     accent: str
-    good: str
+    success: str
     warning: str
-    bad: str
-    ice: str
-    gold: str
+    error: str
+    blue: str
+    yellow: str
     violet: str
     track: str
     cursor: str
@@ -38,17 +40,17 @@ class Palette:
 
 DARK = Palette(
     background="#0d1216",
-    raised="#141b21",
-    line="#2b3841",
-    ink="#d5dee3",
+    panel="#141b21",
+    border="#2b3841",
+    foreground="#d5dee3",
     dim="#8296a1",
     faint="#5d707b",
     accent="#4fd6be",
-    good="#8bd17c",
+    success="#8bd17c",
     warning="#f0b35b",
-    bad="#f2777a",
-    ice="#7cc4f5",
-    gold="#e6c46a",
+    error="#f2777a",
+    blue="#7cc4f5",
+    yellow="#e6c46a",
     violet="#c099ff",
     track="#161e24",
     cursor="#20303a",
@@ -57,17 +59,17 @@ DARK = Palette(
 )
 LIGHT = Palette(
     background="#fbfaf7",
-    raised="#f1f0ea",
-    line="#cfcec5",
-    ink="#1f2a30",
+    panel="#f1f0ea",
+    border="#cfcec5",
+    foreground="#1f2a30",
     dim="#5a6a73",
     faint="#87949b",
     accent="#00796b",
-    good="#2e7d32",
+    success="#2e7d32",
     warning="#a85b00",
-    bad="#c62828",
-    ice="#0067b1",
-    gold="#8a6500",
+    error="#c62828",
+    blue="#0067b1",
+    yellow="#8a6500",
     violet="#7b3fc4",
     track="#e8e6de",
     cursor="#dde9ea",
@@ -76,31 +78,31 @@ LIGHT = Palette(
 )
 
 
-def own_variables(palette: Palette) -> dict[str, str]:
-    """Return what the stylesheet names beyond Textual's own variables."""
-    return {"line": palette.line, "dim": palette.dim, "faint": palette.faint}
+def css_variables(palette: Palette) -> dict[str, str]:
+    """Return the variables of the stylesheet that Textual does not define."""
+    return {"pane-border": palette.border, "dim": palette.dim, "faint": palette.faint}
 
 
-def theme_of(name: str, palette: Palette, *, dark: bool) -> Theme:
-    """Return Textual's theme made of a palette."""
+def textual_theme(name: str, palette: Palette, *, dark: bool) -> Theme:
+    """Return the Textual theme made from a palette."""
     return Theme(
         name=name,
         dark=dark,
         primary=palette.accent,
-        secondary=palette.ice,
+        secondary=palette.blue,
         accent=palette.accent,
         warning=palette.warning,
-        error=palette.bad,
-        success=palette.good,
-        foreground=palette.ink,
+        error=palette.error,
+        success=palette.success,
+        foreground=palette.foreground,
         background=palette.background,
         surface=palette.background,
-        panel=palette.raised,
+        panel=palette.panel,
         variables={
-            **own_variables(palette),
+            **css_variables(palette),
             "border": palette.accent,
-            "border-blurred": palette.line,
-            "scrollbar": palette.line,
+            "border-blurred": palette.border,
+            "scrollbar": palette.border,
             "scrollbar-hover": palette.faint,
             "scrollbar-active": palette.accent,
             "scrollbar-background": palette.background,
@@ -115,68 +117,63 @@ def theme_of(name: str, palette: Palette, *, dark: bool) -> Theme:
     )
 
 
-DARK_THEME = theme_of("surgeon-dark", DARK, dark=True)
-LIGHT_THEME = theme_of("surgeon-light", LIGHT, dark=False)
+DARK_THEME = textual_theme("surgeon-dark", DARK, dark=True)
+LIGHT_THEME = textual_theme("surgeon-light", LIGHT, dark=False)
 
 
-class Looks:
-    """Rich styles of a palette, made once: the tables paint with them line by line."""
+class ThemeStyles:
+    """The rich styles of a palette, built once: the widgets that paint line by line use them for every segment."""
 
     def __init__(self, palette: Palette) -> None:
         self.palette = palette
-        for name in (
-            "ink",
-            "dim",
-            "faint",
-            "accent",
-            "good",
-            "warning",
-            "bad",
-            "ice",
-            "gold",
-            "violet",
-            "mark",
-            "line",
-        ):
-            setattr(self, name, Style(color=getattr(palette, name)))
-        self.title = Style(color=palette.ink, bold=True)
+        self.foreground = Style(color=palette.foreground)
+        self.dim = Style(color=palette.dim)
+        self.faint = Style(color=palette.faint)
+        self.accent = Style(color=palette.accent)
+        self.success = Style(color=palette.success)
+        self.warning = Style(color=palette.warning)
+        self.error = Style(color=palette.error)
+        self.blue = Style(color=palette.blue)
+        self.yellow = Style(color=palette.yellow)
+        self.violet = Style(color=palette.violet)
+        self.mark = Style(color=palette.mark)
+        self.title = Style(color=palette.foreground, bold=True)
         self.key = Style(color=palette.accent, bold=True)
-        self.on_cursor = Style(bgcolor=palette.cursor)
-        self.on_raised = Style(bgcolor=palette.raised)
-        self.struck = Style(color=palette.faint, strike=True)
-        self.banner = Style(color=palette.background, bgcolor=palette.bad, bold=True)
+        self.cursor_background = Style(bgcolor=palette.cursor)
+        self.panel_background = Style(bgcolor=palette.panel)
+        self.removed = Style(color=palette.faint, strike=True)
+        self.banner = Style(color=palette.background, bgcolor=palette.error, bold=True)
         self.badge = Style(color=palette.background, bgcolor=palette.accent, bold=True)
-        self.ramp = tuple(Style(color=Color.parse(colour), bgcolor=palette.track) for colour in palette.ramp)
-        self.ramp_ink = tuple(Style(color=Color.parse(colour)) for colour in palette.ramp)
-        self.track = Style(color=palette.faint, bgcolor=palette.track)
+        self.ramp_bars = tuple(Style(color=Color.parse(colour), bgcolor=palette.track) for colour in palette.ramp)
+        self.ramp_text = tuple(Style(color=Color.parse(colour)) for colour in palette.ramp)
+        self.faint_bar = Style(color=palette.faint, bgcolor=palette.track)
+        self.progress_bar = Style(color=palette.accent, bgcolor=palette.track)
 
-    ink: Style
-    dim: Style
-    faint: Style
-    accent: Style
-    good: Style
-    warning: Style
-    bad: Style
-    ice: Style
-    gold: Style
-    violet: Style
-    mark: Style
-    line: Style
-
-    def tone(self, tone: str) -> Style:
+    def severity(self, severity: str) -> Style:
         """Return the style of a message."""
-        return {"good": self.good, "warning": self.warning, "bad": self.bad}.get(tone, self.dim)
+        return {"success": self.success, "warning": self.warning, "error": self.error}.get(severity, self.dim)
 
-    def state(self, state: str) -> Style:
+    def layer_state(self, state: str) -> Style:
         """Return the style of a layer's state."""
-        for start, style in (("FROZEN", self.ice), ("frozen", self.ice), ("LoRA", self.gold), ("pruned", self.bad)):
-            if state.startswith(start):
+        for prefix, style in (
+            ("FROZEN", self.blue),
+            ("frozen", self.blue),
+            ("LoRA", self.yellow),
+            ("pruned", self.error),
+        ):
+            if state.startswith(prefix):
                 return style
         return self.violet
 
-    def on_ramp(self, rank: float) -> int:
-        """Return which step of the ramp a rank in [0, 1] has."""
-        return min(len(self.ramp) - 1, int(rank * len(self.ramp)))
+    def ramp_step(self, rank: float) -> int:
+        """Return the step of the ramp for a rank in [0, 1]."""
+        steps = len(self.ramp_bars)
+        return min(steps - 1, int(rank * steps))
 
 
-DARK_LOOKS, LIGHT_LOOKS = Looks(DARK), Looks(LIGHT)
+DARK_STYLES, LIGHT_STYLES = ThemeStyles(DARK), ThemeStyles(LIGHT)
+
+
+def theme_styles(app: App[Any]) -> ThemeStyles:
+    """Return the styles that fit the app's current theme."""
+    return DARK_STYLES if app.current_theme.dark else LIGHT_STYLES

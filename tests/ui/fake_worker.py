@@ -1,8 +1,9 @@
 """A worker without torch: a real process on a real pipe that speaks the protocol and fails where it is told to.
 
-    python fake_worker.py [--pause-after N] [--crash-after N] [--fail LAYER] [--deaf] [--gate FILE] [--no-hello]
+    python fake_worker.py [--pause-after N] [--resume-file FILE] [--ignore-cancel] [--crash-after N] [--fail LAYER]
+        [--no-hello]
 
-`--pause-after` waits after N values until the gate file is there; `--deaf` does not listen to a cancel meanwhile.
+`--pause-after` waits after N values until the resume file exists; `--ignore-cancel` ignores a cancel while it waits.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pause-after", type=int, default=-1)
     parser.add_argument("--crash-after", type=int, default=-1)
     parser.add_argument("--fail", default="")
-    parser.add_argument("--deaf", action="store_true")
-    parser.add_argument("--gate", type=Path, default=Path("/nowhere"))
+    parser.add_argument("--ignore-cancel", action="store_true")
+    parser.add_argument("--resume-file", type=Path, default=Path("/nowhere"))
     parser.add_argument("--no-hello", action="store_true")
     return parser.parse_args()
 
@@ -85,7 +86,7 @@ def _score(job: dict[str, Any], options: argparse.Namespace) -> None:
         for name in args["names"]:
             if sent == options.crash_after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if sent == options.pause_after and not _waited(options):
+            if sent == options.pause_after and not _wait_to_resume(options):
                 _send(job["id"], "error", {"kind": "Cancelled", "what": "cancelled"})
                 return
             failed = key == options.fail
@@ -102,9 +103,9 @@ def _score(job: dict[str, Any], options: argparse.Namespace) -> None:
     _send(job["id"], "result", {"scores": scores})
 
 
-def _waited(options: argparse.Namespace) -> bool:
-    while not options.gate.exists():
-        if _CANCEL.is_set() and not options.deaf:
+def _wait_to_resume(options: argparse.Namespace) -> bool:
+    while not options.resume_file.exists():
+        if _CANCEL.is_set() and not options.ignore_cancel:
             return False
         time.sleep(0.01)
     return True

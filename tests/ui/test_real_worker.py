@@ -12,7 +12,7 @@ from surgeon.core.recipe.recipe import load_recipe
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
-from tests.ui.conftest import Operator
+from tests.ui.app_driver import AppDriver
 
 _TEXT = '{"text": "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. "}\n'
 
@@ -25,22 +25,22 @@ async def test_measure_prune_expand_undo_write_and_export_end_in_a_model_that_lo
     session = Session.open(str(model), tmp_path / "slim.yaml")
     app = SurgeonApp(session, data=str(data))
     async with app.run_test(size=(120, 36)) as pilot:
-        operator = Operator(app, pilot)
-        await operator.press("colon")
-        await operator.type("score --by block_influence,weight_norm --sequences 4 --length 32")
-        await operator.press("enter")
-        await operator.measured()
+        driver = AppDriver(app, pilot)
+        await driver.press("colon")
+        await driver.type("score --by block_influence,weight_norm --sequences 4 --length 32")
+        await driver.press("enter")
+        await driver.job_ended()
         assert set(session.scores) == {"block_influence", "weight_norm"}
-        assert not any(map(operator.room.is_stale, operator.room.columns))
-        await operator.press("asterisk")
-        await operator.type("lowest 2 by block_influence")
-        await operator.press("enter", "d", "enter", "e", "enter", "u", "w")
+        assert not any(map(driver.state.is_stale, driver.state.visible_columns))
+        await driver.press("asterisk")
+        await driver.type("lowest 2 by block_influence")
+        await driver.press("enter", "d", "enter", "e", "enter", "u", "w")
         assert load_recipe(tmp_path / "slim.yaml").steps == session.steps[:1]
-        await operator.press("E", "end", "ctrl+u")
-        await operator.type(str(tmp_path / "out"))
-        await operator.press("enter")
-        await operator.measured()
-        assert "proven equal" in operator.text
+        await driver.press("E", "end", "ctrl+u")
+        await driver.type(str(tmp_path / "out"))
+        await driver.press("enter")
+        await driver.job_ended()
+        assert "proven equal" in driver.text
     session.close()
     assert load_plainly(tmp_path / "out").config.num_hidden_layers == 4
 
@@ -50,21 +50,21 @@ async def test_the_demo_model_s_worker_is_killed_while_it_measures_and_a_second_
     session = Session.open(str(demo_model))
     app = SurgeonApp(session)
     async with app.run_test(size=(80, 24)) as pilot:
-        operator = Operator(app, pilot)
-        await operator.press("G", "d", "enter", "colon")
-        await operator.type("score --by block_influence --sequences 4 --length 128")
-        await operator.press("enter")
-        columns = operator.room.board.columns
-        await operator.until(lambda: "block_influence" in columns and columns["block_influence"].values, 120)
-        if operator.desk.running is not None:
-            os.kill(int(operator.desk.client.hello["pid"]), signal.SIGKILL)
-            await operator.measured()
-            assert "SIGKILL" in operator.text
+        driver = AppDriver(app, pilot)
+        await driver.press("G", "d", "enter", "colon")
+        await driver.type("score --by block_influence --sequences 4 --length 128")
+        await driver.press("enter")
+        columns = driver.state.score_columns.by_name
+        await driver.wait_until(lambda: "block_influence" in columns and columns["block_influence"].values, 120)
+        if driver.runner.running is not None:
+            os.kill(int(driver.runner.client.hello["pid"]), signal.SIGKILL)
+            await driver.job_ended()
+            assert "SIGKILL" in driver.text
         assert session.position == 1
         assert columns["block_influence"].values
-        await operator.press("colon")
-        await operator.type("score --by block_influence --sequences 2 --length 64")
-        await operator.press("enter")
-        await operator.until(lambda: operator.room.job_title is None and "block_influence" in session.scores, 120)
+        await driver.press("colon")
+        await driver.type("score --by block_influence --sequences 2 --length 64")
+        await driver.press("enter")
+        await driver.wait_until(lambda: driver.state.job_title is None and "block_influence" in session.scores, 120)
         assert len(session.scores["block_influence"].values) == 29
     session.close()

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from surgeon.session import Session
-from tests.ui.conftest import fake_worker
+from tests.ui.app_driver import fake_worker
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
-_PATIENCE_SECONDS = 40
+_TIMEOUT_SECONDS = 40
 
 
 class Terminal:
@@ -59,19 +59,19 @@ class Terminal:
         shell = self._tmux("display", "-p", "#{pane_pid}").strip()
         return int(subprocess.run(["pgrep", "-P", shell], capture_output=True, text=True, check=True).stdout.split()[0])
 
-    def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while not condition():
-            assert time.monotonic() < deadline, f"did not come to pass; the screen is\n{self.text}"
+            assert time.monotonic() < deadline, f"timed out; the screen is\n{self.text}"
             time.sleep(0.05)
 
     def shows(self, *parts: str) -> None:
         """Wait until the screen holds all of these."""
-        self.until(lambda: all(part in self.text for part in parts))
+        self.wait_until(lambda: all(part in self.text for part in parts))
 
     def ended(self) -> int:
         """Wait for the end and return the exit status."""
-        self.until(lambda: self.status.exists() and self.status.read_text().strip())
+        self.wait_until(lambda: self.status.exists() and self.status.read_text().strip())
         return int(self.status.read_text())
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def children(pid: int) -> list[int]:
     return [int(number) for number in found.split()]
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -113,15 +113,15 @@ def test_a_person_opens_prunes_undoes_and_quits_and_the_terminal_is_as_it_was(te
 
 
 def test_killing_the_worker_while_it_measures_loses_nothing(terminal: Terminal, tiny: Path, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    terminal.start(str(tiny), "--worker", fake_worker("--pause-after", "4", "--gate", str(gate)))
+    resume_file = tmp_path / "resume"
+    terminal.start(str(tiny), "--worker", fake_worker("--pause-after", "4", "--resume-file", str(resume_file)))
     terminal.shows("S measures importance")
     terminal.keys("d", "Enter", "S", "Enter")
     terminal.shows("···", "x cancels", ".150")
     worker = children(terminal.pid())[0]
     os.kill(worker, signal.SIGKILL)
     terminal.shows("killed by SIGKILL", "S measures again", ".150", "pruned·1")
-    gate.touch()
+    resume_file.touch()
     terminal.keys("S", "Enter")
     terminal.shows("measured weight_norm, block_influence")
     assert "SIGKILL" not in terminal.text
@@ -141,7 +141,7 @@ def test_killing_the_interface_loses_no_step_and_leaves_no_worker(terminal: Term
     worker = children(pid)[0]
     os.kill(pid, signal.SIGKILL)
     assert terminal.ended() == 137
-    terminal.until(lambda: not lives(worker))
+    terminal.wait_until(lambda: not is_alive(worker))
     # A killed program leaves the terminal raw. No `reset`: it throws away what is typed while it works.
     terminal.keys("stty sane; echo rea''dy", "C-j")
     terminal.shows("ready")
@@ -160,7 +160,7 @@ def test_killing_the_interface_loses_no_step_and_leaves_no_worker(terminal: Term
 def test_a_signal_restores_the_terminal_and_keeps_the_steps(
     terminal: Terminal, tiny: Path, number: signal.Signals
 ) -> None:
-    terminal.start(str(tiny), "--worker", fake_worker("--pause-after", "4", "--deaf"))
+    terminal.start(str(tiny), "--worker", fake_worker("--pause-after", "4", "--ignore-cancel"))
     terminal.shows("S measures importance")
     terminal.keys("d", "Enter", "S", "Enter")
     terminal.shows("x cancels", "···")
@@ -168,7 +168,7 @@ def test_a_signal_restores_the_terminal_and_keeps_the_steps(
     os.kill(terminal.pid(), number)
     assert terminal.ended() == 128 + number
     assert terminal.restored
-    terminal.until(lambda: not lives(worker))
+    terminal.wait_until(lambda: not is_alive(worker))
     again = Session.open(str(tiny))
     assert again.position == 1
     again.close()

@@ -1,298 +1,262 @@
-"""The main screen: lays out the panes and strips, and hands keys to the room and jobs to the desk."""
+"""The main screen: turns keys, clicks and typed lines into changes of the state and actions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
+from textual import actions as textual_actions
 from textual import on
-from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
-from textual.widgets import Static
 
 from surgeon.errors import SurgeonError
-from surgeon.ui.commands import command_of, commands
-from surgeon.ui.screens.actions import Errands
-from surgeon.ui.state.job_runner import Desk
-from surgeon.ui.state.screen_state import Room
+from surgeon.ui.command_line import parse_line
+from surgeon.ui.commands import command_by_id, commands
+from surgeon.ui.screens.actions.command_dispatch import execute_line
+from surgeon.ui.screens.actions.main_screen_actions import MainScreenActions
+from surgeon.ui.screens.main_layout import MainLayout
+from surgeon.ui.state.job_runner import JobDefaults, JobRunner
+from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.widgets.layer_table import LayerTable
-from surgeon.ui.widgets.list_view import Lines
-from surgeon.ui.widgets.panes import DetailPane, RecipePane
-from surgeon.ui.widgets.status_bars import HeaderStrip, JobStrip, KeyStrip, MessageStrip
+from surgeon.ui.widgets.text_list import TextList
 
-if TYPE_CHECKING:
-    from surgeon.ui.app import SurgeonApp
-
-MIN_WIDTH, MIN_HEIGHT, WIDE = 80, 24, 120
-_TICKS_PER_SECOND = 15
-_PANES = ("layers", "detail", "recipe")
+_EVENT_POLLS_PER_SECOND = 15
 
 
-class MainScreen(Screen[None]):
-    """Everything a person sees while operating."""
+class MainScreen(MainLayout):
+    """What the user works on. Each `action_…` method is the action of a command, see `surgeon.ui.commands`.
 
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 - Textual declares it so
-    AUTO_FOCUS = "#layers"
+    Dialogs are imported when they are first opened: the first paint needs none.
+    """
+
     BINDINGS = [  # noqa: RUF012 - Textual declares it so
         Binding(key, f"command('{command.id}')", command.title, id=f"{command.id}:{key}", show=False)
         for command in commands()
         for key in command.keys
-        if key != "ctrl+p"  # the app's own
+        if key != "ctrl+p"  # the app binds it
     ]
 
-    def __init__(self, room: Room, desk: Desk) -> None:
-        super().__init__()
-        self.room, self.desk = room, desk
-        self.errands = Errands(self)
-        self.pane = "layers"
-
-    def compose(self) -> ComposeResult:
-        """Lay out the widgets."""
-        self.table, self.detail, self.recipe = LayerTable(self.room), DetailPane(self.room), RecipePane(self.room)
-        self.header, self.message = HeaderStrip(self.room, id="header"), MessageStrip(self.room, id="message")
-        self.job = JobStrip(self.room, self.desk, id="job")
-        self.keys = KeyStrip(self.room, commands(), id="keys")
-        yield self.header
-        with Horizontal(id="floor"):
-            yield self.table
-            with Vertical(id="side"):
-                yield self.detail
-                yield self.recipe
-        yield self.message
-        yield self.job
-        yield self.keys
-        yield Static(id="too-small")
-
-    @property
-    def surgeon(self) -> SurgeonApp:
-        """The app, as what it is."""
-        return cast("SurgeonApp", self.app)
+    def __init__(self, state: ScreenState, runner: JobRunner, defaults: JobDefaults) -> None:
+        super().__init__(state, runner)
+        self.actions = MainScreenActions(self, defaults)
 
     def on_mount(self) -> None:
-        """Start the one timer; everything else waits for a key or an event."""
-        # The breakpoints follow only after the first layout, which would show for a moment.
-        wide = self.app.size.width >= WIDE
-        self.set_class(wide, "-wide")
-        self.set_class(not wide, "-narrow")
-        self.show_pane("layers")
-        self.show()
-        self.set_interval(1 / _TICKS_PER_SECOND, self.errands.tick)
-        self.app.theme_changed_signal.subscribe(self, lambda _: self.show())
+        """Start the only timer; everything else waits for a key or an event."""
+        self.set_interval(1 / _EVENT_POLLS_PER_SECOND, self._poll)
 
-    def on_resize(self) -> None:
-        """Say so where the terminal is too small, instead of a garbled table."""
-        width, height = self.app.size
-        small = width < MIN_WIDTH or height < MIN_HEIGHT
-        self.set_class(small, "-too-small")
-        if small:
-            self.query_one("#too-small", Static).update(
-                f"surgeon needs {MIN_WIDTH}×{MIN_HEIGHT},\nthis terminal is {width}×{height}"
-            )
+    def _poll(self) -> None:
+        self.actions.steps.evaluate_after_pause()
+        self.actions.jobs.show_events()
 
-    # ── showing ──
+    # ── commands ──
 
-    def show(self) -> None:
-        """Paint everything again: the session has moved."""
-        self.table.show_all()
-        self.recipe.show()
-        self.recipe.follow()
-        self.detail.show()
-        self.header.refresh()
-        self.show_message()
-
-    def show_message(self) -> None:
-        """Paint the message and what depends on the mode."""
-        self.message.refresh(layout=True)
-        self.job.refresh()
-        self.keys.refresh()
-
-    def show_marks(self) -> None:
-        """Cursor, marks or the proposal have changed, but not the model."""
-        self.table.keep_cursor_in_view()
-        self.table.refresh()
-        self.detail.show()
-        self.show_message()
-
-    # ── keys ──
-
-    def action_command(self, name: str) -> None:
-        """Do what a command does, or say why it can not be done now."""
-        command = command_of(name)
-        reason = command.reason(self.room)
+    def action_command(self, command_id: str) -> None:
+        """Run a command, or say why it cannot be done now."""
+        command = command_by_id(command_id)
+        reason = command.reason(self.state)
         if reason is not None:
-            self.room.say(reason, "warning")
-            self.show_message()
+            self.state.set_notice(reason, "warning")
+            self.refresh_bars()
+            return
+        _, name, arguments = textual_actions.parse(command.action)
+        try:
+            getattr(self, f"action_{name}")(*arguments)
+        except SurgeonError as error:
+            self.state.set_notice(str(error), "error")
+            self.refresh_bars()
+
+    def action_command_line(self, text: str = "") -> None:
+        """Open the `:` line."""
+        from surgeon.ui.screens.command_prompt import CommandPrompt
+
+        self.app.push_screen(CommandPrompt(self.state, text), self._line_typed)
+
+    def _line_typed(self, text: str | None) -> None:
+        if not text:
             return
         try:
-            command.handler(self)
+            execute_line(parse_line(text, self.state.session.model), self, self.actions, self.action_command)
         except SurgeonError as error:
-            self.room.say(str(error), "bad")
-            self.show_message()
+            self.state.set_notice(str(error), "error")
+            self.refresh_bars()
+
+    def action_command_palette(self) -> None:
+        """Open Textual's command palette."""
+        self.app.action_command_palette()
+
+    # ── moving ──
 
     @property
-    def listed(self) -> Lines | None:
-        """The list that has the focus, if it is not the table."""
-        return self.focused if isinstance(self.focused, Lines) else None
+    def _focused_list(self) -> TextList | None:
+        """The list that has the focus, if it is not the layer table."""
+        return self.focused if isinstance(self.focused, TextList) else None
 
-    def move(self, change: int, *, extend: bool = False) -> None:
-        """Move within the pane that has the focus."""
-        if self.listed is not None:
-            self.listed.move(change)
+    def action_move(self, change: int, extend: bool = False) -> None:
+        """Move within the focused pane; `extend` draws a range of layers."""
+        if self._focused_list is not None:
+            self._focused_list.move(change)
             return
-        before = self.room.cursor
-        wide = self.room.anchor is not None
-        self.room.move_to(before + change, extend=extend)
-        if self.room.proposal is None:
-            self.room.notice = None
-        if wide or self.room.anchor is not None:
-            self.table.refresh()
+        before = self.state.cursor
+        had_range = self.state.anchor is not None
+        self.state.move_to(before + change, extend=extend)
+        if self.state.pending_step is None:
+            self.state.notice = None
+        if had_range or self.state.anchor is not None:
+            self.layer_table.refresh()
         else:
-            self.table.show_places({before, self.room.cursor})
-        self.table.keep_cursor_in_view()
-        self.detail.show()
-        self.message.refresh(layout=True)
+            self.layer_table.repaint_lines({before, self.state.cursor})
+        self.layer_table.keep_cursor_in_view()
+        self.detail_pane.reload()
+        self.message_bar.refresh(layout=True)
 
-    def page(self, direction: int) -> None:
-        """Move by half of what is in view."""
-        self.move(direction * (self.listed or self.table).page)
+    def action_move_page(self, direction: int) -> None:
+        """Move by half of the lines in view."""
+        self.action_move(direction * (self._focused_list or self.layer_table).half_page)
 
-    def sideways(self, change: int) -> None:
-        """Widen or narrow the draft, else choose another score."""
-        if self.room.proposal is not None:
-            self.room.widen(change)
-            self.show_marks()
-        elif self.room.columns:
-            self.room.active = min(max(self.room.active + change, 0), len(self.room.columns) - 1)
-            self.table.show_all()
+    def action_move_sideways(self, change: int) -> None:
+        """Extend or shrink the pending step, else go to another score column."""
+        if self.state.pending_step is not None:
+            self.state.extend(change)
+            self.refresh_selection()
+        elif self.state.visible_columns:
+            last = len(self.state.visible_columns) - 1
+            self.state.active_column = min(max(self.state.active_column + change, 0), last)
+            self.layer_table.reload()
 
-    def show_pane(self, name: str) -> None:
-        """Focus a pane; a narrow screen shows only that one."""
-        self.pane = name
-        for other in _PANES:
-            self.set_class(other == name, f"-pane-{other}")
-        pane = self.query_one(f"#{name}")
-        # A pane that is hidden until this style change takes effect could not be focused yet.
-        self.call_after_refresh(pane.focus)
+    def action_show_pane(self, name: str) -> None:
+        """Focus a pane."""
+        self.show_pane(name)
 
-    def next_pane(self, change: int) -> None:
-        """Go round the panes."""
-        self.show_pane(_PANES[(_PANES.index(self.pane) + change) % len(_PANES)])
+    def action_next_pane(self, change: int) -> None:
+        """Focus the next or the previous pane."""
+        self.show_next_pane(change)
 
-    def next_stack(self) -> None:
-        """Show another stack of layers."""
-        self.room.next_stack()
-        self.show()
+    def action_next_stack(self) -> None:
+        """List the layers of another stack."""
+        self.state.next_stack()
+        self.reload()
 
-    def mark(self) -> None:
-        """Mark the row and go on to the next."""
-        ranged = self.room.anchor is not None
-        self.room.toggle_mark()
-        if not ranged and self.room.proposal is None and self.room.notice is None:
-            self.room.move_to(self.room.cursor + 1)
-        self.show_marks()
+    # ── marks and steps ──
 
-    def toggle_range(self) -> None:
+    def action_toggle_mark(self) -> None:
+        """Mark or unmark the layer and go on to the next."""
+        had_range = self.state.anchor is not None
+        self.state.toggle_mark()
+        if not had_range and self.state.pending_step is None and self.state.notice is None:
+            self.state.move_to(self.state.cursor + 1)
+        self.refresh_selection()
+
+    def action_toggle_range(self) -> None:
         """Start or end a range."""
-        self.room.toggle_range()
-        self.show_marks()
+        self.state.toggle_range()
+        self.refresh_selection()
 
-    def draft(self, operation: str) -> None:
-        """Draft an operation on the chosen layers."""
-        self.room.open_proposal(operation)
-        self.show_marks()
-        if self.room.proposal is not None and (self.room.proposal.incomplete or not self.room.proposal.chooses):
-            self.options()
+    def action_start_step(self, operation: str) -> None:
+        """Make an operation on the marked layers the pending step; ask for the options that it needs."""
+        self.state.start_step(operation)
+        self.refresh_selection()
+        step = self.state.pending_step
+        if step is not None and (step.incomplete or not step.takes_layers):
+            self.action_edit_options()
 
-    def options(self) -> None:
-        """Edit the options of the draft."""
-        self.errands.options()
+    def action_edit_options(self) -> None:
+        """Edit the options of the pending step."""
+        self.actions.steps.edit_options()
 
-    def enter(self) -> None:
-        """Apply the draft; in the recipe go to the step; on a layer show its details."""
-        if self.room.proposal is not None:
-            self.errands.lessons.apply()
-        elif self.focused is self.recipe:
-            self.room.go_to(self.recipe.cursor or 0)
-            self.show()
-        elif self.focused is self.table:
+    def action_enter(self) -> None:
+        """Apply the pending step; in the recipe go to the step; on a layer show its details."""
+        if self.state.pending_step is not None:
+            self.actions.steps.apply_pending_step()
+        elif self.focused is self.recipe_pane:
+            self.state.go_to(self.recipe_pane.cursor or 0)
+            self.reload()
+        elif self.focused is self.layer_table:
             self.show_pane("detail")
 
-    def leave(self) -> None:
-        """Leave the draft, else the range, else the marks, else the pane."""
-        if self.listed is not None and self.room.proposal is None:
+    def action_escape(self) -> None:
+        """Leave the pane, else discard the pending step, the range, the marks or the filter."""
+        if self._focused_list is not None and self.state.pending_step is None:
             self.show_pane("layers")
             return
-        self.room.leave()
-        self.show_marks()
+        self.state.discard()
+        self.refresh_selection()
 
-    def undo(self) -> None:
+    def action_undo(self) -> None:
         """Undo a step."""
-        self.room.undo()
-        self.show()
+        self.state.undo()
+        self.reload()
 
-    def redo(self) -> None:
+    def action_redo(self) -> None:
         """Redo a step."""
-        self.room.redo()
-        self.show()
+        self.state.redo()
+        self.reload()
 
-    def cycle_sort(self) -> None:
+    # ── scores, training, the worker ──
+
+    def action_choose_scores(self) -> None:
+        """Ask which scores to measure, then measure them."""
+        self.actions.scores.choose()
+
+    def action_cycle_sort(self) -> None:
         """Sort by the active score."""
-        self.room.cycle_sort()
-        self.table.show_all()
+        self.state.cycle_sort()
+        self.layer_table.reload()
 
-    # ── errands: what needs a dialog or the worker ──
+    def action_train_applied_steps(self) -> None:
+        """Train the applied steps that have no result yet."""
+        self.actions.training.train_applied_steps()
 
-    def choose_scores(self) -> None:
-        """Ask which scores, then measure them."""
-        self.errands.choose_scores()
-
-    def cancel(self) -> None:
+    def action_cancel_job(self) -> None:
         """Cancel the job."""
-        self.errands.cancel()
+        self.actions.jobs.cancel()
 
-    def restart(self) -> None:
+    def action_restart_worker(self) -> None:
         """Restart the worker."""
-        self.errands.restart()
+        self.actions.jobs.restart_worker()
 
-    def show_log(self) -> None:
-        """Show the log."""
-        self.errands.log()
+    # ── files and text ──
 
-    def show_help(self) -> None:
-        """Show the help."""
-        self.errands.help()
-
-    def write(self) -> None:
+    def action_write_recipe(self) -> None:
         """Write the recipe."""
-        self.errands.write()
+        self.actions.files.write_recipe()
 
-    def export(self) -> None:
+    def action_export(self) -> None:
         """Export the model."""
-        self.errands.export()
+        self.actions.files.export()
 
-    def quit(self) -> None:
-        """Quit, or ask."""
-        self.errands.quit()
+    def action_quit(self) -> None:
+        """Quit, or ask what to do with unsaved steps."""
+        self.actions.files.quit()
 
-    def command_line(self, text: str = "") -> None:
-        """Open the `:` line."""
-        self.errands.command_line(text)
+    def action_show_comparison(self) -> None:
+        """Compare with the base."""
+        from surgeon.ui.screens.compare_screen import CompareScreen
+
+        self.app.push_screen(CompareScreen(self.state.session))
+
+    def action_show_log(self) -> None:
+        """Show the worker's log."""
+        from surgeon.ui.screens.log_screen import LogScreen
+
+        self.app.push_screen(LogScreen(self.runner))
+
+    def action_show_help(self) -> None:
+        """Show every command."""
+        from surgeon.ui.screens.help_screen import HelpScreen
+
+        self.app.push_screen(HelpScreen(self.state, self.focused))
 
     # ── mouse ──
 
     @on(LayerTable.Clicked)
     def _table_clicked(self, event: LayerTable.Clicked) -> None:
         if event.column is not None:
-            self.room.active = event.column
-            self.cycle_sort()
-        elif event.place is not None:
+            self.state.active_column = event.column
+            self.action_cycle_sort()
+        elif event.line is not None:
             self.show_pane("layers")
-            self.room.move_to(event.place)
-            self.show_marks()
+            self.state.move_to(event.line)
+            self.refresh_selection()
 
-    @on(Lines.Clicked)
-    def _line_clicked(self, event: Lines.Clicked) -> None:
-        if event.widget is self.recipe:
-            self.recipe.cursor = min(event.line, len(self.room.session.steps))
-            self.recipe.refresh()
+    @on(TextList.Clicked)
+    def _list_clicked(self, event: TextList.Clicked) -> None:
+        if event.widget is self.recipe_pane:
+            self.recipe_pane.cursor = min(event.line, len(self.state.session.steps))
+            self.recipe_pane.refresh()

@@ -1,17 +1,14 @@
-"""The options of a drafted operation as a form, made from the operation's fields."""
+"""Asks for the options of a pending step; the form is generated from the operation's fields."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from rich.style import Style
 from rich.text import Text
-from textual import events, on
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.message import Message
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -22,158 +19,111 @@ from surgeon.core.selection.matrix_selection import GRAMMAR as MATRIX_GRAMMAR
 from surgeon.core.selection.matrix_selection import MatrixSelection
 from surgeon.core.selection.selection import GRAMMAR, Selection
 from surgeon.errors import SurgeonError
-from surgeon.ui.screens.dialogs import Dialog
-from surgeon.ui.state.command_line import bare, operation_readers
-from surgeon.ui.state.pending_step import Proposal, consequences, mentions, propose
-from surgeon.ui.state.screen_state import Room
-from surgeon.ui.theme import DARK_LOOKS, LIGHT_LOOKS
+from surgeon.ui.screens.dialog import Dialog
+from surgeon.ui.state.operation_options import contains_type, option_parsers, unwrap_type
+from surgeon.ui.state.pending_step import PendingStep, evaluate_operation
+from surgeon.ui.state.screen_state import ScreenState
+from surgeon.ui.state.step_text import step_effects
+from surgeon.ui.widgets.inline_choice import InlineChoice
 
-_REST_SECONDS = 0.2
-_UNSAID = "–"
-
-
-class Choice(Widget, can_focus=True):
-    """One of a few words; ← and → choose."""
-
-    BINDINGS = [("left,h", "step(-1)", "previous"), ("right,l,space", "step(1)", "next"), ("enter", "submit", "accept")]  # noqa: RUF012
-
-    class Changed(Message):
-        """Another word was chosen."""
-
-    class Submitted(Message):
-        """Enter was pressed."""
-
-    def __init__(self, words: Sequence[str], word: str, *, id: str) -> None:
-        super().__init__(id=id)
-        self.words, self.value = words, word
-        self.styles.height = 1
-
-    def action_step(self, change: int) -> None:
-        """Choose a neighbour."""
-        self.value = self.words[(self.words.index(self.value) + change) % len(self.words)]
-        self.refresh()
-        self.post_message(self.Changed())
-
-    def action_submit(self) -> None:
-        """Accept."""
-        self.post_message(self.Submitted())
-
-    def on_click(self, event: events.Click) -> None:
-        """Choose the next word."""
-        del event
-        self.action_step(1)
-
-    def render(self) -> Text:
-        """Write the words, the chosen one in a frame."""
-        looks = DARK_LOOKS if self.app.current_theme.dark else LIGHT_LOOKS
-        text = Text()
-        for word in self.words:
-            chosen = word == self.value
-            style = (looks.key if self.has_focus else looks.title) + Style(underline=True) if chosen else looks.dim
-            text.append("▸" if chosen else " ", looks.accent)
-            text.append(word, style)
-            text.append("  ")
-        return text
+_PAUSE_SECONDS = 0.2
+_UNSET = "–"
 
 
 class OptionsForm(Dialog[dict[str, object]]):
-    """Every field of the operation, judged while it is edited."""
+    """An entry for every field of the operation, evaluated while it is edited."""
 
-    foot = "tab next · ←→ choose · enter accept · esc leave"
+    key_hints = "tab next · ←→ choose · enter accept · esc leave"
 
-    def __init__(self, room: Room, proposal: Proposal) -> None:
+    def __init__(self, state: ScreenState, step: PendingStep) -> None:
         super().__init__()
-        self._room, self._proposal = room, proposal
+        self._state, self._step = state, step
         self._timer: Timer | None = None
-        self._kind = operations()[proposal.operation]
-        self.heading = f"{proposal.operation.replace('_', '-')}: {self._kind.summary}"
+        self._kind = operations()[step.operation]
+        self.heading = f"{step.operation.replace('_', '-')}: {self._kind.summary}"
 
-    def body(self) -> ComposeResult:
-        """Yield a line of explanation and an entry for each field."""
+    def compose_body(self) -> ComposeResult:
+        """Yield a label and an entry for each field, the required ones first."""
+        styles = self.theme_styles
         with VerticalScroll(classes="fields", can_focus=False):
-            for known in sorted(msgspec.structs.fields(self._kind), key=lambda field: not field.required):
-                if known.name == "stack" and len(self._room.session.structure.stacks) == 1:
+            for info in sorted(msgspec.structs.fields(self._kind), key=lambda info: not info.required):
+                if info.name == "stack" and len(self._state.session.structure.stacks) == 1:
                     continue
-                name = known.encode_name
-                yield Static(
-                    Text.assemble((name, self.looks.title), (f"  {_description(known.type)}", self.looks.dim)),
-                    classes="label",
-                )
-                yield self._entry(name, known)
-        yield Static(id="complaint")
+                name = info.encode_name
+                label = Text.assemble((name, styles.title), (f"  {_description(info.type)}", styles.dim))
+                yield Static(label, classes="label")
+                yield self._entry(name, info)
+        yield Static(id="validation")
 
-    def _entry(self, name: str, known: Any) -> Widget:
-        value = self._proposal.fields.get(name)
-        default = known.default if known.default is not msgspec.NODEFAULT else None
-        if get_origin(bare(known.type)) is Literal:
-            words = [*([_UNSAID] if default is None else []), *map(str, get_args(bare(known.type)))]
-            return Choice(words, str(value or default or words[0]), id=f"field-{name}")
-        hint = (
-            MATRIX_GRAMMAR
-            if mentions(known.type, MatrixSelection)
-            else GRAMMAR
-            if mentions(known.type, Selection)
-            else option_text(default)
-            if default not in (None, ())
-            else "nothing"
-        )
-        return Input(
-            "" if value in (None, [], ()) else option_text(value), placeholder=hint, id=f"field-{name}", compact=True
-        )
+    def _entry(self, name: str, info: msgspec.structs.FieldInfo) -> Widget:
+        value = self._step.fields.get(name)
+        default = info.default if info.default is not msgspec.NODEFAULT else None
+        annotation = unwrap_type(info.type)
+        if get_origin(annotation) is Literal:
+            words = [*([_UNSET] if default is None else []), *map(str, get_args(annotation))]
+            return InlineChoice(words, str(value or default or words[0]), id=f"field-{name}")
+        if contains_type(info.type, MatrixSelection):
+            placeholder = MATRIX_GRAMMAR
+        elif contains_type(info.type, Selection):
+            placeholder = GRAMMAR
+        else:
+            placeholder = "nothing" if default in (None, ()) else option_text(default)
+        text = "" if value in (None, [], ()) else option_text(value)
+        return Input(text, placeholder=placeholder, id=f"field-{name}", compact=True)
 
     def on_mount(self) -> None:
-        """Judge the fields as they are; the first one's label is in view too, though its entry has the focus."""
-        self._judge()
+        """Evaluate the fields as they are; scroll up, as the focused first entry would hide its label."""
+        self._show_evaluation()
         self.call_after_refresh(self.query_one(VerticalScroll).scroll_home, animate=False)
 
     def _fields(self) -> dict[str, object]:
-        readers = operation_readers(self._kind)
+        parsers = option_parsers(self._kind)
         fields: dict[str, object] = {}
-        for known in msgspec.structs.fields(self._kind):
-            found = self.query(f"#field-{known.encode_name}")
-            if not found:
+        for info in msgspec.structs.fields(self._kind):
+            name = info.encode_name
+            entries = self.query(f"#field-{name}")
+            if not entries:
                 continue
-            entry = found.first()
-            assert isinstance(entry, (Input, Choice))
+            entry = entries.first()
+            assert isinstance(entry, (Input, InlineChoice))
             text = entry.value.strip()
-            if text and not (isinstance(entry, Choice) and text in (known.default, _UNSAID)):
-                fields[known.encode_name] = readers[known.encode_name.replace("_", "-")](text)
+            if text and not (isinstance(entry, InlineChoice) and text in (info.default, _UNSET)):
+                fields[name] = parsers[name.replace("_", "-")](text)
         return fields
 
     @on(Input.Changed)
-    @on(Choice.Changed)
+    @on(InlineChoice.Changed)
     def _changed(self) -> None:
         if self._timer is not None:
             self._timer.stop()
-        if self._room.hesitates:
-            self._timer = self.set_timer(_REST_SECONDS, self._judge)
+        if self._state.defers_evaluation:
+            self._timer = self.set_timer(_PAUSE_SECONDS, self._show_evaluation)
         else:
-            self._judge()
+            self._show_evaluation()
 
-    def _judge(self) -> None:
-        proposal = self._judged()
-        if isinstance(proposal, SurgeonError):
-            self.complain(proposal)
+    def _show_evaluation(self) -> None:
+        step = self._evaluate()
+        if isinstance(step, SurgeonError):
+            self.show_error(step)
             return
-        says = " · ".join(consequences(self._room.session, proposal))
-        self.query_one("#complaint", Static).update(Text(says, self.looks.accent))
+        effects = " · ".join(step_effects(self._state.session, step))
+        self.query_one("#validation", Static).update(Text(effects, self.theme_styles.accent))
 
-    def _judged(self) -> Proposal | SurgeonError:
+    def _evaluate(self) -> PendingStep | SurgeonError:
         try:
-            proposal = propose(self._room.session, self._proposal.operation, self._fields())
+            step = evaluate_operation(self._state.session, self._step.operation, self._fields())
         except SurgeonError as error:
             return error
-        return proposal.error or proposal
+        return step.error or step
 
     @on(Input.Submitted)
-    @on(Choice.Submitted)
+    @on(InlineChoice.Submitted)
     def accept(self) -> None:
-        """Answer, if the fields are right."""
-        if isinstance(self._judged(), Proposal):
+        """Accept, if the fields are valid."""
+        if isinstance(self._evaluate(), PendingStep):
             self.dismiss(self._fields())
 
 
-def _description(kind: Any) -> str:
-    return next(
-        (str(note.description) for note in getattr(kind, "__metadata__", ()) if getattr(note, "description", None)), ""
-    )
+def _description(annotation: Any) -> str:
+    notes = getattr(annotation, "__metadata__", ())
+    return next((str(note.description) for note in notes if getattr(note, "description", None)), "")

@@ -1,4 +1,4 @@
-"""The worker as the interface sees it: one job at a time, its events waiting to be shown, its log."""
+"""The worker as the interface uses it: one job at a time, its waiting events, its log."""
 
 from __future__ import annotations
 
@@ -12,15 +12,25 @@ from surgeon.client import WorkerClient
 from surgeon.core.events import Event
 from surgeon.core.training_events import is_training
 from surgeon.errors import SurgeonError, WorkerError
-from surgeon.ui.state.training_progress import Lesson
+from surgeon.ui.state.score_columns import ScoreColumns
+from surgeon.ui.state.training_progress import TrainingProgress
 
 _LOG_LINES = 2000
-_SURE_SECONDS = 0.5
+_MIN_ESTIMATE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class JobDefaults:
+    """What the command line sets for all jobs; None leaves the choice to the worker."""
+
+    data: str | None = None
+    device: str | None = None
+    dtype: str | None = None
 
 
 @dataclass
-class Running:
-    """The job under way. `total` is 0 until the worker says how much there is; `lesson` is set while one is trained."""
+class RunningJob:
+    """The job on the worker. `total` is 0 until the worker reports it; `training` is set while a step is trained."""
 
     title: str
     started: float = field(default_factory=time.monotonic)
@@ -31,13 +41,13 @@ class Running:
     first_done: float = 0
     first_time: float = 0
     cancelling: bool = False
-    lesson: Lesson | None = None
+    training: TrainingProgress | None = None
 
-    def progress(self, body: Mapping[str, Any]) -> None:
-        """Take in a progress event; a new `what` measures its own speed."""
+    def update(self, body: Mapping[str, Any]) -> None:
+        """Take a progress event; the speed is measured anew for each `what`."""
         if is_training(body):
-            self.lesson = self.lesson or Lesson()
-            self.lesson.take(body)
+            self.training = self.training or TrainingProgress()
+            self.training.update(body)
         now = time.monotonic()
         if body.get("what") != self.what or not self.first_time:
             self.first_done, self.first_time = float(body.get("done") or 0), now
@@ -46,24 +56,24 @@ class Running:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was asked for."""
+        """Seconds since the job was requested."""
         return time.monotonic() - self.started
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate, or None while there is too little to go by."""
-        spent, made = time.monotonic() - self.first_time, self.done - self.first_done
-        sure = made > 0 and spent > _SURE_SECONDS and self.total > self.done
-        return spent / made * (self.total - self.done) if sure else None
+        """An estimate, or None while there is too little to base it on."""
+        elapsed, done = time.monotonic() - self.first_time, self.done - self.first_done
+        enough = done > 0 and elapsed > _MIN_ESTIMATE_SECONDS and self.total > self.done
+        return elapsed / done * (self.total - self.done) if enough else None
 
 
-class Desk:
-    """Hands jobs to the worker and keeps what it says until the next tick of the screen."""
+class JobRunner:
+    """Runs jobs on the worker and keeps its events until the screen handles them."""
 
     def __init__(self, worker: str | None) -> None:
         self.events: deque[Event] = deque()
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self.running: Running | None = None
+        self.running: RunningJob | None = None
         self.crash: str | None = None
         self.resident_bytes = 0
         self.client = WorkerClient(self.events.append, worker)
@@ -74,7 +84,7 @@ class Desk:
         Raises:
             SurgeonError: what the job raised; Cancelled or WorkerError where it was stopped or the worker died.
         """
-        self.running, self.crash = Running(title), None
+        self.running, self.crash = RunningJob(title), None
         self.log.append(f"── {title}")
         try:
             return await self.client.run(job, args, revision)
@@ -87,7 +97,7 @@ class Desk:
             self.running = None
 
     async def cancel(self) -> None:
-        """Ask the job to stop; asked again, end the worker."""
+        """Ask the job to stop; the second time, end the worker."""
         if self.running is None:
             return
         if self.running.cancelling:
@@ -97,7 +107,7 @@ class Desk:
             await self.client.cancel()
 
     async def restart(self) -> None:
-        """Start the worker anew, so that the next job finds it ready.
+        """Restart the worker, so that it is ready for the next job.
 
         Raises:
             WorkerError: it does not start.
@@ -112,14 +122,23 @@ class Desk:
             await self.client.kill()
         await self.client.close()
 
-    def take(self, event: Event) -> None:
-        """Take in what is no score: progress, log lines, memory."""
-        body = event.body
-        if event.event == "progress" and self.running is not None:
-            self.running.progress(body)
-        elif event.event == "log":
-            self.log.append(str(body.get("text", "")))
-        elif event.event == "stat":
-            self.resident_bytes = int(body.get("rss_bytes") or 0)
-        elif event.event == "hello":
-            self.log.append(f"worker {body.get('pid', '')}: surgeon {body.get('version', '')}")
+    def handle_events(self, columns: ScoreColumns) -> tuple[set[str], bool]:
+        """Handle the waiting events. Return the layers with new scores, and whether there were any events."""
+        scored: set[str] = set()
+        any_events = bool(self.events)
+        while self.events:
+            event = self.events.popleft()
+            body = event.body
+            if event.event == "scored":
+                score, key = str(body.get("score")), str(body.get("layer"))
+                if columns.add_value(score, key, body.get("value"), body.get("error"), body.get("matrices")):
+                    scored.add(key)
+            elif event.event == "progress" and self.running is not None:
+                self.running.update(body)
+            elif event.event == "log":
+                self.log.append(str(body.get("text", "")))
+            elif event.event == "stat":
+                self.resident_bytes = int(body.get("rss_bytes") or 0)
+            elif event.event == "hello":
+                self.log.append(f"worker {body.get('pid', '')}: surgeon {body.get('version', '')}")
+        return scored, any_events

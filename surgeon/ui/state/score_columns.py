@@ -1,12 +1,11 @@
-"""The scores on the wall: one column per score, filled while its values arrive."""
+"""The score columns of the layer table: one per score, filled while its values arrive."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from surgeon.core.scoring.score import Score
 from surgeon.core.scoring.score_kinds import score_kinds
@@ -17,8 +16,8 @@ _OUTLIER = 6
 
 
 @dataclass
-class Column:
-    """One score. `digest` names the weights it was measured on; `pending` are the layers that are still to come."""
+class ScoreColumn:
+    """One score. `digest` names the weights it was measured on; `pending` holds the layers without a value yet."""
 
     name: str
     digest: str
@@ -30,49 +29,49 @@ class Column:
     failed: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     data: str = ""
-    complete: bool = False
 
     def __post_init__(self) -> None:
         kind = score_kinds().get(self.name)
         self.title = (kind.title if kind else self.name)[:TITLE_CELLS]
 
-    def put(self, key: str, body: Mapping[str, Any]) -> None:
-        """Take in one value as it arrives; what is no finite number has failed."""
+    def add_value(
+        self, key: str, value: object, error: object = None, matrices: Mapping[str, float] | None = None
+    ) -> None:
+        """Store the value of one layer; what is not a finite number counts as failed."""
         self.pending.discard(key)
-        value = body.get("value")
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             self.failed.add(key)
             return
         self.values[key] = float(value)
         self.failed.discard(key)
-        if isinstance(body.get("error"), (int, float)):
-            self.errors[key] = float(body["error"])
-        if body.get("matrices"):
-            self.matrices[key] = dict(body["matrices"])
-        self.__dict__.pop("scale", None)
+        if isinstance(error, (int, float)):
+            self.errors[key] = float(error)
+        if matrices:
+            self.matrices[key] = dict(matrices)
+        self.__dict__.pop("scale", None)  # the cached property
 
     @cached_property
-    def scale(self) -> Scale:
-        """What the values of this column are drawn against."""
-        return Scale(self.values)
+    def scale(self) -> ColumnScale:
+        """The scale that the values of this column are drawn on."""
+        return ColumnScale(self.values)
 
 
-class Scale:
-    """How long a value's bar is, what colour, and how many decimals it is written with."""
+class ColumnScale:
+    """Maps a value to the length and colour of its bar, and says how many decimals it is written with."""
 
     def __init__(self, values: Mapping[str, float]) -> None:
         ordered = sorted(values.values())
         self.low, self.high = (ordered[0], ordered[-1]) if ordered else (0.0, 0.0)
-        middle = ordered[len(ordered) // 2] if ordered else 0.0
-        self.logarithmic = self.low > 0 and self.high > _OUTLIER * middle
+        median = ordered[len(ordered) // 2] if ordered else 0.0
+        self.logarithmic = self.low > 0 and self.high > _OUTLIER * median
         self.decimals = decimals_for(ordered)
         last = max(1, len(ordered) - 1)
-        self._ranks = {value: rank / last for rank, value in enumerate(ordered)}
+        self._ranks = {value: index / last for index, value in enumerate(ordered)}
 
     def length(self, value: float) -> float:
         """Return the bar's length, in [0, 1]: from the column's lowest value to its highest.
 
-        Logarithmic where one layer towers above the others, so that these can be told apart.
+        Logarithmic where one layer is an outlier, so that the others can be told apart.
         """
         if self.high <= self.low:
             return 0.5
@@ -81,47 +80,50 @@ class Scale:
         return (value - self.low) / (self.high - self.low)
 
     def rank(self, value: float) -> float:
-        """Return where the value stands among all, in [0, 1]. Its colour: outliers hide differences in length."""
+        """Return the value's rank, in [0, 1]. It sets the colour, because outliers hide differences in length."""
         return self._ranks.get(value, 0.5)
 
 
-class Board:
-    """All columns, in the order in which they were asked for."""
+class ScoreColumns:
+    """All score columns, in the order in which they were requested."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, Column] = {}
+        self.by_name: dict[str, ScoreColumn] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[ScoreColumn]:
         """Yield the columns."""
-        return iter(self.columns.values())
+        return iter(self.by_name.values())
 
-    def begin(self, names: Iterable[str], keys: Iterable[str], digest: str, data: str) -> None:
-        """Open columns for scores that are about to be measured; an older measurement is dropped."""
+    def open(self, names: Iterable[str], keys: Iterable[str], digest: str, data: str) -> None:
+        """Open columns for scores that are about to be measured; older values of the same scores are dropped."""
+        keys = set(keys)
         for name in names:
             kind = score_kinds().get(name)
             label = "" if kind is not None and not kind.data else data
-            self.columns[name] = Column(name, digest, pending=set(keys), data=label)
+            self.by_name[name] = ScoreColumn(name, digest, pending=set(keys), data=label)
 
-    def put(self, body: Mapping[str, Any]) -> str | None:
-        """Take in the body of a `scored` event and return the layer's key, or None if nobody asked for it."""
-        column, key = self.columns.get(str(body.get("score"))), str(body.get("layer"))
+    def add_value(
+        self, score: str, key: str, value: object, error: object, matrices: Mapping[str, float] | None
+    ) -> bool:
+        """Store the value of one layer; False where no column is open for the score."""
+        column = self.by_name.get(score)
         if column is None:
-            return None
-        column.put(key, body)
-        return key
+            return False
+        column.add_value(key, value, error, matrices)
+        return True
 
-    def end(self) -> None:
-        """Nothing more will come: what is pending never arrives."""
-        for column in self.columns.values():
+    def close(self) -> None:
+        """No more values arrive: nothing is pending any more, and columns without any value go."""
+        for column in self:
             column.pending.clear()
-        self.columns = {name: column for name, column in self.columns.items() if column.values or column.failed}
+        self.by_name = {name: column for name, column in self.by_name.items() if column.values or column.failed}
 
-    def take(self, score: Score) -> None:
-        """Put a finished score, which is more exact than what its events said."""
-        before = self.columns.get(score.name)
+    def set_score(self, score: Score) -> None:
+        """Replace a column by the finished score, whose values are more exact than those of its events."""
+        before = self.by_name.get(score.name)
         data = before.data if before else ""
-        column = Column(score.name, score.provenance.draft, complete=True, data=data, untrained=score.untrained)
+        column = ScoreColumn(score.name, score.provenance.draft, data=data, untrained=score.untrained)
         for key, value in score.values.items():
-            column.put(key, {"value": value, "error": score.errors.get(key), "matrices": score.matrices.get(key)})
+            column.add_value(key, value, score.errors.get(key), score.matrices.get(key))
         column.failed |= before.failed - column.values.keys() if before else set()
-        self.columns[score.name] = column
+        self.by_name[score.name] = column

@@ -1,4 +1,4 @@
-"""The state of the operating room: the listing, the proposal, the scores. No widgets, so it tests without any."""
+"""What the main screen shows, as plain data: the layer listing, the pending step, the scores, the message."""
 
 from __future__ import annotations
 
@@ -7,161 +7,168 @@ from dataclasses import replace
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
-from surgeon.ui.state.layer_listing import Listing
-from surgeon.ui.state.pending_step import Proposal, propose, selection_fields, step_text
-from surgeon.ui.state.score_columns import Column
+from surgeon.ui.state.layer_listing import LayerListing
+from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, selection_fields
+from surgeon.ui.state.score_columns import ScoreColumn
+from surgeon.ui.state.step_text import step_title
 
 _MANY_TENSORS = 5000
-"""From here on making a plan is felt at every key, so it is made when the keys rest."""
+"""From here on compiling a plan takes noticeable time, so it waits for a pause in the key presses."""
 
 
-class Room(Listing):
-    """What is on screen, as plain data. Every method leaves it consistent with the session."""
+class ScreenState(LayerListing):
+    """The state of the main screen. Every method leaves it consistent with the session.
+
+    job_title: the job on the worker, if any.   keep_journal: whether the next session recovers unsaved steps.
+    """
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self.proposal: Proposal | None = None
+        self.pending_step: PendingStep | None = None
         self.job_title: str | None = None
+        self.keep_journal = True
         for score in session.scores.values():
-            self.board.take(score)
+            self.score_columns.set_score(score)
 
     def mark_selection(self, text: str) -> None:
-        """Mark what a selection chooses, such as `lowest 4 by block_influence`.
+        """Mark the layers of a selection, such as `lowest 4 by block_influence`.
 
         Raises:
-            SelectionError: it does not fit.
+            SelectionError: it cannot be resolved.
         """
-        keys = self.selected(text)
-        self._mark(keys)
-        self.say(f"marked {len(keys)} layers")
+        keys = self.selected_keys(text)
+        self._set_marks(keys)
+        self.set_notice(f"marked {len(keys)} layers")
 
-    def _mark(self, keys: frozenset[str]) -> None:
+    def _set_marks(self, keys: frozenset[str]) -> None:
         self.marks = keys
-        if self.proposal is not None:
-            self._repropose(self._positions(keys))
+        if self.pending_step is not None:
+            self._select(self._positions(keys))
 
-    # ── operating ──
+    # ── steps ──
 
     @property
     def step_titles(self) -> list[str]:
-        """What every step does, in a few words."""
-        return [step_text(step) for step in self.session.steps]
+        """The title of every step."""
+        return [step_title(step) for step in self.session.steps]
 
     def next_stack(self) -> None:
-        """Show the next stack of a model that has several."""
+        """List the next stack of a model that has several."""
         names = list(self.session.structure.stacks)
-        self.leave()
-        self.stack = names[(names.index(self.stack) + 1) % len(names)]
+        self.discard()
+        self.stack_name = names[(names.index(self.stack_name) + 1) % len(names)]
         self.marks, self.anchor, self.cursor, self.order, self.rows = frozenset(), None, 0, [], ()
-        self.wanted = ""
-        self.renew()
+        self.filter_text = ""
+        self.reload()
 
-    def open_proposal(self, operation: str) -> None:
-        """Propose an operation on the chosen layers; nothing is done yet."""
-        chosen = self.chosen
-        if not chosen:
-            self.say("no layer is chosen: this row has been pruned", "warning")
+    def start_step(self, operation: str) -> None:
+        """Make an operation on the target layers the pending step; nothing is applied yet."""
+        keys = self.target_keys
+        if not keys:
+            self.set_notice("no layer is chosen: this row has been pruned", "warning")
             return
-        before = self.proposal.marks_before if self.proposal else self.marks
-        fields = {} if self.stack == self.session.structure.default_stack else {"stack": self.stack}
-        self.proposal = Proposal(operation, fields, marks_before=before)
+        before = self.pending_step.marks_before if self.pending_step else self.marks
+        fields = {} if self.stack_name == self.session.structure.default_stack else {"stack": self.stack_name}
+        self.pending_step = PendingStep(operation, fields, marks_before=before)
         self.anchor, self.notice = None, None
-        self.marks = chosen
-        if self.proposal.chooses:
-            self._repropose(self._positions(chosen))
+        self.marks = keys
+        if self.pending_step.takes_layers:
+            self._select(self._positions(keys))
         else:
-            self.proposal = propose(self.session, operation, fields, before)
+            self.pending_step = evaluate_operation(self.session, operation, fields, before)
 
-    def _repropose(self, positions: tuple[int, ...], shift: int = 0) -> None:
-        assert self.proposal is not None
-        if self.hesitates:
-            self.proposal = replace(self.proposal, positions=positions, shift=shift, preview=None, error=None)
+    def _select(self, positions: tuple[int, ...], shift: int = 0) -> None:
+        """Give the pending step other layers."""
+        assert self.pending_step is not None
+        if self.defers_evaluation:
+            self.pending_step = replace(self.pending_step, positions=positions, shift=shift, preview=None, error=None)
         else:
-            self.proposal = self.proposal.with_positions(self.session, positions, shift)
+            self.pending_step = self.pending_step.with_positions(self.session, positions, shift)
 
     @property
-    def hesitates(self) -> bool:
-        """Whether judging takes long enough to wait for a pause in typing."""
+    def defers_evaluation(self) -> bool:
+        """Whether an evaluation takes so long that it waits for a pause in typing."""
         return len(self.session.checkpoint.tensors) > _MANY_TENSORS
 
-    def judge(self) -> None:
-        """Work out what the proposal would do, where that was put off."""
-        if self.proposal is not None and not self.proposal.judged:
-            self.proposal = self.proposal.with_positions(self.session, self.proposal.positions, self.proposal.shift)
+    def evaluate(self) -> None:
+        """Evaluate the pending step if that was deferred."""
+        step = self.pending_step
+        if step is not None and not step.evaluated:
+            self.pending_step = step.with_positions(self.session, step.positions, step.shift)
 
     def set_fields(self, fields: dict[str, object]) -> None:
-        """Change the options of the proposal; its layers may be a selection such as `lowest 4 by SCORE`."""
-        assert self.proposal is not None
-        self.proposal = propose(self.session, self.proposal.operation, fields, self.proposal.marks_before)
-        if self.proposal.preview is not None and set(selection_fields(self.proposal.operation)) & fields.keys():
-            layers = self.session.draft.layers(self.stack)
-            self.marks = frozenset(layers[at].key for at in self.proposal.positions)
+        """Change the options of the pending step; its layers may be a selection such as `lowest 4 by SCORE`."""
+        assert self.pending_step is not None
+        operation = self.pending_step.operation
+        self.pending_step = evaluate_operation(self.session, operation, fields, self.pending_step.marks_before)
+        if self.pending_step.preview is not None and set(selection_fields(operation)) & fields.keys():
+            layers = self.session.draft.layers(self.stack_name)
+            self.marks = frozenset(layers[position].key for position in self.pending_step.positions)
 
-    def widen(self, change: int) -> None:
-        """Let the proposal take in one layer more or less; one that moves layers moves them."""
-        if self.proposal is None or not self.proposal.positions:
+    def extend(self, change: int) -> None:
+        """Add one layer to the pending step or remove one; a step that reorders moves its layers instead."""
+        step = self.pending_step
+        if step is None or not step.positions:
             return
-        layers = self.session.draft.layers(self.stack)
-        if self.proposal.moves:
-            first, room = min(self.proposal.positions), len(layers) - len(self.proposal.positions)
-            shift = min(max(self.proposal.shift + change, -first), room - first)
-            self._repropose(self.proposal.positions, shift)
+        layers = self.session.draft.layers(self.stack_name)
+        if step.reorders:
+            first, last_start = min(step.positions), len(layers) - len(step.positions)
+            shift = min(max(step.shift + change, -first), last_start - first)
+            self._select(step.positions, shift)
             return
-        positions = set(self.proposal.positions)
+        positions = set(step.positions)
         last = max(positions)
         if change > 0 and last + 1 < len(layers):
             positions.add(last + 1)
         elif change < 0 and len(positions) > 1:
             positions.remove(last)
-        self._mark(frozenset(layers[at].key for at in positions))
+        self._set_marks(frozenset(layers[position].key for position in positions))
 
-    def apply(self) -> bool:
-        """Do what is proposed; False where it cannot be done."""
-        self.judge()
-        if self.proposal is None or self.proposal.preview is None:
-            return False
-        return self.do(self.proposal)
+    def apply_pending_step(self) -> bool:
+        """Apply the pending step; False where it is refused."""
+        self.evaluate()
+        return self.pending_step is not None and self.apply_step(self.pending_step)
 
-    def do(self, proposal: Proposal) -> bool:
-        """Apply a judged proposal as a step of the recipe; False where it cannot be done."""
-        if proposal.preview is None:
+    def apply_step(self, step: PendingStep) -> bool:
+        """Apply an evaluated step and add it to the recipe; False where it is refused."""
+        if step.preview is None:
             return False
         try:
-            done = self.session.apply(proposal.preview.step)
+            done = self.session.apply(step.preview.step)
         except (SurgeonError, OSError) as error:
-            self.say(str(error), "bad")
+            self.set_notice(str(error), "error")
             return False
-        self.proposal, self.marks, self.anchor = None, frozenset(), None
-        self.renew()
+        self.pending_step, self.marks, self.anchor = None, frozenset(), None
+        self.reload()
         change = (
             f" · {count_change(done.parameters_change)} params, {bytes_change(done.bytes_change)}"
             if done.parameters_change
             else ""
         )
-        self.say(f"applied: {step_text(done.step)}{change} · u undoes", "good")
+        self.set_notice(f"applied: {step_title(done.step)}{change} · u undoes", "success")
         return True
 
-    def leave(self) -> None:
-        """Leave the proposal, else the range, else the marks, else the filter, else the message."""
-        if self.proposal is not None:
-            self.marks, self.proposal = self.proposal.marks_before, None
+    def discard(self) -> None:
+        """Discard the pending step, else the range, else the marks, else the filter; the message too."""
+        if self.pending_step is not None:
+            self.marks, self.pending_step = self.pending_step.marks_before, None
         elif self.anchor is not None:
             self.anchor = None
         elif self.marks:
             self.marks = frozenset()
-        elif self.wanted:
+        elif self.filter_text:
             self.filter("")
         self.notice = None
 
     def undo(self) -> None:
-        """Take back the newest applied step."""
+        """Undo the newest applied step."""
         if self.session.undo():
-            self._stepped("undone", self.session.position)
+            self._after_move("undone", self.session.position)
 
     def redo(self) -> None:
-        """Apply the next undone step again."""
+        """Redo the next undone step."""
         if self.session.redo():
-            self._stepped("redone", self.session.position - 1)
+            self._after_move("redone", self.session.position - 1)
 
     def go_to(self, position: int) -> None:
         """Undo or redo until this many steps are applied."""
@@ -170,16 +177,16 @@ class Room(Listing):
         while self.session.position < min(position, len(self.session.steps)):
             self.redo()
 
-    def _stepped(self, word: str, number: int) -> None:
-        self.proposal, self.anchor = None, None
-        self.renew()
+    def _after_move(self, what: str, number: int) -> None:
+        self.pending_step, self.anchor = None, None
+        self.reload()
         self.marks &= frozenset(row.key for row in self.rows if row.position is not None)
-        other = "ctrl+r redoes" if word == "undone" else "u undoes"
-        self.say(f"{word}: {step_text(self.session.steps[number])} · {other}")
+        inverse = "ctrl+r redoes" if what == "undone" else "u undoes"
+        self.set_notice(f"{what}: {step_title(self.session.steps[number])} · {inverse}")
 
     # ── scores ──
 
-    def begin_scores(self, names: tuple[str, ...], data: str) -> None:
+    def open_score_columns(self, names: tuple[str, ...], data: str) -> None:
         """Open the columns of scores that are about to be measured.
 
         Raises:
@@ -188,9 +195,9 @@ class Room(Listing):
         if not names:
             raise UsageError("no score is chosen", hint="space chooses one")
         keys = [layer.key for layer in self.session.draft.layers()]
-        self.board.begin(names, keys, self.session.draft.digest, data)
-        self.active = min(self.active, len(self.columns) - 1)
+        self.score_columns.open(names, keys, self.session.draft.digest, data)
+        self.active_column = min(self.active_column, len(self.visible_columns) - 1)
 
-    def is_stale(self, column: Column) -> bool:
+    def is_stale(self, column: ScoreColumn) -> bool:
         """Whether a column was measured on other weights than the current ones."""
         return not self.session.draft.is_what(column.digest)

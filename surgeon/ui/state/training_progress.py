@@ -1,4 +1,4 @@
-"""A training step as it goes: the losses so far as a small curve, and what else is watched."""
+"""Training as it is shown: the losses so far, other metrics, and the report of a finished step."""
 
 from __future__ import annotations
 
@@ -9,46 +9,68 @@ from itertools import pairwise
 from typing import Any
 
 from surgeon.core.training_events import training_texts
+from surgeon.ui.state.formatting import count_text, seconds_text
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass
-class Lesson:
-    """The losses that were told of, and the newest event."""
+class TrainingProgress:
+    """The loss of every optimiser step so far, and the latest progress event."""
 
     losses: list[float] = field(default_factory=list)
-    newest: Mapping[str, Any] = field(default_factory=dict)
+    latest: Mapping[str, Any] = field(default_factory=dict)
 
-    def take(self, body: Mapping[str, Any]) -> None:
-        """Take in a progress event of an optimiser step."""
-        if body.get("done") != self.newest.get("done"):
+    def update(self, body: Mapping[str, Any]) -> None:
+        """Take the progress event of an optimiser step; a step that is reported twice counts once."""
+        if body.get("done") != self.latest.get("done"):
             self.losses.append(float(body["loss"]))
-        self.newest = body
+        self.latest = body
+
+    @property
+    def steps_done(self) -> int:
+        """How many optimiser steps are done."""
+        return int(self.latest["done"])
+
+    @property
+    def steps_total(self) -> int:
+        """How many optimiser steps there are."""
+        return int(self.latest["total"])
 
     @property
     def tokens_per_second(self) -> float:
-        """How fast it goes."""
-        return float(self.newest.get("tokens_per_second") or 0)
+        """The throughput."""
+        return float(self.latest.get("tokens_per_second") or 0)
 
     @property
     def seconds_left(self) -> float:
-        """How long it takes, by its own count."""
-        return float(self.newest.get("eta_seconds") or 0)
+        """The worker's own estimate."""
+        return float(self.latest.get("eta_seconds") or 0)
 
     @property
-    def says(self) -> list[str]:
-        """What is watched, in words: the loss first."""
-        return training_texts(self.newest)
+    def metrics(self) -> list[str]:
+        """The latest metrics as text, the loss first."""
+        return training_texts(self.latest)
 
 
-def curve(values: Sequence[float], width: int) -> str:
+def sparkline(values: Sequence[float], width: int) -> str:
     """Return a curve of at most `width` cells; where there are more values, each cell is the mean of its share."""
     finite = list(filter(math.isfinite, values))
     count = min(width, len(finite))
-    cuts = [len(finite) * at // count for at in range(count + 1)] if count else []
-    cells = [sum(finite[a:b]) / (b - a) for a, b in pairwise(cuts)]
+    bounds = [len(finite) * cell // count for cell in range(count + 1)] if count else []
+    cells = [sum(finite[start:end]) / (end - start) for start, end in pairwise(bounds)]
     low, high = min(cells, default=0.0), max(cells, default=0.0)
     span = (high - low) or 1.0
     top = len(_LEVELS) - 1
     return "".join(_LEVELS[round((value - low) / span * top)] for value in cells)
+
+
+def training_report_text(report: Mapping[str, Any]) -> str:
+    """Summarise the report of a training step in one line."""
+    losses, held_out = report.get("losses") or [], report.get("held_out") or {}
+    parts = [f"loss {losses[0]:.3f}→{losses[-1]:.3f} in {len(losses)} steps"] if losses else []
+    before, after = held_out.get("before") or {}, held_out.get("after") or {}
+    parts += [f"held-out {name} {before[name]:.3f}→{after[name]:.3f}" for name in after if name in before]
+    if report.get("tokens"):
+        parts.append(f"{count_text(report['tokens'])} tokens in {seconds_text(report.get('seconds') or 0)}")
+    return " · ".join(parts)

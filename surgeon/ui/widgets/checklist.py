@@ -1,4 +1,4 @@
-"""A list whose lines can be ticked; it scrolls within its height."""
+"""A list of choices that can be checked; it scrolls within its height."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-_MOST_LINES = 9
+_MAX_LINES = 9
 
 
-class Ticks(Widget, can_focus=True):
+class Checklist(Widget, can_focus=True):
     """One line per choice, each of them on or off."""
 
     BINDINGS = [  # noqa: RUF012 - Textual declares it so
         ("down,j", "step(1)", "down"),
         ("up,k", "step(-1)", "up"),
-        ("space", "tick", "tick"),
+        ("space", "toggle_check", "tick"),
         ("enter", "submit", "accept"),
     ]
 
@@ -32,31 +32,31 @@ class Ticks(Widget, can_focus=True):
     class Submitted(Message):
         """Enter was pressed."""
 
-    def __init__(self, choices: Mapping[str, Text], ticked: set[str]) -> None:
+    def __init__(self, choices: Mapping[str, Text], checked: set[str]) -> None:
         super().__init__()
-        self.choices, self.ticked, self.at, self._top = choices, ticked, 0, 0
-        self._lines = min(len(choices), _MOST_LINES)
-        self.styles.height = self._lines
+        self.choices, self.checked, self.index, self._top = choices, checked, 0, 0
+        self._height = min(len(choices), _MAX_LINES)
+        self.styles.height = self._height
 
     @property
     def current(self) -> str:
         """The name of the current line."""
-        return list(self.choices)[self.at]
+        return list(self.choices)[self.index]
 
     def on_mount(self) -> None:
-        """Tell where it starts."""
+        """Report the first line as the current one."""
         self.action_step(0)
 
     def action_step(self, change: int) -> None:
         """Go to another line."""
-        self.at = (self.at + change) % len(self.choices)
-        self._top = min(max(self._top, self.at - self._lines + 1), self.at)
+        self.index = (self.index + change) % len(self.choices)
+        self._top = min(max(self._top, self.index - self._height + 1), self.index)
         self.refresh()
         self.post_message(self.Moved(self.current))
 
-    def action_tick(self) -> None:
-        """Tick or untick the line."""
-        self.ticked ^= {self.current}
+    def action_toggle_check(self) -> None:
+        """Check or uncheck the current line."""
+        self.checked ^= {self.current}
         self.refresh()
 
     def action_submit(self) -> None:
@@ -64,17 +64,17 @@ class Ticks(Widget, can_focus=True):
         self.post_message(self.Submitted())
 
     def on_click(self, event: events.Click) -> None:
-        """Tick the line that was clicked."""
-        self.at = min(self._top + event.y, len(self.choices) - 1)
+        """Check or uncheck the line that was clicked."""
+        self.index = min(self._top + event.y, len(self.choices) - 1)
         self.action_step(0)
-        self.action_tick()
+        self.action_toggle_check()
 
     def render(self) -> Text:
-        """Write the lines in view; arrows say that there are more."""
+        """Render the lines in view; arrows indicate more of them."""
         lines = []
-        for at, (name, text) in list(enumerate(self.choices.items()))[self._top : self._top + self._lines]:
-            first, last = at == self._top, at == self._top + self._lines - 1
-            more = "↑" if first and at else "↓" if last and at < len(self.choices) - 1 else " "
-            pointer = "▶" if at == self.at and self.has_focus else more
-            lines.append(Text.assemble(f"{pointer} {'◉' if name in self.ticked else '○'} ", text))
+        for index, (name, text) in list(enumerate(self.choices.items()))[self._top : self._top + self._height]:
+            first, last = index == self._top, index == self._top + self._height - 1
+            more = "↑" if first and index else "↓" if last and index < len(self.choices) - 1 else " "
+            pointer = "▶" if index == self.index and self.has_focus else more
+            lines.append(Text.assemble(f"{pointer} {'◉' if name in self.checked else '○'} ", text))
         return Text("\n").join(lines)

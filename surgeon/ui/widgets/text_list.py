@@ -13,16 +13,16 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from surgeon.ui.theme import DARK_LOOKS, LIGHT_LOOKS, Looks
+from surgeon.ui.theme import theme_styles
 
 
-class Lines(ScrollView, can_focus=True, inherit_bindings=False):
-    """Paints `rich.text.Text` lines; long ones are cut. A cursor is drawn where `cursor` is not None."""
+class TextList(ScrollView, can_focus=True, inherit_bindings=False):
+    """Renders `rich.text.Text` lines; long ones are cut. A cursor is drawn where `cursor` is not None."""
 
     class Clicked(Message):
         """A line was clicked."""
 
-        def __init__(self, widget: Lines, line: int) -> None:
+        def __init__(self, widget: TextList, line: int) -> None:
             super().__init__()
             self.widget, self.line = widget, line
 
@@ -30,15 +30,10 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
         super().__init__(id=id, classes=classes)
         self.lines: Sequence[Text] = ()
         self.cursor: int | None = None
-        self._ground = Style.null()
+        self._base_style = Style.null()
 
     @property
-    def looks(self) -> Looks:
-        """The styles of the theme in use."""
-        return DARK_LOOKS if self.app.current_theme.dark else LIGHT_LOOKS
-
-    @property
-    def page(self) -> int:
+    def half_page(self) -> int:
         """Half of the lines in view."""
         return max(1, self.size.height // 2)
 
@@ -55,31 +50,29 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
             return
         self.cursor = min(max(self.cursor + change, 0), max(0, len(self.lines) - 1))
         top, height = self.scroll_offset.y, max(1, self.size.height)
-        wanted = self.cursor if self.cursor < top else max(top, self.cursor - height + 1)
-        self.scroll_to(y=wanted, animate=False, force=True)
+        target = self.cursor if self.cursor < top else max(top, self.cursor - height + 1)
+        self.scroll_to(y=target, animate=False, force=True)
         self.refresh()
 
     def on_click(self, event: events.Click) -> None:
-        """Tell which line was clicked."""
+        """Report which line was clicked."""
         offset = event.get_content_offset(self)
         if offset is not None:
             self.post_message(self.Clicked(self, offset.y + self.scroll_offset.y))
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Work out the ground colour once for all lines of one painting; Textual would do it for each."""
-        self._ground = self.rich_style
+        """Compute the base style once for all lines of one repaint; Textual would do it for each."""
+        self._base_style = self.rich_style
         return super().render_lines(crop)
 
     def render_line(self, y: int) -> Strip:
-        """Paint the line at `y` of what is in view."""
-        width, at = self.size.width, y + self.scroll_offset.y
-        under = self._ground
-        if at == self.cursor and self.has_focus:
-            under += self.looks.on_cursor
-        if at >= len(self.lines):
-            return Strip.blank(width, under)
-        line = self.lines[at]
-        segments = [
-            Segment(text, under + style if style else under) for text, style, _ in line.render(self.app.console, end="")
-        ]
-        return Strip(segments).adjust_cell_length(width, under)
+        """Render the line at `y` of what is in view."""
+        width, line = self.size.width, y + self.scroll_offset.y
+        base = self._base_style
+        if line == self.cursor and self.has_focus:
+            base += theme_styles(self.app).cursor_background
+        if line >= len(self.lines):
+            return Strip.blank(width, base)
+        rendered = self.lines[line].render(self.app.console, end="")
+        segments = [Segment(text, base + style if style else base) for text, style, _ in rendered]
+        return Strip(segments).adjust_cell_length(width, base)

@@ -6,7 +6,7 @@ import pytest
 
 from surgeon.ui.state.formatting import (
     MINUS,
-    bar,
+    bar_text,
     bytes_change,
     bytes_text,
     count_text,
@@ -37,9 +37,9 @@ def test_a_value_never_needs_more_than_its_cells(values: list[float]) -> None:
 
 
 def test_a_bar_is_as_wide_as_asked_and_never_empty() -> None:
-    assert bar(0, 4) == "▏   "
-    assert bar(0.5, 4) == "██  "
-    assert bar(7, 4) == "████"
+    assert bar_text(0, 4) == "▏   "
+    assert bar_text(0.5, 4) == "██  "
+    assert bar_text(7, 4) == "████"
 
 
 def test_durations_are_written_as_people_say_them() -> None:

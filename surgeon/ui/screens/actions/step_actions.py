@@ -1,0 +1,67 @@
+"""The pending step: its options, its deferred evaluation, and applying it."""
+
+from __future__ import annotations
+
+from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.ui.screens.actions.training_actions import TrainingActions
+from surgeon.ui.screens.main_layout import MainLayout
+from surgeon.ui.state.availability import needs_idle_worker
+from surgeon.ui.state.pending_step import PendingStep
+
+_PAUSE_CALLS = 3
+
+
+class StepActions:
+    """Evaluates and applies the pending step."""
+
+    def __init__(self, layout: MainLayout, training: TrainingActions) -> None:
+        self._layout, self._state, self._training = layout, layout.state, training
+        self._waiting: PendingStep | None = None
+        self._unchanged_calls = 0
+
+    def evaluate_after_pause(self) -> None:
+        """Evaluate a step whose evaluation is deferred, once it has been unchanged for a few calls."""
+        step = self._state.pending_step
+        waiting = step if step is not None and not step.evaluated else None
+        unchanged = waiting is not None and waiting is self._waiting
+        self._unchanged_calls = self._unchanged_calls + 1 if unchanged else 0
+        self._waiting = waiting
+        if self._unchanged_calls >= _PAUSE_CALLS:
+            self._state.evaluate()
+            self._layout.refresh_bars()
+
+    def edit_options(self) -> None:
+        """Open the form of the pending step's options."""
+        from surgeon.ui.screens.options_form import OptionsForm
+
+        self._state.evaluate()
+        if self._state.pending_step is not None:
+            form = OptionsForm(self._state, self._state.pending_step)
+            self._layout.app.push_screen(form, self._options_edited)
+
+    def _options_edited(self, fields: dict[str, object] | None) -> None:
+        if fields is not None and self._state.pending_step is not None:
+            self._state.set_fields(fields)
+            self._layout.refresh_selection()
+
+    def apply_pending_step(self) -> None:
+        """Apply the pending step, if it is valid."""
+        self._state.evaluate()
+        if self._state.pending_step is not None:
+            self.apply(self._state.pending_step)
+
+    def apply(self, step: PendingStep) -> None:
+        """Apply an evaluated step; one that is trained is trained first."""
+        if step.preview is None:
+            return
+        if not isinstance(step.preview.step.operation, LearningStep):
+            self._state.apply_step(step)
+            self._layout.reload()
+            return
+        reason = needs_idle_worker(self._state)
+        if reason is None:
+            self._state.discard()
+            self._training.train_step(step.preview.step)
+        else:
+            self._state.set_notice(reason, "warning")
+            self._layout.refresh_bars()

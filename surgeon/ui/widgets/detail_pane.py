@@ -1,0 +1,144 @@
+"""The layer under the cursor in detail, as a list of lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.style import Style
+from rich.text import Text
+
+from surgeon.core.checkpoint.checkpoint import Tensor
+from surgeon.core.plan.draft import Layer, base_tensors
+from surgeon.core.structure.structure import OTHER
+from surgeon.ui.state.formatting import bar_text, bytes_text, count_text
+from surgeon.ui.state.layer_rows import source_text
+from surgeon.ui.state.score_columns import ScoreColumn
+from surgeon.ui.state.screen_state import ScreenState
+from surgeon.ui.theme import ThemeStyles, theme_styles
+from surgeon.ui.widgets.text_list import TextList
+
+_EXPERT_INDEX = re.compile(r"(?<=experts\.)\d+(?=\.)")
+_BAR_CELLS = 12
+_MAX_NAME_CELLS = 26
+_UNTRAINED = "·"
+
+
+class DetailPane(TextList):
+    """A layer's settings, its scores and its tensors."""
+
+    HELP = "The layer under the cursor: its settings, its scores and its tensors."
+
+    def __init__(self, state: ScreenState) -> None:
+        super().__init__(id="detail")
+        self.state = state
+
+    @property
+    def _theme_styles(self) -> ThemeStyles:
+        return theme_styles(self.app)
+
+    def reload(self) -> None:
+        """Read the layer from the state again."""
+        row = self.state.current_row
+        where = "pruned" if row.position is None else f"position {row.position}"
+        self.border_title = f"layer {row.key}" + ("" if row.key == str(row.position) else f" · {where}")
+        self.set_lines([*self._settings(row.layer), *self._scores(row.key), *self._tensors(row.layer, row.key)])
+
+    def _setting(self, name: str, value: str, style: Style | None = None) -> Text:
+        styles = self._theme_styles
+        return Text.assemble((f" {name:<11}", styles.dim), (value, style or styles.foreground), no_wrap=True)
+
+    def _settings(self, layer: Layer) -> Iterator[Text]:
+        styles = self._theme_styles
+        tensors = base_tensors(layer.source, self.state.current_stack)
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        count = sum(tensor.parameters for tensor in tensors.values())
+        yield self._setting("size", f"{count_text(count)} params · {bytes_text(nbytes)} · {len(tensors)} tensors")
+        yield self._setting("weights", source_text(layer.source), styles.violet if layer.inserted else None)
+        for name, value in layer.settings.items():
+            if value is not None:
+                yield self._setting(name, str(value))
+        if layer.frozen:
+            yield self._setting("frozen", ", ".join(sorted(layer.frozen)), styles.blue)
+        if layer.lora:
+            lora = next(iter(layer.lora.values()))
+            roles = ", ".join(sorted(layer.lora))
+            yield self._setting("adapter", f"rank {lora.rank} alpha {lora.alpha:g} on {roles}", styles.yellow)
+        yield Text()
+
+    def _scores(self, key: str) -> Iterator[Text]:
+        columns = [column for column in self.state.visible_columns if key in column.values]
+        for column in columns:
+            yield self._score(column, key)
+        if columns:
+            yield Text()
+
+    def _score(self, column: ScoreColumn, key: str) -> Text:
+        styles, value = self._theme_styles, column.values[key]
+        step = styles.ramp_step(column.scale.rank(value))
+        stale = self.state.is_stale(column)
+        error = f" ±{column.errors[key]:.1g}" if key in column.errors else ""
+        order = sorted(column.values, key=lambda other: column.values[other])
+        line = Text(no_wrap=True)
+        line.append(f" {column.title:<10} ", styles.title)
+        line.append(f"{value:.4g}", styles.faint if stale else styles.ramp_text[step])
+        line.append(error, styles.dim)
+        line.append(" " * max(1, 16 - len(f"{value:.4g}{error}")))
+        bar_style = styles.faint_bar if stale else styles.ramp_bars[step]
+        line.append(bar_text(column.scale.length(value), _BAR_CELLS), bar_style)
+        line.append(f" {order.index(key) + 1}/{len(order)}", styles.dim)
+        line.append("~" if stale else "", styles.warning)
+        return line
+
+    def _tensors(self, layer: Layer, key: str) -> Iterator[Text]:
+        styles = self._theme_styles
+        columns = [column for column in self.state.visible_columns if key in column.matrices]
+        groups = group_experts(base_tensors(layer.source, self.state.current_stack))
+        width = min(_MAX_NAME_CELLS, max((len(_short_name(name)) for name in groups), default=0))
+        titles = "".join(f"{column.title:>9}" for column in columns)
+        yield Text(f" {'tensor':<{width}} {'shape':<10}{titles}{'bytes':>9}  dtype role", styles.dim, no_wrap=True)
+        for name, tensors in groups.items():
+            yield self._tensor(layer, key, name, tensors, columns, width)
+        if any(layer_key == key for column in columns for layer_key, _ in column.untrained):
+            yield Text(f" {_UNTRAINED} was not trained", styles.dim, no_wrap=True)
+
+    def _tensor(
+        self, layer: Layer, key: str, name: str, tensors: Sequence[Tensor], columns: Sequence[ScoreColumn], width: int
+    ) -> Text:
+        styles, tensor = self._theme_styles, tensors[0]
+        suffix = self._suffix(tensor, name)
+        line = Text(no_wrap=True)
+        line.append(f" {_truncated(_short_name(name), width):<{width}} ", styles.foreground)
+        times = f"{len(tensors)}× " if len(tensors) > 1 else ""
+        line.append(f"{times + '×'.join(map(str, tensor.shape)):<10}", styles.accent)
+        for column in columns:
+            value, untrained = column.matrices[key].get(suffix), (key, suffix) in column.untrained
+            cell = _UNTRAINED if untrained else f"{value:.4g}" if value is not None else ""
+            line.append(f"{cell:>9}", styles.foreground)
+        line.append(f"{bytes_text(sum(each.nbytes for each in tensors)):>9}", styles.dim)
+        role = self.state.session.structure.role(suffix)
+        style = styles.blue if role in layer.frozen else styles.yellow if role in layer.lora else styles.faint
+        line.append(f"  {tensor.dtype.lower():<5}", styles.dim)
+        line.append(f" {'' if role == OTHER else role}", style)
+        return line
+
+    def _suffix(self, tensor: Tensor, name: str) -> str:
+        if "*" not in name:
+            return name
+        return tensor.name[len(self.state.current_stack.prefix) + 1 :].partition(".")[2]
+
+
+def group_experts(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Group the same tensor of all experts under one name."""
+    groups: dict[str, list[Tensor]] = {}
+    for suffix, tensor in tensors.items():
+        groups.setdefault(_EXPERT_INDEX.sub("*", suffix), []).append(tensor)
+    return groups
+
+
+def _short_name(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _truncated(name: str, width: int) -> str:
+    return name if len(name) <= width else f"…{name[-width + 1 :]}"

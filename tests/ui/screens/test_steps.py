@@ -1,0 +1,135 @@
+"""Steps on screen: drafted, edited, typed, applied, undone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ui.app_driver import AppDriver, Drive
+
+
+async def test_a_draft_shows_its_consequence_and_its_command_before_it_is_applied(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.measure()
+        await driver.job_ended()
+        await driver.press("j", "j", "space", "d")
+        assert driver.session.position == 0
+        assert "DRAFT" in driver.text
+        assert "6→5 layers" in driver.text
+        assert "Σ BI .050" in driver.text
+        assert "--layers 2" in driver.text
+        await driver.press("right", "right")
+        assert "6→3 layers" in driver.text
+        assert "--layers 2-4" in driver.text
+        await driver.press("left", "enter")
+        assert driver.session.position == 1
+        assert [layer.key for layer in driver.session.draft.layers()] == ["0", "1", "4", "5"]
+        assert "DRAFT" not in driver.text
+        assert "pruned·1" in driver.text
+        assert ".250~" in driver.text  # measured before the edit
+
+    await drive(scenario)
+
+
+async def test_a_draft_that_cannot_be_done_says_why_and_enter_does_nothing(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("v", "G", "d")
+        assert "removes all 6 layers" in driver.text
+        await driver.press("enter")
+        assert driver.session.position == 0
+        assert "at least one layer must stay" in driver.text
+        await driver.press("escape")
+        assert driver.state.pending_step is None
+
+    await drive(scenario)
+
+
+async def test_freeze_expand_and_adapter_are_seen_in_the_state_of_their_layers(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("f", "enter", "j", "a", "enter", "e", "enter")
+        assert driver.session.position == 3
+        assert "FROZEN" in driver.line(" 0 0")
+        assert "LoRA8" in driver.line(" 1 1")
+        assert "new" in driver.line("1+1")
+
+    await drive(scenario)
+
+
+async def test_undo_and_redo_walk_the_recipe_and_the_pane_shows_where(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("d", "enter", "j", "f", "enter", "u")
+        assert driver.session.position == 1
+        await driver.press("3")
+        assert "✓ prune 0" in driver.text
+        assert "○ freeze" in driver.text
+        await driver.press("k", "enter")
+        assert driver.session.position == 0
+        await driver.press("G", "enter")
+        assert driver.session.position == 2
+
+    await drive(scenario)
+
+
+async def test_the_options_form_is_made_from_the_fields_of_the_operation(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("e", "O")
+        assert "duplicate" in driver.text
+        await driver.press("tab", "right", "right", "enter")
+        assert driver.state.pending_step is not None
+        assert driver.state.pending_step.fields["init"] == "duplicate"
+        assert "--init duplicate" in driver.text
+        await driver.press("enter")
+        assert driver.session.steps[0].operation.init == "duplicate"  # type: ignore[attr-defined]
+
+    await drive(scenario)
+
+
+async def test_the_layers_of_a_draft_can_be_chosen_by_a_measured_score_in_the_form(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.measure()
+        await driver.job_ended()
+        await driver.press("d", "O", "end", "ctrl+u")
+        await driver.type("lowest 2 by block_influence")
+        await driver.press("enter")
+        assert driver.state.pending_step is not None
+        assert driver.state.pending_step.positions == (2, 3)
+        assert driver.state.marks == {"2", "3"}
+        await driver.press("enter")
+        assert driver.session.steps[0].resolved == {"layers": (2, 3)}
+
+    await drive(scenario)
+
+
+async def test_a_typed_command_is_evaluated_while_it_is_typed_and_then_applied(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("colon")
+        await driver.type("prune --layers 9")
+        assert "out of range" in driver.text
+        await driver.press("enter")
+        assert driver.session.position == 0
+        await driver.press("backspace")
+        await driver.type("1-2")
+        assert "6→4 layers" in driver.text
+        await driver.press("enter")
+        assert driver.session.position == 1
+        await driver.press("colon")
+        await driver.type("undo")
+        await driver.press("enter")
+        assert driver.session.position == 0
+
+    await drive(scenario)
+
+
+async def test_a_draft_on_a_model_of_very_many_tensors_is_evaluated_when_the_keys_rest(
+    drive: Drive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgeon.ui.state.screen_state._MANY_TENSORS", 3)
+
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("d", "right", "right")
+        assert driver.state.pending_step is not None
+        assert driver.state.pending_step.positions == (0, 1, 2)
+        await driver.wait_until(lambda: "6→3 layers" in driver.text)
+        await driver.press("left", "enter")
+        assert len(driver.session.draft.layers()) == 4
+
+    await drive(scenario)
