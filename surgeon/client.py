@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -157,6 +158,9 @@ class WorkerClient:
         try:
             async for line in process.stdout:
                 self._take(_event_of(line))
+        except WorkerError as error:
+            broken = error
+            self._signal(signal.SIGKILL)
         except Exception as error:  # a line beyond the limit, or a listener that failed: nobody may wait for ever
             broken = WorkerError(f"its words could not be taken in: {error!r}", where="worker")
             self._signal(signal.SIGKILL)
@@ -207,11 +211,28 @@ class WorkerClient:
             self._on_event(Event(id=number, body=JobFailed(error=error.to_dict())))
 
 
+class _Greeting(msgspec.Struct):
+    """The greeting of any protocol, of which only `protocol` is sure."""
+
+    body: dict[str, Any]
+
+
 def _event_of(line: bytes) -> Event:
-    """Return what a line says; a line that is no event becomes a warning."""
+    """Return the event in a line; one that holds none, such as a library's own output, becomes a warning.
+
+    Raises:
+        WorkerError: it is an event, but not one of this protocol; the message names the field.
+    """
     try:
         return decode_event(line)
-    except msgspec.MsgspecError:
+    except msgspec.MsgspecError as error:
+        with contextlib.suppress(msgspec.MsgspecError):
+            body = msgspec.json.decode(line, type=_Greeting).body
+            if "protocol" in body:
+                protocol = body["protocol"] if isinstance(body["protocol"], int) else 0
+                return Event(id=0, body=Hello(protocol=protocol, version=str(body.get("version", "?")), pid=0))
+        if line.startswith(b'{"id":'):
+            raise WorkerError(f"sent an event that is not understood: {error}", where="worker") from error
         return Event(id=0, body=LogMessage(level="warning", text=line.decode(errors="replace").rstrip()))
 
 

@@ -67,6 +67,8 @@ for line in sys.stdin:
         sys.stdout.write("x" * args["bytes"] + "\\n")
         sys.stdout.flush()
         say(number, "result", fine=True)
+    elif name == "misspeak":
+        say(number, "progress", done="one", total=2, unit="steps", what="")
     elif name == "children":
         if os.fork() == 0:
             time.sleep(60)
@@ -253,6 +255,23 @@ async def test_a_worker_of_another_protocol_is_refused_each_time(fake: tuple[str
         with pytest.raises(WorkerError, match="speaks another protocol"):
             await client.run(job("echo", {}))
     await client.close()
+
+
+async def test_a_worker_of_the_protocol_before_is_refused_by_its_own_greeting(tmp_path: Path) -> None:
+    """An older surgeon on the machine at the other end of ssh says hello in its own form, and then waits."""
+    old = tmp_path / "old.py"
+    hello = '{"id": 0, "event": "hello", "body": {"protocol": 1, "version": "0.1.0", "pid": 7}, "revision": 0}'
+    old.write_text(f"import time\nprint({hello!r}, flush=True)\ntime.sleep(60)\n")
+    client = WorkerClient(lambda event: None, (sys.executable, str(old)))
+    with pytest.raises(WorkerError, match=r"speaks another protocol \(surgeon 0\.1\.0\)"):
+        await client.start()
+    await client.close()
+
+
+async def test_an_event_with_a_wrong_field_fails_the_job_and_names_the_field(client: WorkerClient) -> None:
+    with pytest.raises(WorkerError, match=r"not understood: .*`\$\.body\.done`"):
+        await client.run(job("misspeak", {}))
+    assert told(await client.run(job("echo", {}))) == {"said": {}}
 
 
 async def test_a_command_that_is_not_there_is_named() -> None:

@@ -112,7 +112,7 @@ def _evaluated(body: dict[str, Any]) -> str:
     return f"steps[{body['step']}]  {body['name']}{data}: {', '.join(figures)}"
 
 
-def _spread(value: float, error: float | None) -> str:
+def _spread(value: float | None, error: float | None) -> str:
     return value_text(value) + (f" ± {value_text(error)}" if error is not None else "")
 
 

@@ -44,11 +44,14 @@ class Progress(EventBody, frozen=True, kw_only=True, tag="progress"):
 
 
 class LayerScored(EventBody, frozen=True, kw_only=True, tag="scored"):
-    """One layer of one score. `error` is a standard error; `matrices` the scores of its matrices by name within it."""
+    """One layer of one score. `error` is a standard error; `matrices` the scores of its matrices by name within it.
+
+    value: None where it could not be measured.
+    """
 
     score: str
     layer: str
-    value: float
+    value: float | None
     error: float | None = None
     matrices: dict[str, float] | None = None
 

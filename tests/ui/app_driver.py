@@ -13,6 +13,7 @@ from textual.pilot import Pilot
 
 from surgeon.ui.app import SurgeonApp
 from surgeon.ui.screens.main_screen import MainScreen
+from surgeon.ui.state.job_runner import JobRunner
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 Drive = Callable[..., Awaitable[None]]
@@ -75,3 +76,9 @@ class AppDriver:
     def line(self, part: str) -> str:
         """Return the first line on screen that holds a text."""
         return next(line for line in self.text.splitlines() if part in line)
+
+
+def worker_pid(runner: JobRunner) -> int:
+    """Return the process id of a worker that has greeted."""
+    assert runner.client.hello is not None
+    return runner.client.hello.pid

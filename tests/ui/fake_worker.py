@@ -21,10 +21,12 @@ from typing import Any
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.jobs import PROTOCOL
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 
+_RUN = {"of": "run", "parameters": 1000, "bytes": 2000, "recipe": {}, "evaluations": []}
 _JOBS: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 _CANCEL = threading.Event()
 
@@ -34,12 +36,12 @@ def main() -> None:
     if options.no_hello:
         sys.exit(3)
     threading.Thread(target=_listen, daemon=True).start()
-    _send(0, "hello", {"protocol": 1, "version": "fake", "pid": os.getpid()})
+    _send(0, "hello", {"protocol": PROTOCOL, "version": "fake", "pid": os.getpid()})
     while True:
         job = _JOBS.get()
         _CANCEL.clear()
         _send(job["id"], "ack", {})
-        _score(job, options) if job["job"] == "score" else _run(job)
+        _score(job, options) if job["job"]["job"] == "score" else _run(job)
 
 
 def _options() -> argparse.Namespace:
@@ -56,12 +58,13 @@ def _options() -> argparse.Namespace:
 def _listen() -> None:
     for line in sys.stdin:
         job = json.loads(line)
-        _CANCEL.set() if job["job"] == "cancel" else _JOBS.put(job)
+        _CANCEL.set() if job["job"]["job"] == "cancel" else _JOBS.put(job)
     os._exit(0)
 
 
 def _send(number: int, event: str, body: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"id": number, "event": event, "body": body}) + "\n")
+    body = {"error": body} if event == "error" else {"result": body} if event == "result" else body
+    sys.stdout.write(json.dumps({"id": number, "body": {"event": event, **body}}) + "\n")
     sys.stdout.flush()
 
 
@@ -78,7 +81,7 @@ def value_of(score: str, key: str) -> float:
 
 
 def _score(job: dict[str, Any], options: argparse.Namespace) -> None:
-    draft, args = draft_of_job(job["args"]), job["args"]
+    draft, args = draft_of_job(job["job"]), job["job"]
     keys = [layer.key for layer in draft.layers()]
     values: dict[str, dict[str, float]] = {name: {} for name in args["names"]}
     sent = 0
@@ -100,7 +103,7 @@ def _score(job: dict[str, Any], options: argparse.Namespace) -> None:
         {"name": name, "values": found, "provenance": {"fingerprint": "fake", "draft": draft.digest}}
         for name, found in values.items()
     ]
-    _send(job["id"], "result", {"scores": scores})
+    _send(job["id"], "result", {"of": "score", "scores": scores})
 
 
 def _wait_to_resume(options: argparse.Namespace) -> bool:
@@ -112,7 +115,7 @@ def _wait_to_resume(options: argparse.Namespace) -> bool:
 
 
 def _run(job: dict[str, Any]) -> None:
-    out = Path(job["args"]["out"])
+    out = Path(job["job"]["out"])
     if out.name == "refused":
         body = {
             "kind": "ExportError",
@@ -124,9 +127,9 @@ def _run(job: dict[str, Any]) -> None:
         _send(job["id"], "error", body)
         return
     out.mkdir()
-    proof = {"equal": True} if job["args"]["verify"] else None
+    proof = {"equal": {"passed": True}} if job["job"]["verify"] else None
     _send(job["id"], "progress", {"done": 1, "total": 2, "unit": "bytes", "what": "copying"})
-    _send(job["id"], "result", {"out": str(out), "parameters": 1000, "bytes": 2000, "proof": proof})
+    _send(job["id"], "result", {**_RUN, "out": str(out), "proof": proof})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from surgeon.core.recipe.recipe import load_recipe
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
-from tests.ui.app_driver import AppDriver
+from tests.ui.app_driver import AppDriver, worker_pid
 
 _TEXT = '{"text": "the quick brown fox jumps over the lazy dog, and the dog does not mind it at all. "}\n'
 
@@ -57,7 +57,7 @@ async def test_the_demo_model_s_worker_is_killed_while_it_measures_and_a_second_
         columns = driver.state.score_columns.by_name
         await driver.wait_until(lambda: "block_influence" in columns and columns["block_influence"].values, 120)
         if driver.runner.running is not None:
-            os.kill(int(driver.runner.client.hello["pid"]), signal.SIGKILL)
+            os.kill(worker_pid(driver.runner), signal.SIGKILL)
             await driver.job_ended()
             assert "SIGKILL" in driver.text
         assert session.position == 1

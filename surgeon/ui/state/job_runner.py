@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from surgeon.client import WorkerClient
-from surgeon.core.events import Event
+from surgeon.core.events import Event, Hello, LayerScored, LogMessage, Progress, Statistics
+from surgeon.core.jobs import AnyJob, AnyResult
 from surgeon.core.training_events import is_training
 from surgeon.errors import SurgeonError, WorkerError
 from surgeon.ui.state.score_columns import ScoreColumns
@@ -43,16 +42,15 @@ class RunningJob:
     cancelling: bool = False
     training: TrainingProgress | None = None
 
-    def update(self, body: Mapping[str, Any]) -> None:
+    def update(self, event: Progress) -> None:
         """Take a progress event; the speed is measured anew for each `what`."""
-        if is_training(body):
+        if is_training(event.figures):
             self.training = self.training or TrainingProgress()
-            self.training.update(body)
+            self.training.update(event)
         now = time.monotonic()
-        if body.get("what") != self.what or not self.first_time:
-            self.first_done, self.first_time = float(body.get("done") or 0), now
-        self.what, self.unit = str(body.get("what") or ""), str(body.get("unit") or "")
-        self.done, self.total = float(body.get("done") or 0), float(body.get("total") or 0)
+        if event.what != self.what or not self.first_time:
+            self.first_done, self.first_time = event.done, now
+        self.what, self.unit, self.done, self.total = event.what, event.unit, event.done, event.total
 
     @property
     def elapsed(self) -> float:
@@ -78,7 +76,7 @@ class JobRunner:
         self.resident_bytes = 0
         self.client = WorkerClient(self.events.append, worker)
 
-    async def run(self, job: str, args: Mapping[str, Any], title: str, revision: int) -> Mapping[str, Any]:
+    async def run(self, job: AnyJob, title: str, revision: int) -> AnyResult:
         """Run a job to its end.
 
         Raises:
@@ -87,7 +85,7 @@ class JobRunner:
         self.running, self.crash = RunningJob(title), None
         self.log.append(f"── {title}")
         try:
-            return await self.client.run(job, args, revision)
+            return await self.client.run(job, revision)
         except SurgeonError as error:
             if isinstance(error, WorkerError) and not self.client.alive:
                 self.crash = f"worker {error.what}"
@@ -127,18 +125,16 @@ class JobRunner:
         scored: set[str] = set()
         any_events = bool(self.events)
         while self.events:
-            event = self.events.popleft()
-            body = event.body
-            if event.event == "scored":
-                score, key = str(body.get("score")), str(body.get("layer"))
-                if columns.add_value(score, key, body.get("value"), body.get("error"), body.get("matrices")):
-                    scored.add(key)
-            elif event.event == "progress" and self.running is not None:
+            body = self.events.popleft().body
+            if isinstance(body, LayerScored):
+                if columns.add_value(body.score, body.layer, body.value, body.error, body.matrices):
+                    scored.add(body.layer)
+            elif isinstance(body, Progress) and self.running is not None:
                 self.running.update(body)
-            elif event.event == "log":
-                self.log.append(str(body.get("text", "")))
-            elif event.event == "stat":
-                self.resident_bytes = int(body.get("rss_bytes") or 0)
-            elif event.event == "hello":
-                self.log.append(f"worker {body.get('pid', '')}: surgeon {body.get('version', '')}")
+            elif isinstance(body, LogMessage):
+                self.log.append(body.text)
+            elif isinstance(body, Statistics):
+                self.resident_bytes = body.rss_bytes
+            elif isinstance(body, Hello):
+                self.log.append(f"worker {body.pid}: surgeon {body.version}")
         return scored, any_events

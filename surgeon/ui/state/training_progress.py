@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from surgeon.core.training_events import training_texts
+from surgeon.core.events import Progress
+from surgeon.core.training_events import Figures, training_texts
 from surgeon.ui.state.formatting import count_text, seconds_text
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -19,38 +20,43 @@ class TrainingProgress:
     """The loss of every optimiser step so far, and the latest progress event."""
 
     losses: list[float] = field(default_factory=list)
-    latest: Mapping[str, Any] = field(default_factory=dict)
+    latest: Progress | None = None
 
-    def update(self, body: Mapping[str, Any]) -> None:
+    def update(self, event: Progress) -> None:
         """Take the progress event of an optimiser step; a step that is reported twice counts once."""
-        if body.get("done") != self.latest.get("done"):
-            self.losses.append(float(body["loss"]))
-        self.latest = body
+        if self.latest is None or event.done != self.latest.done:
+            loss = event.figures["loss"]
+            self.losses.append(math.nan if loss is None else loss)
+        self.latest = event
 
     @property
     def steps_done(self) -> int:
         """How many optimiser steps are done."""
-        return int(self.latest["done"])
+        return 0 if self.latest is None else self.latest.done
 
     @property
     def steps_total(self) -> int:
         """How many optimiser steps there are."""
-        return int(self.latest["total"])
+        return 0 if self.latest is None else self.latest.total
 
     @property
     def tokens_per_second(self) -> float:
         """The throughput."""
-        return float(self.latest.get("tokens_per_second") or 0)
+        return self._figures.get("tokens_per_second") or 0.0
 
     @property
     def seconds_left(self) -> float:
         """The worker's own estimate."""
-        return float(self.latest.get("eta_seconds") or 0)
+        return self._figures.get("eta_seconds") or 0.0
 
     @property
     def metrics(self) -> list[str]:
         """The latest metrics as text, the loss first."""
-        return training_texts(self.latest)
+        return training_texts(self._figures)
+
+    @property
+    def _figures(self) -> Figures:
+        return {} if self.latest is None else self.latest.figures
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

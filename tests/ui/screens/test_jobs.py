@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
-from tests.ui.app_driver import AppDriver, Drive, fake_worker
+from tests.ui.app_driver import AppDriver, Drive, fake_worker, worker_pid
 
 
 def is_alive(pid: int) -> bool:
@@ -45,7 +45,7 @@ async def test_a_worker_killed_from_outside_is_told_and_the_next_measurement_wor
     async def scenario(driver: AppDriver) -> None:
         await driver.measure()
         await driver.wait_until(lambda: driver.state.score_columns.by_name["block_influence"].values)
-        os.kill(int(driver.runner.client.hello["pid"]), signal.SIGKILL)
+        os.kill(worker_pid(driver.runner), signal.SIGKILL)
         await driver.job_ended()
         assert "SIGKILL" in driver.text
         resume_file.touch()
@@ -74,7 +74,7 @@ async def test_a_second_x_ends_a_worker_that_does_not_listen(drive: Drive) -> No
     async def scenario(driver: AppDriver) -> None:
         await driver.measure()
         await driver.wait_until(lambda: driver.state.score_columns.by_name["block_influence"].values)
-        pid = int(driver.runner.client.hello["pid"])
+        pid = worker_pid(driver.runner)
         await driver.press("x")
         assert "x again ends the worker" in driver.text
         await driver.press("x")
@@ -127,6 +127,6 @@ async def test_quitting_while_it_measures_leaves_no_process(session: Session) ->
         driver = AppDriver(app, pilot)
         await driver.measure()
         await driver.wait_until(lambda: driver.state.score_columns.by_name["block_influence"].values)
-        pid = int(app.runner.client.hello["pid"])
+        pid = worker_pid(app.runner)
         await driver.press("q")
     assert not is_alive(pid)

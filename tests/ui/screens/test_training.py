@@ -35,12 +35,12 @@ async def test_a_long_training_is_watched_stopped_and_taken_up_again(app: Surgeo
     """Steps, speed, time left, a curve, held-out loss; what was stopped goes on; undo and redo need no worker."""
     async with app.run_test(size=(80, 24)) as pilot:
         driver = AppDriver(app, pilot)
-        await typed(driver, f"{TRAIN} --steps 600")
+        await typed(driver, f"{TRAIN} --steps 3000")
         await driver.wait_until(lambda: (running := driver.runner.running) and running.training, 120)
         await driver.wait_until(lambda: "→" in driver.line("held-out loss"))
         first, second = driver.line("tokens/s"), driver.line("held-out loss")
         assert "train lm" in first
-        assert "/600" in first
+        assert "/3000" in first
         assert "left · x stops" in first
         assert second.split()[0][0] in "▁▂▃▄▅▆▇█"
         assert max(map(len, driver.text.splitlines())) <= 80
@@ -49,13 +49,13 @@ async def test_a_long_training_is_watched_stopped_and_taken_up_again(app: Surgeo
         assert "its state is kept" in driver.text
         assert not driver.session.steps
         (state,) = Path(os.environ["SURGEON_CACHE"]).glob("learned/*.state/state.pt")
-        await typed(driver, f"{TRAIN} --steps 600")
+        await typed(driver, f"{TRAIN} --steps 3000")
         await driver.job_ended()
         assert not state.exists()
         assert any("going on from step" in line for line in driver.runner.log)
         assert driver.session.position == 1
         assert "learned" in driver.text
-        assert "in 600 steps" in driver.text
+        assert "in 3000 steps" in driver.text
         await driver.press("u")
         assert driver.session.position == 0
         await driver.press("ctrl+r")

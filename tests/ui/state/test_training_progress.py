@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from surgeon.core.events import Progress
 from surgeon.ui.state.training_progress import TrainingProgress, sparkline
 
 
@@ -20,6 +21,7 @@ def test_training_progress_keeps_one_loss_for_each_step() -> None:
     """The last step is told of twice: once more with the held-out loss that follows it."""
     progress = TrainingProgress()
     for done, loss in ((1, 3.0), (2, 2.0), (2, 2.0)):
-        progress.update({"done": done, "total": 2, "loss": loss, "held_out_loss": 2.5, "held_out_before_loss": 4.0})
+        figures = {"loss": loss, "held_out_loss": 2.5, "held_out_before_loss": 4.0}
+        progress.update(Progress(done=done, total=2, unit="steps", what="training", figures={**figures}))
     assert progress.losses == [3.0, 2.0]
     assert progress.metrics == ["loss 2.00", "held-out loss 4.00→2.50"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from surgeon.core.jobs import AnyResult, RunResult
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
 from surgeon.ui.screens.actions.training_actions import TrainingActions
@@ -77,17 +78,18 @@ class FileActions:
         """Export the base with the applied steps."""
         settings = {"device": self._defaults.device, "dtype": self._defaults.dtype}
         settings = {name: value for name, value in settings.items() if value}
-        args = self._state.session.run_job(out, verify=verify, **settings)
+        job = self._state.session.run_job(out, verify=verify, **settings)
         self._state.notice = None
-        self._jobs.start("run", args, f"export {out.name}", self._exported)
+        self._jobs.start(job, f"export {out.name}", self._exported)
         self._layout.refresh_bars()
 
-    def _exported(self, result: Mapping[str, Any]) -> None:
+    def _exported(self, result: AnyResult) -> None:
+        assert isinstance(result, RunResult)
         if self._state.session.plan.pending and not self._training.take_results(result):
             return
-        size = f"{count_text(result.get('parameters', 0))} params, {bytes_text(result.get('bytes', 0))}"
-        proof = "reloaded and proven equal" if result.get("proof") else "not verified"
-        self._state.set_notice(f"exported to {result.get('out')}\n{size} · {proof}", "success")
+        size = f"{count_text(result.parameters)} params, {bytes_text(result.bytes)}"
+        proof = "reloaded and proven equal" if result.proof else "not verified"
+        self._state.set_notice(f"exported to {result.out}\n{size} · {proof}", "success")
 
     # ── quitting ──
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from surgeon.core.jobs import AnyJob, AnyResult
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.screens.main_layout import MainLayout
 
-OnResult = Callable[[Mapping[str, Any]], None]
+OnResult = Callable[[AnyResult], None]
 
 
 class JobActions:
@@ -37,14 +37,14 @@ class JobActions:
             self._shown_seconds = seconds
             layout.job_bar.reload()
 
-    def start(self, job: str, args: Mapping[str, Any], title: str, on_result: OnResult, kept: str = "") -> None:
+    def start(self, job: AnyJob, title: str, on_result: OnResult, kept: str = "") -> None:
         """Start a job; `kept` says what remains of it when it is stopped, beside the scores so far."""
         self._state.job_title = title
-        self._layout.run_worker(self._run(job, args, title, on_result, kept), group="job", exit_on_error=False)
+        self._layout.run_worker(self._run(job, title, on_result, kept), group="job", exit_on_error=False)
 
-    async def _run(self, job: str, args: Mapping[str, Any], title: str, on_result: OnResult, kept: str) -> None:
+    async def _run(self, job: AnyJob, title: str, on_result: OnResult, kept: str) -> None:
         try:
-            result = await self._runner.run(job, args, title, self._state.session.revision)
+            result = await self._runner.run(job, title, self._state.session.revision)
         except SurgeonError as error:
             self.show_events()
             self._state.job_title = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from surgeon.core.jobs import AnyResult, ScoreResult
 from surgeon.core.scoring.score import PYTHON_DOCS
 from surgeon.ui.command_line import score_requests
 from surgeon.ui.screens.actions.job_actions import JobActions
@@ -46,16 +47,17 @@ class ScoreActions:
         state, names = self._state, score_requests(names)
         settings = {"device": self._defaults.device, "dtype": self._defaults.dtype, **settings}
         settings = {name: value for name, value in settings.items() if value is not None}
-        args = state.session.score_job(names, data, **settings)
+        job = state.session.score_job(names, data, **settings)
         columns = tuple(name.partition("(")[0] for name in names)
         state.open_score_columns(columns, data or PYTHON_DOCS)
         titles = " ".join(column.title for column in state.visible_columns if column.name in columns)
         state.notice = None
-        self._jobs.start("score", args, f"measure {titles}", self._measured)
+        self._jobs.start(job, f"measure {titles}", self._measured)
         self._layout.layer_table.reload()
         self._layout.refresh_bars()
 
-    def _measured(self, result: Mapping[str, Any]) -> None:
+    def _measured(self, result: AnyResult) -> None:
+        assert isinstance(result, ScoreResult)
         scores = self._state.session.take_scores(result)
         for score in scores:
             self._state.score_columns.set_score(score)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from surgeon.core.jobs import AnyResult, LearnResult, RunResult
 from surgeon.core.recipe.recipe import Step
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
@@ -32,22 +30,23 @@ class TrainingActions:
 
     def _start(self, title: str, step: Step | None) -> None:
         device = {"device": self._defaults.device} if self._defaults.device else {}
-        args = self._state.session.learn_job(step, **device)
+        job = self._state.session.learn_job(step, **device)
         self._state.set_notice(
             f"{title}: its result becomes a step once it is there\nx stops it, and it can go on later"
         )
-        self._jobs.start("learn", args, title, self._trained, kept=_STATE_KEPT)
+        self._jobs.start(job, title, self._trained, kept=_STATE_KEPT)
         self._layout.reload()
 
-    def _trained(self, result: Mapping[str, Any]) -> None:
+    def _trained(self, result: AnyResult) -> None:
+        assert isinstance(result, LearnResult)
         if not self.take_results(result):
             return
-        reports = list(result["reports"].values())
+        reports = list(result.reports.values())
         step = self._state.session.steps[self._state.session.position - 1]
         report = training_report_text(reports[-1])
         self._state.set_notice(f"applied: {step_title(step)} · u undoes\n{report}", "success")
 
-    def take_results(self, result: Mapping[str, Any]) -> bool:
+    def take_results(self, result: LearnResult | RunResult) -> bool:
         """Store the results that a job computed; False where the steps have changed in the meantime."""
         try:
             self._state.session.take_learned(result)
