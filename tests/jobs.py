@@ -55,7 +55,7 @@ def perform(
 
 def plain_job(job: AnyJob) -> tuple[str, dict[str, Any]]:
     """Return a job's name and its fields as plain data."""
-    body: dict[str, Any] = msgspec.to_builtins(job)
+    body: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(job))
     return body.pop("job"), body
 
 

@@ -126,7 +126,8 @@ def plain_line(line: bytes) -> dict[str, Any]:
 PLAYED = """
 import os, sys, time
 import surgeon.backend.worker as worker
-from surgeon.core.jobs import LogMessage, Progress, ScoreResult
+from surgeon.core.events import LogMessage, Progress
+from surgeon.core.jobs import ScoreResult
 from surgeon.errors import Cancelled
 
 def perform(request, emit, cancelled):

@@ -55,7 +55,7 @@ def test_a_file_gets_each_stage_once_and_no_bar(capsys: pytest.CaptureFixture[st
 def test_quiet_says_nothing_and_verbose_says_more(capsys: pytest.CaptureFixture[str]) -> None:
     heard = [
         progress(1, 2), event_of("log", level="info", text="loading"), event_of("log", level="warning", text="odd"),
-        event_of("stat", rss_bytes=2_000_000),
+        event_of("stat", rss_bytes=2_000_000, device_bytes=0, threads=1),
     ]  # fmt: skip
     for reporter in (ConsoleReporter(quiet=True), ConsoleReporter(), ConsoleReporter(verbose=True)):
         for one in heard:

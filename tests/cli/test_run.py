@@ -85,7 +85,7 @@ def test_a_run_hands_the_job_its_recipe_and_settings(run: Run, recipe: Path, job
 
 
 def test_a_run_as_json_prints_the_result_alone(run: Run, recipe: Path, jobs: Jobs) -> None:
-    jobs.answer = {"out": "/o", "parameters": 1, "bytes": 4, "recipe": {}, "proof": None}
+    jobs.answer = {"out": "/o", "parameters": 1, "bytes": 4, "recipe": {}, "proof": None, "evaluations": []}
     result = run("run", recipe, "--out", recipe.parent / "out", "--json", "--no-verify", "-q")
     assert json.loads(result.stdout) == jobs.answer
     assert result.stderr == ""

@@ -26,7 +26,7 @@ def test_verify_prints_the_checks(run: Run, model: str, jobs: Jobs) -> None:
     result = run("verify", model, "--base", "demo")
     assert result.exit_code == 0
     assert "keys   passed  all there" in result.stdout
-    expected = {"directory": model, "base": "demo", "device": None, "dtype": None}
+    expected = {"root": ".", "directory": model, "base": "demo", "device": None, "dtype": None}
     assert jobs.asked == [("verify", expected, None)]
 
 
@@ -66,7 +66,7 @@ def test_demo_prints_where_the_model_is(run: Run, jobs: Jobs) -> None:
     jobs.answer = {"path": "/models/demo"}
     assert run("demo").stdout == "/models/demo\n"
     assert json.loads(run("demo", "--json").stdout) == {"path": "/models/demo"}
-    assert jobs.asked[0] == ("demo", {}, None)
+    assert jobs.asked[0] == ("demo", {"root": ".", "device": None, "dtype": None}, None)
     jobs.answer = CheckpointError("no network")
     assert run("demo").exit_code == 1
 
@@ -76,7 +76,7 @@ def test_worker_greets_and_leaves_when_its_stdin_ends() -> None:
     done = subprocess.run(command, input=b"", capture_output=True, check=False, timeout=60)
     assert done.returncode == 0
     greeting = json.loads(done.stdout.splitlines()[0])
-    assert (greeting["event"], greeting["body"]["protocol"]) == ("hello", PROTOCOL)
+    assert (greeting["body"]["event"], greeting["body"]["protocol"]) == ("hello", PROTOCOL)
 
 
 @pytest.fixture

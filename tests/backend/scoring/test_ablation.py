@@ -101,7 +101,7 @@ def test_rows_arrive_role_by_role_and_the_model_is_whole_again(tmp_path: Path) -
     heard: list[dict[str, Any]] = []
 
     def emit(kind: str, body: dict[str, Any]) -> None:
-        if kind == "scored":
+        if kind == "ablated":
             heard.append(body["ablation"])
 
     model = resident_model(open_draft(base).structure, torch.float32, torch.device("cpu")).model
