@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.structure.layouts import LayerTensors
 from surgeon.core.structure.structure import Stack, Structure
 
 OUTSIDE = ("embedding", "head", "norm")
@@ -192,6 +193,6 @@ def leaf(source: Source) -> int:
     return source.index
 
 
-def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
+def base_tensors(source: Source, stack: Stack) -> LayerTensors:
     """Return the tensors, by name within the layer, that give a source its names and shapes."""
     return stack.layers[leaf(source)]

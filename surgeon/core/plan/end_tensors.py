@@ -81,6 +81,11 @@ class SharedTensors:
 Found = dict[str, tuple[Tensor, Expression | None]]
 
 
+def belongs_to_places(stack: Stack) -> bool:
+    """Whether what a layer consists of depends on where it stands."""
+    return any(isinstance(field, EndTensor | SharedTensors) for field in stack.fields)
+
+
 def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:
     """Return the tensors of the layer at a position, and how those are made that its source lacks, else None.
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.checkpoint.dtypes import FLOATS
-from surgeon.core.plan.draft import Identity, Learned, Original, Source, Truncated, Truncation, base_tensors
+from surgeon.core.plan.draft import (
+    Identity,
+    Learned,
+    Original,
+    Source,
+    Truncated,
+    Truncation,
+    base_tensors,
+)
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
 from surgeon.core.structure.fused import Piece, pieces_of

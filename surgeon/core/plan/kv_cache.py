@@ -5,13 +5,13 @@ A number is given only where config and tensors agree on it; everything else is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Tensor
-from surgeon.core.plan.draft import Draft, Layer, base_tensors
-from surgeon.core.structure.structure import OTHER, Structure
+from surgeon.core.plan.draft import Draft, base_tensors
+from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.structure import Structure
 
 _KINDS = ("layer_types", "attention_layers", "layers_block_type")
 _ATTENDS = ("full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local")
@@ -47,30 +47,58 @@ class KvCache:
         return sum(known) if len(known) == len(self.layers) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """What a layer's tensors say of its attention.
+
+    widths: the outputs of its weights of two dimensions or more, by role.   dtypes: of all tensors of attention.
+    """
+
+    widths: Mapping[str, int]
+    dtypes: frozenset[str]
+
+
 def kv_cache(draft: Draft, stack: str | None = None) -> KvCache:
     """Return the cache of a draft's layers."""
-    config = draft.structure.stack_config(draft.structure.stack(stack))
-    return KvCache(tuple(_layer_cache(draft, layer, config, stack) for layer in draft.layers(stack)))
+    structure = draft.structure
+    found, config = structure.stack(stack), structure.stack_config(structure.stack(stack))
+    known = {layout: _attention(structure, layout) for layout in found.layouts}
+    return KvCache(
+        tuple(
+            _layer_cache(structure, known[base_tensors(layer.source, found).layout], layer.settings, config)
+            for layer in draft.layers(stack)
+        )
+    )
 
 
-def _layer_cache(draft: Draft, layer: Layer, config: Mapping[str, Any], stack: str | None) -> LayerCache:
-    structure, settings = draft.structure, layer.settings
-    tensors = base_tensors(layer.source, structure.stack(stack))
+def _attention(structure: Structure, layout: Layout) -> _Attention:
+    roles = structure.roles_of(layout)
+    widths = {
+        roles[suffix]: one.shape[1 if roles[suffix] in structure.family.transposed else 0]
+        for suffix, one in layout.types.items()
+        if len(one.shape) > 1
+    }
+    dtypes = (one.dtype for suffix, one in layout.types.items() if roles[suffix].startswith("attention"))
+    return _Attention(widths, frozenset(dtypes))
+
+
+def _layer_cache(
+    structure: Structure, attention: _Attention, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> LayerCache:
     kind = next((settings[key] for key in _KINDS if key in settings), None)
     if settings.get("num_kv_shared_layers") is True:
         return LayerCache(0)  # it reads what an earlier layer keeps
-    roles = {structure.role(suffix) for suffix, tensor in tensors.items() if len(tensor.shape) > 1}
-    if not any(role.startswith("attention") for role in roles):
-        return LayerCache(0 if all(role.partition(".")[0] in _NO_CACHE for role in roles) else None)
+    if not any(role.startswith("attention") for role in attention.widths):
+        return LayerCache(0 if all(role.partition(".")[0] in _NO_CACHE for role in attention.widths) else None)
     if (kind is not None and kind not in _ATTENDS) or "kv_lora_rank" in config or "v_head_dim" in config:
         return LayerCache(None)  # a state of its own, or a compressed cache
-    elements = _elements(structure, tensors, {**config, **settings})
-    element_bytes = _element_bytes(structure, config, tensors)
+    elements = _elements(structure, attention.widths, {**config, **settings})
+    element_bytes = _element_bytes(structure, config, attention.dtypes)
     known = elements is not None and element_bytes is not None
     return LayerCache(elements * element_bytes if known else None, _window(structure, config, kind))  # type: ignore[operator]
 
 
-def _elements(structure: Structure, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int | None:
+def _elements(structure: Structure, outputs: Mapping[str, int], config: Mapping[str, Any]) -> int | None:
     """Return how many numbers key and value have together, if config and shapes agree."""
     heads = config.get("num_attention_heads", config.get("n_head"))
     width = config.get("hidden_size", config.get("n_embd"))
@@ -85,31 +113,20 @@ def _elements(structure: Structure, tensors: Mapping[str, Tensor], config: Mappi
     each = kv_heads * head_dim
     if structure.checkpoint.config.get("quantization_config"):
         return 2 * each if "num_key_value_heads" in config else None  # packed shapes tell nothing
-    outputs = _output_widths(structure, tensors)
     expected = {"attention.key": each, "attention.value": each, "attention.qkv": heads * head_dim + 2 * each}
     seen = {role: outputs[role] for role in expected if role in outputs}
     whole = "attention.qkv" in seen or {"attention.key", "attention.value"} <= seen.keys()
     return 2 * each if whole and all(expected[role] == size for role, size in seen.items()) else None
 
 
-def _output_widths(structure: Structure, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    widths: dict[str, int] = {}
-    for suffix, tensor in tensors.items():
-        role = structure.role(suffix)
-        if role != OTHER and len(tensor.shape) > 1:
-            widths[role] = tensor.shape[1 if role in structure.family.transposed else 0]
-    return widths
-
-
-def _element_bytes(structure: Structure, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
+def _element_bytes(structure: Structure, config: Mapping[str, Any], dtypes: Set[str]) -> int | None:
     top = structure.checkpoint.config
     declared = next((part[key] for part in (config, top) for key in ("dtype", "torch_dtype") if part.get(key)), None)
     if declared is not None:
         return _DTYPE_BYTES.get(str(declared).removeprefix("torch."))
     if top.get("quantization_config"):
         return None
-    dtypes = {tensor.dtype for suffix, tensor in tensors.items() if structure.role(suffix).startswith("attention")}
-    return _DTYPE_BYTES.get(dtypes.pop()) if len(dtypes) == 1 else None
+    return _DTYPE_BYTES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 
 
 def _window(structure: Structure, config: Mapping[str, Any], kind: str | None) -> int | None:

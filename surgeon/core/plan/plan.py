@@ -8,39 +8,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.plan.end_tensors import tensors_at
-from surgeon.core.plan.expressions import (
-    Copy,
-    Expression,
-    MeanOf,
-    TruncatedOf,
-    express,
-    first_leaf,
-    is_pending,
-    learned,
-)
+from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending, learned
 from surgeon.core.plan.layer_slices import Slices, sliced
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, outside_tensor, result_tensors
+from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, copied, planned_layer
 from surgeon.core.plan.tied_head import outside_tensors, results_of, write_untied
 from surgeon.core.structure.layer_fields import REMOVED, LayerField
-from surgeon.core.structure.structure import Structure
+from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """One tensor of the result."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: Expression
-    nbytes: int
-    parameters: int
+__all__ = [
+    "Adapter", "Plan", "PlannedLayer", "PlannedTensor", "adaptable_roles", "compile_config", "compile_plan",
+    "has_own_head", "layer_roles", "outside_kind",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,33 +46,68 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an executor needs. `frozen` are names of tensors that later training leaves as they are."""
+    """Everything an executor needs.
+
+    outside: the tensors outside the layers.   layers: what the layers of each stack consist of.
+    frozen: names of tensors that later training leaves as they are.
+    """
 
     structure: Structure
-    tensors: tuple[PlannedTensor, ...]
+    outside: tuple[PlannedTensor, ...]
+    layers: Mapping[str, tuple[PlannedLayer, ...]]
     config: Mapping[str, Any]
     adapters: tuple[Adapter, ...]
     frozen: frozenset[str]
     inserted: tuple[str, ...]
     moved: bool
-    layer_counts: Mapping[str, int]
+
+    @cached_property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """Every tensor once, in the order in which they are read; the first question costs some time."""
+        order = {name: rank for rank, name in enumerate(self.structure.checkpoint.tensors)}
+        found = [*self.outside]
+        for name, layers in self.layers.items():
+            stack = self.structure.stacks[name]
+            for position, layer in enumerate(layers):
+                found += layer.tensors(f"{stack.prefix}.{position}")
+            for position, tensors in enumerate(stack.tail, start=len(layers)):
+                found += (copied(stack.tensor_name(position, suffix), tensor) for suffix, tensor in tensors.items())
+        found.sort(key=lambda one: (order.get(first_leaf(one.source, one.name), len(order)), one.name))
+        return tuple(found)
+
+    @property
+    def layer_counts(self) -> dict[str, int]:
+        """How many layers each stack has."""
+        return {name: len(layers) for name, layers in self.layers.items()}
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors there are."""
+        inside = sum(len(layer.models) for layers in self.layers.values() for layer in layers)
+        return len(self.outside) + inside + sum(map(len, self._tails()))
 
     @property
     def parameters(self) -> int:
         """Stored elements of the checkpoint, adapters not counted."""
-        return sum(tensor.parameters for tensor in self.tensors)
+        return sum(part.parameters for part in self._parts())
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Stored elements that are not frozen."""
+        frozen = (one.parameters for name, one in self._named() if name in self.frozen)
+        return self.parameters - (sum(frozen) if self.frozen else 0)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(part.nbytes for part in self._parts())
 
     @property
     def needs_arithmetic(self) -> bool:
         """Whether any tensor is calculated rather than copied or filled."""
         return any(
             isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
-            for source in (tensor.source for tensor in self.tensors)
+            for source in self._sources()
         )
 
     @property
@@ -99,12 +119,38 @@ class Plan:
     def pending(self) -> bool:
         """Whether a learned step has not been carried out yet: shapes are right, values are not there."""
         adapters = {one.lora.address for one in self.adapters if one.lora.address is not None}
-        return any(is_pending(tensor.source) for tensor in self.tensors) or not all(map(is_learned, adapters))
+        return any(map(is_pending, self._sources())) or not all(map(is_learned, adapters))
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are not frozen."""
         return tuple(tensor.name for tensor in self.tensors if tensor.name not in self.frozen)
+
+    def _parts(self) -> Iterator[PlannedTensor | PlannedLayer | Tensor]:
+        yield from self.outside
+        for layers in self.layers.values():
+            yield from layers
+        for tensors in self._tails():
+            yield from tensors.values()
+
+    def _named(self) -> Iterator[tuple[str, PlannedTensor | Tensor]]:
+        """Yield what is outside the layers and in them, under the names in the result."""
+        yield from ((tensor.name, tensor) for tensor in self.outside)
+        for name, layers in self.layers.items():
+            stack = self.structure.stacks[name]
+            for position, layer in enumerate(layers):
+                yield from ((stack.tensor_name(position, suffix), model) for suffix, model in layer.models.items())
+
+    def _tails(self) -> Iterator[Mapping[str, Tensor]]:
+        for name in self.layers:
+            yield from self.structure.stacks[name].tail
+
+    def _sources(self) -> Iterator[Expression]:
+        """Yield how each tensor is made that is no plain copy, and of others some."""
+        yield from (tensor.source for tensor in self.outside)
+        for layers in self.layers.values():
+            for layer in layers:
+                yield from layer.made.values()
 
 
 def compile_plan(draft: Draft) -> Plan:
@@ -115,15 +161,18 @@ def compile_plan(draft: Draft) -> Plan:
     """
     structure = draft.structure
     config = compile_config(draft)
-    tensors = [*_outside(draft), *_inside(draft)]
-    order = {tensor.name: rank for rank, tensor in enumerate(structure.checkpoint.tensors.values())}
-    tensors.sort(key=lambda tensor: (order.get(first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
+    outside = tuple(_outside(draft))
+    planned = {
+        name: tuple(planned_layer(structure, structure.stacks[name], layers, at) for at in range(len(layers)))
+        for name, layers in draft.stacks.items()
+    }
     return Plan(
         structure=structure,
-        tensors=tuple(tensors),
+        outside=outside,
+        layers=planned,
         config=config,
-        adapters=tuple(_adapters(draft)),
-        frozen=frozenset(_frozen(draft)),
+        adapters=tuple(_adapters(draft, planned)),
+        frozen=frozenset(_frozen(draft, planned)),
         inserted=tuple(
             f"{structure.stacks[name].prefix}.{position}"
             for name, layers in draft.stacks.items()
@@ -131,7 +180,6 @@ def compile_plan(draft: Draft) -> Plan:
             if layer.inserted
         ),
         moved=draft.moved,
-        layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
     )
 
 
@@ -173,9 +221,9 @@ def _outside(draft: Draft) -> Iterator[PlannedTensor]:
     for name, tensor in outside_tensors(draft).items():
         if name in draft.structure.sliced:
             _refuse_trained(draft, name)
-            yield _cut(cut[name]) if name in cut else _copied(name, tensor)
+            yield _cut(cut[name]) if name in cut else copied(name, tensor)
             continue
-        planned = _copied(name, tensor)
+        planned = copied(name, tensor)
         for address, then in results_of(draft, name):
             planned = replace(planned, source=learned(planned.source, address, outside_tensor(then)))
         yield planned
@@ -199,52 +247,34 @@ def _cut(slices: Slices) -> PlannedTensor:
     return PlannedTensor(whole.name, whole.dtype, slices.shape, slices, nbytes, parameters)
 
 
-def _copied(name: str, tensor: Tensor) -> PlannedTensor:
-    return PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
+Planned = Mapping[str, tuple[PlannedLayer, ...]]
 
 
-def _inside(draft: Draft) -> Iterator[PlannedTensor]:
+def _adapters(draft: Draft, planned: Planned) -> Iterator[Adapter]:
+    for stack, position, layer, one in _placed(draft, planned):
+        if not layer.lora:
+            continue
+        for suffix, tensor in one.models.items():
+            role = draft.structure.role(suffix)
+            if role in layer.lora and _is_matrix(suffix, tensor.shape):
+                (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
+                own = layer_tensor(stack.name, layer.key, suffix.removesuffix(".weight"))
+                yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
+
+
+def _frozen(draft: Draft, planned: Planned) -> Iterator[str]:
+    for stack, position, layer, one in _placed(draft, planned):
+        if layer.frozen:
+            frozen = (suffix for suffix in one.models if draft.structure.role(suffix) in layer.frozen)
+            yield from (stack.tensor_name(position, suffix) for suffix in frozen)
+    yield from (name for name in outside_tensors(draft) if outside_kind(name) in draft.frozen)
+
+
+def _placed(draft: Draft, planned: Planned) -> Iterator[tuple[Stack, int, Layer, PlannedLayer]]:
+    """Yield every layer of a draft with its stack, its position and what it consists of."""
     for name, layers in draft.stacks.items():
-        stack = draft.structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix, (model, made) in tensors_at(stack, layers, position).items():
-                expression = made or express(draft.structure, stack, layer.source, suffix)
-                yield PlannedTensor(
-                    stack.tensor_name(position, suffix),
-                    model.dtype,
-                    model.shape,
-                    expression,
-                    model.nbytes,
-                    model.parameters,
-                )
-        for position, behind in enumerate(stack.tail, start=len(layers)):
-            for suffix, tensor in behind.items():
-                yield _copied(stack.tensor_name(position, suffix), tensor)
-
-
-def _adapters(draft: Draft) -> Iterator[Adapter]:
-    for name, layers in draft.stacks.items():
-        stack = draft.structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix, (tensor, _) in tensors_at(stack, layers, position).items():
-                role = draft.structure.role(suffix)
-                if role in layer.lora and _is_matrix(suffix, tensor):
-                    (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
-                    own = layer_tensor(name, layer.key, suffix.removesuffix(".weight"))
-                    yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
-
-
-def _frozen(draft: Draft) -> Iterator[str]:
-    structure = draft.structure
-    for name, layers in draft.stacks.items():
-        stack = structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix in tensors_at(stack, layers, position):
-                if structure.role(suffix) in layer.frozen:
-                    yield stack.tensor_name(position, suffix)
-    for name in outside_tensors(draft):
-        if outside_kind(name) in draft.frozen:
-            yield name
+        for position, (layer, one) in enumerate(zip(layers, planned[name], strict=True)):
+            yield draft.structure.stacks[name], position, layer, one
 
 
 _HEADS = ("head.weight", "decoder.weight")
@@ -272,14 +302,17 @@ def has_own_head(draft: Draft) -> bool:
 
 def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's tensors."""
-    return frozenset(map(draft.structure.role, base_tensors(layer.source, draft.structure.stack(stack))))
+    structure = draft.structure
+    return frozenset(structure.roles_of(base_tensors(layer.source, structure.stack(stack)).layout).values())
 
 
 def adaptable_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's matrices, which adapters fit: not of norms, biases and convolutions."""
-    tensors = base_tensors(layer.source, draft.structure.stack(stack))
-    return frozenset(draft.structure.role(suffix) for suffix, one in tensors.items() if _is_matrix(suffix, one))
+    structure = draft.structure
+    layout = base_tensors(layer.source, structure.stack(stack)).layout
+    roles = structure.roles_of(layout)
+    return frozenset(roles[suffix] for suffix, one in layout.types.items() if _is_matrix(suffix, one.shape))
 
 
-def _is_matrix(suffix: str, tensor: Tensor) -> bool:
-    return suffix.endswith(".weight") and len(tensor.shape) == 2
+def _is_matrix(suffix: str, shape: tuple[int, ...]) -> bool:
+    return suffix.endswith(".weight") and len(shape) == 2

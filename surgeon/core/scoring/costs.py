@@ -58,5 +58,5 @@ def head_in_layers(draft: Draft) -> float:
     # Tied, it is the embedding; wpe and the like are smaller.
     heads = [tensor.parameters for name, tensor in structure.outside.items() if outside_kind(name) != "norm"]
     head, stack = max(heads, default=0), structure.stack()
-    weights = [sum(one.parameters for one in base_tensors(layer.source, stack).values()) for layer in draft.layers()]
+    weights = [base_tensors(layer.source, stack).layout.parameters for layer in draft.layers()]
     return float(head * len(weights) / max(sum(weights), 1))
