@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
+
+import msgspec
 
 from surgeon.architectures import shared
 from surgeon.core.checkpoint.checkpoint import Checkpoint
@@ -26,8 +27,7 @@ _NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.*)", re.DO
 Group = Mapping[int, Sequence[Run]]
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """A run of layers: the rule that found it, where the config speaks of it, and how many layers that gives."""
 
     name: str
@@ -80,7 +80,7 @@ def _family(config: Mapping[str, Any], found: _Found) -> Family:
     declared = [known[model_type] for model_type in dict.fromkeys(types) if model_type in known]
     special = declared[-1] if declared else Family()
     own = {key for field in special.fields for key in (field.key, *field.replaces)}
-    return replace(
+    return msgspec.structs.replace(
         special,
         roles=(*special.roles, *shared.ROLES),
         in_memory=(*(rule for family in declared for rule in family.in_memory), *shared.IN_MEMORY),
@@ -175,7 +175,7 @@ def _alone(found: _Found, part: Mapping[str, Any]) -> _Found:
     keys = dict.fromkeys(
         (*found.count_keys, *(key for rule in shared.STACKS for key in rule.count_keys if part.get(key) == found.count))
     )
-    return replace(found, count_keys=tuple(keys))
+    return msgspec.structs.replace(found, count_keys=tuple(keys))
 
 
 def _counts(part: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -18,9 +18,9 @@ from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.kv_cache import KvCache, kv_cache
-from surgeon.core.plan.plan import outside_kind
-from surgeon.core.selection.selection import spans
+from surgeon.core.selection.spans import spans
 from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.outside import outside_kind
 from surgeon.core.structure.structure import Stack, Structure
 
 Report = dict[str, Any]

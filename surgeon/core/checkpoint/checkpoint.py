@@ -5,7 +5,6 @@ Everything that a broken or hostile directory can lie about is checked here, onc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -90,6 +89,8 @@ class Checkpoint:
             return self._digest()
 
     def _digest(self) -> str:
+        import hashlib  # late: with it comes OpenSSL, and who looks at a model needs neither
+
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -155,17 +156,21 @@ def _open(path: Path) -> Checkpoint:
 
 def _read_shards(paths: Mapping[str, Path], index: ShardIndex | None) -> list[Shard]:
     """Read the headers of all shards, and see that each tensor is in one of them, the one that the index says."""
-    shards, known = [], index is not None
+    shards: list[Shard] = []
+    agreed = index is not None
     for name, path in paths.items():
-        shard = read_header(path)
-        listed = index.names[name] if index else None
+        try:
+            shard = read_header(path)
+        except (CheckpointError, OSError):
+            _homes(shards)  # what is wrong with those before it is told first
+            raise
+        listed = index.names[name] if index else ()
         if listed == shard.names:
             shard = replace(shard, names=listed)  # the same texts: of 90,000 names, once in memory is enough
         else:
-            known = False
+            agreed = agreed and set(listed) == set(shard.names)
         shards.append(shard)
-    # A tensor that the index lists in one shard is in no other, if all shards hold what it lists, in its order.
-    if not known:
+    if not agreed:  # the index lists each tensor once: else a shard may repeat another's
         homes = _homes(shards)
         if index is not None:
             index.check(homes)

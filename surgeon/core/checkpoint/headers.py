@@ -6,6 +6,7 @@ A header says where every tensor lies; everything that a broken or hostile one c
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
@@ -88,8 +89,8 @@ def _adjacent_types(entries: Iterable[_Entry], room: int) -> list[TensorType] | 
 
 
 def _header_bytes(shard: Path) -> tuple[bytes, int]:
-    size = shard.stat().st_size
-    with shard.open("rb") as file:
+    with shard.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(len(_LFS_POINTER))
         if start == _LFS_POINTER:
             raise CheckpointError(

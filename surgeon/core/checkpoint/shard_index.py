@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,46 @@ def read_index(path: Path) -> ShardIndex:
         CheckpointError: it cannot be read, or names what is no shard inside the directory.
     """
     where = path / INDEX
+    raw = where.read_bytes()
+    weight_map = _plain_weight_map(raw, path) or _checked_weight_map(raw, where)
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for tensor, shard in weight_map.items():
+        names[shard].append(tensor)
+    return ShardIndex(where, {name: path / name for name in sorted(names)}, weight_map, names)
+
+
+def _plain_weight_map(raw: bytes, directory: Path) -> dict[str, str] | None:
+    """Return what an index says that is as nearly all are; None for any in which something is odd, right or wrong.
+
+    It is odd if a shard is no file in the directory itself, or if there are other quotation marks than those around
+    what is expected, each once: then a key is repeated or unknown.
+    """
+    shard = _shards_of(directory)
+    fields: list[Any] = [("weight_map", dict[str, shard]), ("metadata", msgspec.Raw, msgspec.Raw(b""))]  # type: ignore[valid-type]
     try:
-        weight_map = _weight_map(where)
+        index: Any = msgspec.json.decode(raw, type=msgspec.defstruct("Index", fields))
+        metadata = bytes(index.metadata)
+        if metadata:
+            unrepeated_json(metadata)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    quotes = 2 + 4 * len(index.weight_map) + (2 + metadata.count(b'"') if metadata else 0)
+    return index.weight_map if b"\\" not in raw and raw.count(b'"') == quotes else None
+
+
+def _shards_of(directory: Path) -> Any:
+    """Return the type of the name of a shard that is there.
+
+    The decoder then makes each name once, and not for every tensor.
+    """
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and "\\" not in entry.name]
+    return Literal[tuple(name for name in names if Path(name).suffix == ".safetensors") or ("",)]
+
+
+def _checked_weight_map(raw: bytes, where: Path) -> dict[str, str]:
+    try:
+        weight_map = msgspec.convert(unrepeated_json(raw)["weight_map"], dict[str, str])
     except (msgspec.ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"has no readable weight_map: {error}",
@@ -65,10 +104,7 @@ def read_index(path: Path) -> ShardIndex:
             allowed='{"weight_map": {TENSOR: FILE, …}}',
             hint="download it again",
         ) from error
-    names: dict[str, list[str]] = {}
-    for tensor, shard in weight_map.items():
-        names.setdefault(shard, []).append(tensor)
-    for name in names:
+    for name in dict.fromkeys(weight_map.values()):
         inside = Path(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or inside.suffix != ".safetensors":
             raise CheckpointError(
@@ -77,34 +113,10 @@ def read_index(path: Path) -> ShardIndex:
                 allowed="relative *.safetensors paths without '..'",
                 hint="do not trust this checkpoint",
             )
-        if not (path / inside).is_file():
+        if not (where.parent / inside).is_file():
             raise CheckpointError(
                 f"names {name!r}, which is missing",
                 where=str(where),
                 hint="the download is incomplete: fetch that file again",
             )
-    return ShardIndex(where, {name: path / name for name in sorted(names)}, weight_map, names)
-
-
-def _weight_map(where: Path) -> dict[str, str]:
-    """Return the shard's name by tensor, from an index in which no key is repeated."""
-    raw = where.read_bytes()
-    return _plain_weight_map(raw, where.parent) or msgspec.convert(unrepeated_json(raw)["weight_map"], dict[str, str])
-
-
-def _plain_weight_map(raw: bytes, directory: Path) -> dict[str, str] | None:
-    """Return the same from an index of shards that are there, in the usual form; None for any other, right or wrong."""
-    there = tuple(entry.name for entry in os.scandir(directory) if entry.name.endswith(".safetensors"))
-    # Told of all names that may occur, the decoder makes each once, and not for every tensor.
-    shard: Any = Literal[there] if there else str
-    fields: list[Any] = [("weight_map", dict[str, shard]), ("metadata", msgspec.Raw, msgspec.Raw(b""))]
-    try:
-        index: Any = msgspec.json.decode(raw, type=msgspec.defstruct("Index", fields))
-        metadata = bytes(index.metadata)
-        if metadata:
-            unrepeated_json(metadata)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        return None
-    # More quotation marks than these would be another key's, or those of one that is repeated.
-    quotes = 2 + 4 * len(index.weight_map) + (2 + metadata.count(b'"') if metadata else 0)
-    return index.weight_map if b"\\" not in raw and raw.count(b'"') == quotes else None
+    return weight_map

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending, learned
-from surgeon.core.plan.layer_slices import Slices, sliced
-from surgeon.core.plan.learned_results import is_learned, layer_tensor, outside_tensor, result_tensors
-from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, copied, planned_layer
-from surgeon.core.plan.tied_head import outside_tensors, results_of, write_untied
+from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
+from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.learned_results import is_learned, layer_tensor
+from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, planned_layer
+from surgeon.core.plan.planned_outside import planned_outside
+from surgeon.core.plan.tied_head import outside_tensors, write_untied
 from surgeon.core.structure.layer_fields import REMOVED, LayerField
+from surgeon.core.structure.outside import outside_kind
 from surgeon.core.structure.structure import Stack, Structure
-from surgeon.errors import ArchitectureError
 
 __all__ = [
     "Adapter", "Plan", "PlannedLayer", "PlannedTensor", "adaptable_roles", "compile_config", "compile_plan",
@@ -48,43 +48,37 @@ class Adapter:
 class Plan:
     """Everything an executor needs.
 
-    outside: the tensors outside the layers.   layers: what the layers of each stack consist of.
+    outside: the tensors outside the layers.
+    layers: what each layer consists of, by what the names of its tensors begin with, such as `model.layers.7`; what is
+        stored behind the last layer under the numbers that follow is there too.
     frozen: names of tensors that later training leaves as they are.
     """
 
     structure: Structure
     outside: tuple[PlannedTensor, ...]
-    layers: Mapping[str, tuple[PlannedLayer, ...]]
+    layers: Mapping[str, PlannedLayer]
     config: Mapping[str, Any]
     adapters: tuple[Adapter, ...]
     frozen: frozenset[str]
     inserted: tuple[str, ...]
     moved: bool
+    layer_counts: Mapping[str, int]
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
-        """Every tensor once, in the order in which they are read; the first question costs some time."""
+        """Every tensor once, in the order in which they are read; who wants only sums need not ask for them."""
         order = {name: rank for rank, name in enumerate(self.structure.checkpoint.tensors)}
-        found = [*self.outside]
-        for name, layers in self.layers.items():
-            stack = self.structure.stacks[name]
-            for position, layer in enumerate(layers):
-                found += layer.tensors(f"{stack.prefix}.{position}")
-            for position, tensors in enumerate(stack.tail, start=len(layers)):
-                found += (copied(stack.tensor_name(position, suffix), tensor) for suffix, tensor in tensors.items())
-        found.sort(key=lambda one: (order.get(first_leaf(one.source, one.name), len(order)), one.name))
-        return tuple(found)
-
-    @property
-    def layer_counts(self) -> dict[str, int]:
-        """How many layers each stack has."""
-        return {name: len(layers) for name, layers in self.layers.items()}
+        inside = (tensor for prefix, layer in self.layers.items() for tensor in layer.tensors(prefix))
+        in_order = sorted(
+            (*self.outside, *inside),
+            key=lambda one: (order.get(first_leaf(one.source, one.name), len(order)), one.name),
+        )
+        return tuple(in_order)
 
     @property
     def tensor_count(self) -> int:
         """How many tensors there are."""
-        inside = sum(len(layer.models) for layers in self.layers.values() for layer in layers)
-        return len(self.outside) + inside + sum(map(len, self._tails()))
+        return len(self.outside) + sum(len(layer.layout.types) for layer in self.layers.values())
 
     @property
     def parameters(self) -> int:
@@ -94,8 +88,7 @@ class Plan:
     @property
     def trainable_parameters(self) -> int:
         """Stored elements that are not frozen."""
-        frozen = (one.parameters for name, one in self._named() if name in self.frozen)
-        return self.parameters - (sum(frozen) if self.frozen else 0)
+        return self.parameters - sum(self._frozen_parameters() if self.frozen else ())
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +100,7 @@ class Plan:
         """Whether any tensor is calculated rather than copied or filled."""
         return any(
             isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
-            for source in self._sources()
+            for source in self._made()
         )
 
     @property
@@ -119,38 +112,28 @@ class Plan:
     def pending(self) -> bool:
         """Whether a learned step has not been carried out yet: shapes are right, values are not there."""
         adapters = {one.lora.address for one in self.adapters if one.lora.address is not None}
-        return any(map(is_pending, self._sources())) or not all(map(is_learned, adapters))
+        return any(map(is_pending, self._made())) or not all(map(is_learned, adapters))
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are not frozen."""
         return tuple(tensor.name for tensor in self.tensors if tensor.name not in self.frozen)
 
-    def _parts(self) -> Iterator[PlannedTensor | PlannedLayer | Tensor]:
+    def _parts(self) -> Iterator[PlannedTensor | PlannedLayer]:
         yield from self.outside
-        for layers in self.layers.values():
-            yield from layers
-        for tensors in self._tails():
-            yield from tensors.values()
+        yield from self.layers.values()
 
-    def _named(self) -> Iterator[tuple[str, PlannedTensor | Tensor]]:
-        """Yield what is outside the layers and in them, under the names in the result."""
-        yield from ((tensor.name, tensor) for tensor in self.outside)
-        for name, layers in self.layers.items():
-            stack = self.structure.stacks[name]
-            for position, layer in enumerate(layers):
-                yield from ((stack.tensor_name(position, suffix), model) for suffix, model in layer.models.items())
-
-    def _tails(self) -> Iterator[Mapping[str, Tensor]]:
-        for name in self.layers:
-            yield from self.structure.stacks[name].tail
-
-    def _sources(self) -> Iterator[Expression]:
-        """Yield how each tensor is made that is no plain copy, and of others some."""
+    def _made(self) -> Iterator[Expression]:
+        """Yield how tensors are made, those apart that are copies of a whole layer's."""
         yield from (tensor.source for tensor in self.outside)
-        for layers in self.layers.values():
-            for layer in layers:
-                yield from layer.made.values()
+        for layer in self.layers.values():
+            yield from layer.made.values()
+
+    def _frozen_parameters(self) -> Iterator[int]:
+        yield from (tensor.parameters for tensor in self.outside if tensor.name in self.frozen)
+        for prefix, layer in self.layers.items():
+            types = layer.layout.types.items()
+            yield from (one.parameters for suffix, one in types if f"{prefix}.{suffix}" in self.frozen)
 
 
 def compile_plan(draft: Draft) -> Plan:
@@ -161,25 +144,18 @@ def compile_plan(draft: Draft) -> Plan:
     """
     structure = draft.structure
     config = compile_config(draft)
-    outside = tuple(_outside(draft))
-    planned = {
-        name: tuple(planned_layer(structure, structure.stacks[name], layers, at) for at in range(len(layers)))
-        for name, layers in draft.stacks.items()
-    }
+    outside = tuple(planned_outside(draft))
+    layers = dict(_planned_layers(draft))
     return Plan(
         structure=structure,
         outside=outside,
-        layers=planned,
+        layers=layers,
         config=config,
-        adapters=tuple(_adapters(draft, planned)),
-        frozen=frozenset(_frozen(draft, planned)),
-        inserted=tuple(
-            f"{structure.stacks[name].prefix}.{position}"
-            for name, layers in draft.stacks.items()
-            for position, layer in enumerate(layers)
-            if layer.inserted
-        ),
+        adapters=tuple(_adapters(draft, layers)),
+        frozen=frozenset(_frozen(draft, layers)),
+        inserted=tuple(prefix for _, _, prefix, layer in _placed(draft) if layer.inserted),
         moved=draft.moved,
+        layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
     )
 
 
@@ -216,83 +192,38 @@ def _write_fields(
                 part[key] = value
 
 
-def _outside(draft: Draft) -> Iterator[PlannedTensor]:
-    cut = dict(sliced(draft))
-    for name, tensor in outside_tensors(draft).items():
-        if name in draft.structure.sliced:
-            _refuse_trained(draft, name)
-            yield _cut(cut[name]) if name in cut else copied(name, tensor)
-            continue
-        planned = copied(name, tensor)
-        for address, then in results_of(draft, name):
-            planned = replace(planned, source=learned(planned.source, address, outside_tensor(then)))
-        yield planned
-
-
-def _refuse_trained(draft: Draft, name: str) -> None:
-    """Refuse a trained tensor of slices: it is not told which layers the slices were of when it was trained."""
-    if any(is_learned(address) and outside_tensor(name) in result_tensors(address) for address in draft.learned):
-        raise ArchitectureError(
-            "holds one slice for each layer, and was trained",
-            where=f"tensor {name!r}",
-            allowed="training that leaves it as it is",
-            hint="freeze the embedding before",
-        )
-
-
-def _cut(slices: Slices) -> PlannedTensor:
-    whole, axis = slices.tensor, slices.axis
-    parameters = whole.parameters // whole.shape[axis] * slices.shape[axis]
-    nbytes = whole.nbytes // whole.parameters * parameters
-    return PlannedTensor(whole.name, whole.dtype, slices.shape, slices, nbytes, parameters)
-
-
-Planned = Mapping[str, tuple[PlannedLayer, ...]]
-
-
-def _adapters(draft: Draft, planned: Planned) -> Iterator[Adapter]:
-    for stack, position, layer, one in _placed(draft, planned):
-        if not layer.lora:
-            continue
-        for suffix, tensor in one.models.items():
-            role = draft.structure.role(suffix)
-            if role in layer.lora and _is_matrix(suffix, tensor.shape):
-                (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
-                own = layer_tensor(stack.name, layer.key, suffix.removesuffix(".weight"))
-                yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
-
-
-def _frozen(draft: Draft, planned: Planned) -> Iterator[str]:
-    for stack, position, layer, one in _placed(draft, planned):
-        if layer.frozen:
-            frozen = (suffix for suffix in one.models if draft.structure.role(suffix) in layer.frozen)
-            yield from (stack.tensor_name(position, suffix) for suffix in frozen)
-    yield from (name for name in outside_tensors(draft) if outside_kind(name) in draft.frozen)
-
-
-def _placed(draft: Draft, planned: Planned) -> Iterator[tuple[Stack, int, Layer, PlannedLayer]]:
-    """Yield every layer of a draft with its stack, its position and what it consists of."""
+def _placed(draft: Draft) -> Iterator[tuple[Stack, int, str, Layer]]:
+    """Yield every layer with its stack, its position, and what the names of its tensors begin with."""
     for name, layers in draft.stacks.items():
-        for position, (layer, one) in enumerate(zip(layers, planned[name], strict=True)):
-            yield draft.structure.stacks[name], position, layer, one
+        stack = draft.structure.stacks[name]
+        yield from ((stack, position, f"{stack.prefix}.{position}", layer) for position, layer in enumerate(layers))
 
 
-_HEADS = ("head.weight", "decoder.weight")
-_HEAD_ENDS = (
-    "output.weight", "output_projection.weight", "proj_out.weight", "predictions.decoder.weight", "lm_loss.weight",
-    "pred_layer.proj.weight",
-)  # fmt: skip
-_CTRL_EMBEDDING = "transformer.w.weight"
+def _planned_layers(draft: Draft) -> Iterator[tuple[str, PlannedLayer]]:
+    for stack, position, prefix, _ in _placed(draft):
+        yield prefix, planned_layer(draft.structure, stack, draft.stacks[stack.name], position)
+    for name, layers in draft.stacks.items():
+        stack = draft.structure.stacks[name]
+        for position, behind in enumerate(stack.tail, start=len(layers)):
+            yield f"{stack.prefix}.{position}", PlannedLayer(behind.layout, behind, {})
 
 
-def outside_kind(name: str) -> str:
-    """Return which of `draft.OUTSIDE` a tensor outside the layers is."""
-    lowered = name.lower()
-    if "lm_head" in lowered or "embed_out" in lowered or lowered in _HEADS or lowered.endswith(_HEAD_ENDS):
-        return "head"
-    if any(part in lowered for part in ("embed", "wte", "wpe")) or lowered == _CTRL_EMBEDDING:
-        return "embedding"
-    return "norm"
+def _adapters(draft: Draft, planned: Mapping[str, PlannedLayer]) -> Iterator[Adapter]:
+    for stack, position, prefix, layer in _placed(draft):
+        for suffix, one in planned[prefix].layout.types.items() if layer.lora else ():
+            role = draft.structure.role(suffix)
+            if role in layer.lora and _is_matrix(suffix, one.shape):
+                (live,) = draft.structure.memory_names([f"{prefix}.{suffix}"])
+                own = layer_tensor(stack.name, layer.key, suffix.removesuffix(".weight"))
+                yield Adapter(live.removesuffix(".weight"), own, role, position, one.shape, layer.lora[role])
+
+
+def _frozen(draft: Draft, planned: Mapping[str, PlannedLayer]) -> Iterator[str]:
+    for _, _, prefix, layer in _placed(draft):
+        for suffix in planned[prefix].layout.types if layer.frozen else ():
+            if draft.structure.role(suffix) in layer.frozen:
+                yield f"{prefix}.{suffix}"
+    yield from (name for name in outside_tensors(draft) if outside_kind(name) in draft.frozen)
 
 
 def has_own_head(draft: Draft) -> bool:

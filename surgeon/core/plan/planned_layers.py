@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from surgeon.core.checkpoint.checkpoint import Tensor
-from surgeon.core.plan.draft import Layer, Original
+from surgeon.core.checkpoint.tensors import Tensor, tensor_type
+from surgeon.core.plan.draft import Layer, Original, base_tensors
 from surgeon.core.plan.end_tensors import belongs_to_places, tensors_at
-from surgeon.core.plan.expressions import Copy, Expression, express
+from surgeon.core.plan.expressions import Copy, Expression, expressions_of
+from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure
 
 
@@ -38,13 +39,23 @@ def planned(name: str, model: Tensor, source: Expression) -> PlannedTensor:
 class PlannedLayer:
     """One layer of the result. Names are those within the layer: where it stands is not part of it.
 
-    models: stored tensors of the same dtype and shape, by name.   made: how those are made that are no copies of them.
+    models: stored tensors of the same types, in the order of the layout.
+    made: how those are made that are not copied from there.
     """
 
+    layout: Layout
     models: Mapping[str, Tensor]
     made: Mapping[str, Expression]
-    parameters: int
-    nbytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Stored elements."""
+        return self.layout.parameters
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.layout.nbytes
 
     def tensors(self, prefix: str) -> Iterator[PlannedTensor]:
         """Yield the tensors of the layer where it stands, such as `model.layers.7`."""
@@ -61,9 +72,12 @@ def planned_layer(structure: Structure, stack: Stack, layers: Sequence[Layer], p
     source = layers[position].source
     if isinstance(source, Original) and not belongs_to_places(stack):
         layer = stack.layers[source.index]
-        return PlannedLayer(layer, {}, layer.layout.parameters, layer.layout.nbytes)
+        return PlannedLayer(layer.layout, layer, {})
+    express = expressions_of(structure, stack, source)
+    if not belongs_to_places(stack):
+        base = base_tensors(source, stack)
+        return PlannedLayer(base.layout, base, {suffix: express(suffix) for suffix in base})
     found = tensors_at(stack, layers, position)
     models = {suffix: model for suffix, (model, _) in found.items()}
-    made = {suffix: how or express(structure, stack, source, suffix) for suffix, (_, how) in found.items()}
-    parameters, nbytes = (sum(getattr(one, what) for one in models.values()) for what in ("parameters", "nbytes"))
-    return PlannedLayer(models, made, parameters, nbytes)
+    layout = Layout({suffix: tensor_type(model.dtype, model.shape) for suffix, model in models.items()})
+    return PlannedLayer(layout, models, {suffix: made or express(suffix) for suffix, (_, made) in found.items()})

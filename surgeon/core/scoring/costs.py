@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.core.plan.draft import Draft, base_tensors
-from surgeon.core.plan.plan import outside_kind
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence, ScoreKind, SweepScore
+from surgeon.core.structure.outside import outside_kind
 
 _SHARED = {"activations": 1.0, "inputs": 1.0, "gradients": 3.0}
 """What a pass costs for all of its scores together; a backward is two forwards."""

@@ -89,12 +89,15 @@ class LayerTensors(Mapping[str, Tensor]):
 
 def layers_of(layers: Iterable[Sequence[Run]]) -> tuple[LayerTensors, ...]:
     """Return the layers that consist of these runs; those that are built alike have the same layout."""
-    known: dict[tuple[tuple[str, ...], tuple[TensorType, ...]], Layout] = {}
+    known: list[tuple[list[str], list[TensorType], Layout]] = []
     found = []
     for runs in layers:
-        names = tuple([name for run in runs for name in run.suffixes()])
-        types = tuple([one for run in runs for one in run.types])
-        if (names, types) not in known:
-            known[names, types] = Layout(dict(zip(names, types, strict=True)))
-        found.append(LayerTensors(known[names, types], runs))
+        names = [name for run in runs for name in run.suffixes()]
+        types = [one for run in runs for one in run.types]
+        # Compared rather than hashed: a layer is mostly built as the one before it.
+        layout = next((one for suffixes, kinds, one in reversed(known) if suffixes == names and kinds == types), None)
+        if layout is None:
+            layout = Layout(dict(zip(names, types, strict=True)))
+            known.append((names, types, layout))
+        found.append(LayerTensors(layout, runs))
     return tuple(found)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import msgspec
 
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.tensors import Tensor
@@ -24,8 +26,7 @@ _EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
 """Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
 
 
-@dataclass(frozen=True)
-class Silence:
+class Silence(msgspec.Struct, frozen=True):
     """How a layer is made an exact identity: every tensor of `role` becomes the constant `value`.
 
     Zero for a projection that writes into the residual stream. For a family that normalises a sublayer's output
@@ -37,8 +38,7 @@ class Silence:
     value: float = 0.0
 
 
-@dataclass(frozen=True)
-class StackRule:
+class StackRule(msgspec.Struct, frozen=True):
     """Layers that have a count of their own: what their prefix looks like, and the config keys of the count."""
 
     name: str
@@ -46,8 +46,7 @@ class StackRule:
     count_keys: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class OutsideSlices:
+class OutsideSlices(msgspec.Struct, frozen=True):
     """Tensors outside the layers that hold one slice for each layer.
 
     pattern: a regular expression for their names.   axis: the dimension along which the slices follow each other.
@@ -59,8 +58,7 @@ class OutsideSlices:
     width_key: str
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(msgspec.Struct, frozen=True):
     """What differs between model families.
 
     model_types: values of the config's `model_type` it covers; empty for the general one.
@@ -85,7 +83,7 @@ class Family:
     fields: tuple[LayerField, ...] = ()
     silences: tuple[tuple[Silence, ...], ...] = ()
     transposed: frozenset[str] = frozenset()
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     no_identity: str = ""
