@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.plan.draft import draft_of
-from surgeon.core.plan.kv_cache import KvCache, kv_cache
+from surgeon.core.plan.kv_cache import LATENT_NOTE, KvCache, kv_cache
 from surgeon.core.selection.spans import spans
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.outside import outside_kind
@@ -43,7 +43,8 @@ def command(model: str, each: bool, as_json: bool) -> None:
 def describe(structure: Structure, model: str) -> Report:
     """Return everything that is known of a model without its weights."""
     checkpoint, draft = structure.checkpoint, draft_of(structure)
-    stacks = {name: _stack_report(structure, stack, kv_cache(draft, name)) for name, stack in structure.stacks.items()}
+    kept = {name: kv_cache(draft, name) for name in structure.stacks}
+    stacks = {name: _stack_report(structure, stack, kept[name]) for name, stack in structure.stacks.items()}
     caches = [stack["kv_cache_bytes_per_token"] for stack in stacks.values()]
     return {
         "model": model,
@@ -58,8 +59,14 @@ def describe(structure: Structure, model: str) -> Report:
         "outside": [
             {**_tensor_report(name, tensor), "kind": outside_kind(name)} for name, tensor in structure.outside.items()
         ],
-        "notes": [*structure.problems, *(note for stack in structure.stacks.values() for note in stack.notes)],
+        "notes": _notes(structure, kept.values()),
     }
+
+
+def _notes(structure: Structure, caches: Iterable[KvCache]) -> list[str]:
+    latent = any(layer.latent for cache in caches for layer in cache.layers)
+    stacks = (note for stack in structure.stacks.values() for note in stack.notes)
+    return [*structure.problems, *stacks, *([LATENT_NOTE] if latent else [])]
 
 
 def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:

@@ -1,14 +1,20 @@
 """How many bytes of key-value cache each token costs, layer by layer, from config and shapes alone.
 
 A number is given only where config and tensors agree on it; everything else is unknown, never guessed.
+
+Of multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) the latent is counted: `kv_lora_rank` numbers that keys
+and values are made of, and `qk_rope_head_dim` of the key with positions, shared by all heads. So do vLLM, SGLang and
+transformers 5.23 store it; what keeps the expanded keys and values, as older implementations do, takes more.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+from surgeon.core.checkpoint.tensors import TensorType
 from surgeon.core.plan.draft import Draft, base_tensors
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Structure
@@ -24,14 +30,24 @@ _WINDOWS = {
 _WINDOW_EVERYWHERE = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2")
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _NO_CACHE = ("mlp", "experts", "router", "norm")
+_LATENT = re.compile(r"((?:.+\.)?kv_a_proj_with_mqa)\.(.+)")
+"""Makes the latent and the key with positions. All families with latents in transformers 5.23 call it so."""
+LATENT_NOTE = (
+    "the KV cache is that of the latents, as vLLM, SGLang and transformers 5.23 keep it: kv_lora_rank and "
+    "qk_rope_head_dim numbers for each attention; expanded keys and values take more"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens."""
+    """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens.
+
+    latent: whether it is counted as latents.
+    """
 
     bytes_per_token: int | None
     window: int | None = None
+    latent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +68,14 @@ class _Attention:
     """What a layer's tensors say of its attention.
 
     widths: the outputs of its weights of two dimensions or more, by role.   dtypes: of all tensors of attention.
+    latents: the tensors of each projection that makes latents.
+    indexed: whether it has an indexer, which keeps keys of its own, in each program in another form.
     """
 
     widths: Mapping[str, int]
     dtypes: frozenset[str]
+    latents: tuple[Mapping[str, TensorType], ...]
+    indexed: bool
 
 
 def kv_cache(draft: Draft, stack: str | None = None) -> KvCache:
@@ -79,7 +99,12 @@ def _attention(structure: Structure, layout: Layout) -> _Attention:
         if len(one.shape) > 1
     }
     dtypes = (one.dtype for suffix, one in layout.types.items() if roles[suffix].startswith("attention"))
-    return _Attention(widths, frozenset(dtypes))
+    latents: dict[str, dict[str, TensorType]] = {}
+    for suffix, one in layout.types.items():
+        if match := _LATENT.fullmatch(suffix):
+            latents.setdefault(match[1], {})[match[2]] = one
+    indexed = any("indexer" in suffix for suffix in layout.types)
+    return _Attention(widths, frozenset(dtypes), tuple(latents.values()), indexed)
 
 
 def _layer_cache(
@@ -90,12 +115,35 @@ def _layer_cache(
         return LayerCache(0)  # it reads what an earlier layer keeps
     if not any(role.startswith("attention") for role in attention.widths):
         return LayerCache(0 if all(role.partition(".")[0] in _NO_CACHE for role in attention.widths) else None)
-    if (kind is not None and kind not in _ATTENDS) or "kv_lora_rank" in config or "v_head_dim" in config:
-        return LayerCache(None)  # a state of its own, or a compressed cache
-    elements = _elements(structure, attention.widths, {**config, **settings})
+    if kind is not None and kind not in _ATTENDS:
+        return LayerCache(None)  # a state of its own
+    latent = "kv_lora_rank" in config or "v_head_dim" in config
+    if latent:
+        elements = _latent_elements(structure, attention, {**config, **settings})
+    else:
+        elements = _elements(structure, attention.widths, {**config, **settings})
     element_bytes = _element_bytes(structure, config, attention.dtypes)
-    known = elements is not None and element_bytes is not None
-    return LayerCache(elements * element_bytes if known else None, _window(structure, config, kind))  # type: ignore[operator]
+    if elements is None or element_bytes is None:
+        return LayerCache(None, None if latent else _window(structure, config, kind))
+    return LayerCache(elements * element_bytes, _window(structure, config, kind), latent)
+
+
+def _latent_elements(structure: Structure, attention: _Attention, config: Mapping[str, Any]) -> int | None:
+    """Return how many numbers the latents of a layer have, if config and shapes agree on each of them."""
+    rank, rope = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    if not isinstance(rank, int) or not isinstance(rope, int) or not attention.latents or attention.indexed:
+        return None
+    quantised = bool(structure.checkpoint.config.get("quantization_config"))
+    agreed = all(_is_as_wide(tensors, rank + rope, quantised) for tensors in attention.latents)
+    return len(attention.latents) * (rank + rope) if agreed else None
+
+
+def _is_as_wide(tensors: Mapping[str, TensorType], width: int, quantised: bool) -> bool:
+    """Whether a projection has that many outputs; of a packed one, weight or scales show it in some dimension."""
+    weight = tensors.get("weight")
+    if weight is not None and len(weight.shape) == 2 and weight.shape[0] == width:
+        return True
+    return quantised and any(width in one.shape for one in tensors.values())
 
 
 def _elements(structure: Structure, outputs: Mapping[str, int], config: Mapping[str, Any]) -> int | None:
