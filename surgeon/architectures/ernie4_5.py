@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_fields import Config
 from surgeon.core.structure.structure import Family
@@ -13,8 +14,7 @@ from surgeon.errors import ArchitectureError
 _START, _END, _STEP = "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"
 
 
-@dataclass(frozen=True)
-class _ExpertRange:
+class _ExpertRange(msgspec.Struct, frozen=True):
     """The three numbers together."""
 
     key: str = _START

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_fields import Config
 from surgeon.core.structure.structure import Family
 
 
-@dataclass(frozen=True)
-class _AttentionTypes:
+class _AttentionTypes(msgspec.Struct, frozen=True):
     """`attention_types`, such as [[["global", "local"], 12]]; transformers makes `attention_layers` of it."""
 
     key: str = "attention_types"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.architectures.positions import FULL, SLIDING
 from surgeon.core.structure.layer_fields import Config, LayerIndices, PerLayerList
 from surgeon.core.structure.structure import Family
 
 
-@dataclass(frozen=True)
-class _ExpertLayers:
+class _ExpertLayers(msgspec.Struct, frozen=True):
     """`moe_layers`, or every `interleave_moe_layer_step`-th layer; the list can say all of it."""
 
     key: str = "moe_layers"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
-from surgeon.core.plan.end_tensors import SharedTensors
+from surgeon.core.structure.end_tensors import SharedTensors
 from surgeon.core.structure.layer_counts import FirstCount, Period
 from surgeon.core.structure.layer_dependencies import OrderedLayers
 from surgeon.core.structure.layer_fields import Config, LayerIndices, LayerPattern, PerLayerList, RepeatingList

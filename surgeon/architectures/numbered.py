@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from surgeon.architectures.positions import always, every, first
-from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.end_tensors import EndTensor
 from surgeon.core.structure.layer_dependencies import IndexDependent
 from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family, Silence
 from surgeon.errors import ArchitectureError
 
 
-@dataclass(frozen=True)
-class _DepthScale:
+class _DepthScale(msgspec.Struct, frozen=True):
     """`scale_depth`: each sublayer is scaled by it over the root of the layer count, so it changes with the count."""
 
     default: float

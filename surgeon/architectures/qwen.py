@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, where
 from surgeon.core.structure.layer_dependencies import OrderedLayers
@@ -12,8 +13,7 @@ from surgeon.core.structure.layer_fields import Config, LayerIndices, PerLayerLi
 from surgeon.core.structure.structure import Family
 
 
-@dataclass(frozen=True)
-class DenseLayers:
+class DenseLayers(msgspec.Struct, frozen=True):
     """`mlp_only_layers` and `decoder_sparse_step` together say which layers lack experts; the list can say it all."""
 
     default: tuple[int, ...] = ()

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from surgeon.architectures import shared
-from surgeon.core.checkpoint.checkpoint import Checkpoint, Tensor
+from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.tensors import Shard, Tensor
 from surgeon.core.registry import modules_of
 from surgeon.core.structure.layer_dependencies import UnexplainedDifference
 from surgeon.core.structure.layer_fields import LayerField, PerLayerList
 from surgeon.core.structure.layer_names import LayerNames
+from surgeon.core.structure.layouts import Layout, Run, layers_of
 from surgeon.core.structure.structure import Family, Stack, StackRule, Structure
 from surgeon.errors import ArchitectureError
 
-_NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.+)")
-Group = Mapping[int, Mapping[str, Tensor]]
+_NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.*)", re.DOTALL)
+Group = Mapping[int, Sequence[Run]]
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """A run of layers: the rule that found it, where the config speaks of it, and how many layers that gives."""
 
     name: str
@@ -54,18 +56,17 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
     Raises:
         ArchitectureError: its layers cannot be told, or a per-layer config field contradicts the weights.
     """
-    groups = _numbered_groups(checkpoint.tensors)
+    groups, loose = _numbered_groups(checkpoint.shards)
     found = _find_stacks(checkpoint, groups)
     family = _family(checkpoint.config, found[0])
     stacks = {one.name: _stack(one, groups[one.prefix], checkpoint.config, family) for one in found}
-    inside = {
-        tensor.name for stack in stacks.values() for layer in (*stack.layers, *stack.tail) for tensor in layer.values()
-    }
+    inside = {stack.prefix for stack in stacks.values()}
+    others = [group for prefix, group in groups.items() if prefix not in inside]
     return Structure(
         checkpoint=checkpoint,
         family=family,
         stacks=stacks,
-        outside={name: tensor for name, tensor in checkpoint.tensors.items() if name not in inside},
+        outside=_outside(checkpoint, loose, others),
         role_rules=tuple((re.compile(pattern), role) for pattern, role in family.roles),
         default_stack=found[0].name,
         outputs=shared.OUTPUTS,
@@ -79,7 +80,7 @@ def _family(config: Mapping[str, Any], found: _Found) -> Family:
     declared = [known[model_type] for model_type in dict.fromkeys(types) if model_type in known]
     special = declared[-1] if declared else Family()
     own = {key for field in special.fields for key in (field.key, *field.replaces)}
-    return replace(
+    return msgspec.structs.replace(
         special,
         roles=(*special.roles, *shared.ROLES),
         in_memory=(*(rule for family in declared for rule in family.in_memory), *shared.IN_MEMORY),
@@ -87,14 +88,35 @@ def _family(config: Mapping[str, Any], found: _Found) -> Family:
     )
 
 
-def _numbered_groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, dict[str, Tensor]]]:
-    groups: dict[str, dict[int, dict[str, Tensor]]] = {}
-    for name, tensor in tensors.items():
-        match = _NUMBERED.fullmatch(name)
-        if match:
-            layer = groups.setdefault(match["prefix"], {}).setdefault(int(match["index"]), {})
-            layer[match["suffix"]] = tensor
-    return groups
+def _numbered_groups(shards: Sequence[Shard]) -> tuple[dict[str, dict[int, list[Run]]], list[Run]]:
+    """Return where the tensors of what is numbered are, by prefix and number, and where all others are."""
+    groups: dict[str, dict[int, list[Run]]] = {}
+    loose: list[Run] = []
+    for shard in shards:
+        names, first = shard.names, 0
+        while first < len(names):
+            match = _NUMBERED.fullmatch(names[first])
+            end = first + 1
+            if match is None:
+                loose.append(Run(shard, first, end))
+            else:
+                # A layer's tensors mostly follow each other: only the first of a run is taken apart.
+                start = names[first][: match.start("suffix")]
+                while end < len(names) and names[end].startswith(start):
+                    end += 1
+                runs = groups.setdefault(match["prefix"], {}).setdefault(int(match["index"]), [])
+                # `layers.01.` is no other spelling of `layers.1.`.
+                (runs if not runs or runs[0].prefix == start else loose).append(Run(shard, first, end, start))
+            first = end
+    return groups, loose
+
+
+def _outside(checkpoint: Checkpoint, loose: Sequence[Run], others: Sequence[Group]) -> dict[str, Tensor]:
+    """Return the tensors that belong to no stack, in the order of the shards."""
+    rank = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
+    numbered = (run for group in others for runs in group.values() for run in runs)
+    in_order = sorted((*loose, *numbered), key=lambda run: (rank[run.shard.path], run.first))
+    return {tensor.name: tensor for run in in_order for tensor in run.tensors}
 
 
 def _config_parts(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -153,7 +175,7 @@ def _alone(found: _Found, part: Mapping[str, Any]) -> _Found:
     keys = dict.fromkeys(
         (*found.count_keys, *(key for rule in shared.STACKS for key in rule.count_keys if part.get(key) == found.count))
     )
-    return replace(found, count_keys=tuple(keys))
+    return msgspec.structs.replace(found, count_keys=tuple(keys))
 
 
 def _counts(part: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -176,7 +198,10 @@ def _prefix_with(groups: Mapping[str, Group], count: int) -> str | None:
     fitting = [prefix for prefix, group in groups.items() if _fits(group, count) and count > 0]
     fitting = [prefix for prefix in fitting if not re.search(shared.OTHER_TOWERS, prefix)] or fitting
     exact = [prefix for prefix in fitting if len(groups[prefix]) == count]
-    return max(exact or fitting, key=lambda prefix: _parameters(groups[prefix]), default=None)
+    fitting = exact or fitting
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    return max(fitting, key=lambda prefix: _parameters(groups[prefix]))
 
 
 def _refuse_siblings(prefix: str, groups: Mapping[str, Group], checkpoint: Checkpoint) -> None:
@@ -196,7 +221,7 @@ def _refuse_siblings(prefix: str, groups: Mapping[str, Group], checkpoint: Check
 
 
 def _parameters(group: Group) -> int:
-    return sum(tensor.parameters for layer in group.values() for tensor in layer.values())
+    return sum(one.parameters for runs in group.values() for run in runs for one in run.types)
 
 
 def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Family) -> Stack:
@@ -214,20 +239,20 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
         field.key: field.read(where, count) or () for where, some in ((part, fields), (config, root)) for field in some
     }
     settings = [{key: values[index] for key, values in readings.items()} for index in range(count)]
-    layers = tuple(group[index] for index in range(count))
-    unexplained = _unexplained(layers, settings)
+    layers = layers_of([group[index] for index in range(len(group))])
+    unexplained = _unexplained([layer.layout for layer in layers[:count]], settings)
     if unexplained:
         fields.append(unexplained)
         settings = [
             {**setting, unexplained.key: build} for setting, build in zip(settings, unexplained.builds, strict=True)
         ]
-    tail = tuple(group[index] for index in range(count, len(group)))
+    tail = layers[count:]
     return Stack(
         name=found.name,
         prefix=found.prefix,
         config_path=found.path,
         count_keys=found.count_keys,
-        layers=layers,
+        layers=layers[:count],
         settings=tuple(settings),
         fields=tuple(fields),
         root_fields=tuple(root),
@@ -236,11 +261,13 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
     )
 
 
-def _unexplained(
-    layers: Sequence[Mapping[str, Tensor]], settings: Sequence[Mapping[str, Any]]
-) -> UnexplainedDifference | None:
+def _unexplained(layouts: Sequence[Layout], settings: Sequence[Mapping[str, Any]]) -> UnexplainedDifference | None:
     """Find layers of which the config says the same, but which are built differently."""
-    builds = [frozenset((suffix, tensor.shape) for suffix, tensor in layer.items()) for layer in layers]
+    known = {
+        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
+        for layout in dict.fromkeys(layouts)
+    }
+    builds = [known[layout] for layout in layouts]
     kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
     seen: dict[str, int] = {}
     clash = any(

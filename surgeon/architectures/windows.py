@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.architectures.positions import FULL, SLIDING, every, first
-from surgeon.core.plan.end_tensors import EndTensor
+from surgeon.core.structure.end_tensors import EndTensor
 from surgeon.core.structure.layer_fields import Config, Derived, PerLayerList
 from surgeon.core.structure.structure import Family, Silence
 

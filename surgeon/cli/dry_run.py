@@ -69,28 +69,27 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Folded:
-    """A recipe and the drafts after each of its steps, the base first."""
+    """A recipe, the drafts after each of its steps, the base first, and the plan of the last."""
 
     recipe: Recipe
     drafts: tuple[Draft, ...]
+    plan: Plan
     reports: tuple[StepReport, ...]
     unknown: str = ""
 
     @property
     def dry_run(self) -> DryRun:
         """The report on all of it."""
-        draft = self.drafts[-1]
-        plan = compile_plan(draft)
-        trainable = set(plan.trainable)
+        draft, plan = self.drafts[-1], self.plan
         return DryRun(
             model=self.recipe.base.model,
             steps=self.reports,
             config=config_changes(draft.structure.checkpoint.config, plan.config),
             layers=len(draft.layers()),
-            tensors=len(plan.tensors),
+            tensors=plan.tensor_count,
             parameters=plan.parameters,
             bytes=plan.nbytes,
-            trainable_parameters=sum(tensor.parameters for tensor in plan.tensors if tensor.name in trainable),
+            trainable_parameters=plan.trainable_parameters,
             adapters=len(plan.adapters),
             writes=_writes(plan),
             kv_cache_bytes_per_token=kv_cache(draft).bytes_per_token,
@@ -112,7 +111,8 @@ def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
         CheckpointError, ArchitectureError, RecipeError: the model cannot be read, or a step does not fit it.
     """
     checkpoint = open_checkpoint(locate_model(recipe.base.model))
-    recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(where or "recipe"))
+    if recipe.base.fingerprint:  # that of hundreds of gigabytes takes seconds: not in vain
+        recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(where or "recipe"))
     drafts = [draft_of(read_structure(checkpoint))]
     reports: list[StepReport] = []
     plan, exact = compile_plan(drafts[0]), True
@@ -124,26 +124,25 @@ def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
         except (RecipeError, ArchitectureError) as error:
             if exact:
                 raise
-            return Folded(
-                recipe, tuple(drafts), tuple(reports), f"whether steps[{number}] fits is known only then: {error.what}"
-            )
+            unknown = f"whether steps[{number}] fits is known only then: {error.what}"
+            return Folded(recipe, tuple(drafts), plan, tuple(reports), unknown)
         exact = exact and not assumed
         reports.append(_report(number, step, drafts[-1], draft, (plan, after), tuple(assumed), exact))
         drafts.append(draft)
         plan = after
-    return Folded(recipe, tuple(drafts), tuple(reports))
+    return Folded(recipe, tuple(drafts), plan, tuple(reports))
 
 
 def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
     """Return a score in which all layers and matrices are alike for each one that is not there yet."""
-    if step.resolved is not None:
+    if step.resolved is not None or not step.operation.ranked():
         return {}
     stack, layers = draft.structure.stack(step.operation.stack), draft.layers(step.operation.stack)
     values = {layer.key: 0.0 for layer in layers}
-    matrices = {
-        layer.key: {name: 0.0 for name, one in base_tensors(layer.source, stack).items() if len(one.shape) >= 2}
-        for layer in layers
+    alike = {
+        layout: {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2} for layout in stack.layouts
     }
+    matrices = {layer.key: alike[base_tensors(layer.source, stack).layout] for layer in layers}
     origin = Provenance(fingerprint="")
     return {
         ranked: Score(name=ranked.by, values=values, matrices=matrices, provenance=origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -77,7 +78,9 @@ class SurgeonGroup(click.Group):
         if self.get_command(ctx, args[0]) is None:
             _refuse_misspelt(ctx, args[0], self.list_commands(ctx))
             args = ["open", *args]
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        gc.freeze()  # what was imported stays: looking for garbage in it costs as much as looking at a model
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands in two lists, without importing them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +96,8 @@ def _bar_text(body: Progress) -> str:
     bar = f"{what}  {'█' * cells}{'░' * (_BAR_CELLS - cells)} {min(done / total, 1):4.0%}  {count}"
     if is_training(body.figures):
         bar = "  ".join([bar, *_training_text(body.figures)])
+    import shutil  # late: with it come all ways of packing files
+
     return bar[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be redrawn
 
 

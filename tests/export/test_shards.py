@@ -37,9 +37,11 @@ def filled(name: str, value: float, shape: tuple[int, ...], dtype: str = "BF16")
 
 
 def plan_of(*tensors: PlannedTensor) -> Plan:
-    """Return a plan of nothing but tensors."""
+    """Return a plan of nothing but tensors, in this order."""
     fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Plan))
-    return Plan(**{**fields, "tensors": tensors})
+    plan = Plan(**{**fields, "outside": tensors, "layers": {}})
+    vars(plan)["tensors"] = tensors
+    return plan
 
 
 def write(plan: Plan, directory: Path) -> list[int]:

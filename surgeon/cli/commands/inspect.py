@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import click
@@ -12,12 +13,14 @@ import click
 from surgeon.architectures.reading import read_structure
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json
-from surgeon.core.checkpoint.checkpoint import Tensor, open_checkpoint
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.plan.draft import draft_of
-from surgeon.core.plan.kv_cache import KvCache, kv_cache
-from surgeon.core.plan.plan import outside_kind
-from surgeon.core.selection.selection import spans
+from surgeon.core.plan.kv_cache import LATENT_NOTE, KvCache, kv_cache
+from surgeon.core.selection.spans import spans
+from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.outside import outside_kind
 from surgeon.core.structure.structure import Stack, Structure
 
 Report = dict[str, Any]
@@ -40,7 +43,8 @@ def command(model: str, each: bool, as_json: bool) -> None:
 def describe(structure: Structure, model: str) -> Report:
     """Return everything that is known of a model without its weights."""
     checkpoint, draft = structure.checkpoint, draft_of(structure)
-    stacks = {name: _stack_report(structure, stack, kv_cache(draft, name)) for name, stack in structure.stacks.items()}
+    kept = {name: kv_cache(draft, name) for name in structure.stacks}
+    stacks = {name: _stack_report(structure, stack, kept[name]) for name, stack in structure.stacks.items()}
     caches = [stack["kv_cache_bytes_per_token"] for stack in stacks.values()]
     return {
         "model": model,
@@ -48,62 +52,74 @@ def describe(structure: Structure, model: str) -> Report:
         "model_type": structure.model_type,
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.nbytes,
-        "dtypes": _dtypes(checkpoint.tensors.values()),
+        "dtypes": _largest_first(checkpoint.dtype_parameters),
         "kv_cache_bytes_per_token": None if None in caches else sum(caches),
         "stacks": stacks,
         "roles": _role_reports(structure),
         "outside": [
             {**_tensor_report(name, tensor), "kind": outside_kind(name)} for name, tensor in structure.outside.items()
         ],
-        "notes": [*structure.problems, *(note for stack in structure.stacks.values() for note in stack.notes)],
+        "notes": _notes(structure, kept.values()),
     }
 
 
+def _notes(structure: Structure, caches: Iterable[KvCache]) -> list[str]:
+    latent = any(layer.latent for cache in caches for layer in cache.layers)
+    stacks = (note for stack in structure.stacks.values() for note in stack.notes)
+    return [*structure.problems, *stacks, *([LATENT_NOTE] if latent else [])]
+
+
 def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:
+    built = {layout: _layout_report(structure, layout) for layout in stack.layouts}
     layers = []
-    for position, tensors in enumerate(stack.layers):
+    for position, layout in enumerate(layer.layout for layer in stack.layers):
         layers.append({
             "position": position,
-            **_sums(tensors.values()),
+            "parameters": layout.parameters,
+            "bytes": layout.nbytes,
+            "dtypes": _largest_first(layout.dtype_parameters),
             "kv_cache_bytes_per_token": cache.layers[position].bytes_per_token,
             "window": cache.layers[position].window,
             "settings": dict(stack.settings[position]),
-            "tensors": [
-                {**_tensor_report(suffix, tensor), "role": structure.role(suffix)} for suffix, tensor in tensors.items()
-            ],
+            "tensors": built[layout],
         })  # fmt: skip
     return {"prefix": stack.prefix, "kv_cache_bytes_per_token": cache.bytes_per_token, "layers": layers}
 
 
-def _sums(tensors: Any) -> Report:
-    found = list(tensors)
-    return {
-        "parameters": sum(tensor.parameters for tensor in found),
-        "bytes": sum(tensor.nbytes for tensor in found),
-        "dtypes": _dtypes(found),
-    }
+def _layout_report(structure: Structure, layout: Layout) -> list[Report]:
+    roles = structure.roles_of(layout)
+    return [{**_tensor_report(suffix, one), "role": roles[suffix]} for suffix, one in layout.types.items()]
 
 
-def _dtypes(tensors: Any) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.dtype] += tensor.parameters
-    return dict(counts.most_common())
-
-
-def _tensor_report(name: str, tensor: Tensor) -> Report:
+def _tensor_report(name: str, tensor: Tensor | TensorType) -> Report:
     return {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype, "bytes": tensor.nbytes}
 
 
+def _largest_first(parameters: Mapping[str, int]) -> dict[str, int]:
+    return dict(Counter(parameters).most_common())
+
+
 def _role_reports(structure: Structure) -> dict[str, Report]:
-    found: dict[str, list[Tensor]] = {}
-    for stack in structure.stacks.values():
-        for layer in stack.layers:
-            for suffix, tensor in layer.items():
-                found.setdefault(structure.role(suffix), []).append(tensor)
+    """Return what the tensors of each role come to; layers built alike are looked at once."""
+    found: dict[str, Counter[TensorType]] = {}
+    layers = Counter(layer.layout for stack in structure.stacks.values() for layer in stack.layers)
+    for layout, times in layers.items():
+        roles = structure.roles_of(layout)
+        for suffix, one in layout.types.items():
+            found.setdefault(roles[suffix], Counter())[one] += times
+    return {role: _role_report(tensors) for role, tensors in found.items()}
+
+
+def _role_report(tensors: Mapping[TensorType, int]) -> Report:
+    parameters: dict[str, int] = {}
+    for one, times in tensors.items():
+        parameters[one.dtype] = parameters.get(one.dtype, 0) + times * one.parameters
     return {
-        role: {"tensors": len(tensors), "shapes": sorted({tensor.shape for tensor in tensors}), **_sums(tensors)}
-        for role, tensors in found.items()
+        "tensors": sum(tensors.values()),
+        "shapes": sorted({one.shape for one in tensors}),
+        "parameters": sum(parameters.values()),
+        "bytes": sum(times * one.nbytes for one, times in tensors.items()),
+        "dtypes": _largest_first(parameters),
     }
 
 
@@ -169,10 +185,7 @@ def _total(reports: Sequence[Report], key: str) -> int:
 
 
 def _elements(tensor: Report) -> int:
-    count = 1
-    for size in tensor["shape"]:
-        count *= size
-    return count
+    return prod(tensor["shape"])
 
 
 def _plain_settings(settings: Mapping[str, Any]) -> Report:

@@ -5,27 +5,27 @@ Everything that a broken or hostile directory can lie about is checked here, onc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
-from surgeon.core.checkpoint.headers import Tensor, read_header, unrepeated_json
+from surgeon.core.checkpoint.headers import read_header
+from surgeon.core.checkpoint.shard_index import INDEX, ShardIndex, read_index
+from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 from surgeon.errors import CheckpointError
 
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
 
-INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Weights in other formats: they would no longer be those of this model.
@@ -41,25 +41,42 @@ _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dty
 class Checkpoint:
     """A directory of config, shards and side files that has been checked.
 
-    `tensors` is in the order of the shards and of the offsets within them. `side_files` are paths relative to
+    `side_files` are paths relative to
     `path` of everything that travels unchanged: tokenizer, generation config, chat template, licence, code.
     """
 
     path: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    shards: tuple[Shard, ...]
     side_files: tuple[str, ...]
     metadata: Mapping[str, str]
 
     @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by name, in the order of the shards and of the offsets within them."""
+        return MappingProxyType({tensor.name: tensor for shard in self.shards for tensor in shard.tensors})
+
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(one.nbytes * times for one, times in self._types.items())
 
     @cached_property
     def parameters(self) -> int:
         """Stored elements; a tied tensor counts once."""
-        return sum(tensor.parameters for tensor in self.tensors.values())
+        return sum(self.dtype_parameters.values())
+
+    @cached_property
+    def dtype_parameters(self) -> dict[str, int]:
+        """Stored elements of each dtype, in the order in which the dtypes occur."""
+        found: dict[str, int] = {}
+        for one, times in self._types.items():
+            found[one.dtype] = found.get(one.dtype, 0) + one.parameters * times
+        return found
+
+    @cached_property
+    def _types(self) -> Counter[TensorType]:
+        return Counter(chain.from_iterable(shard.types for shard in self.shards))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -72,6 +89,8 @@ class Checkpoint:
             return self._digest()
 
     def _digest(self) -> str:
+        import hashlib  # late: with it comes OpenSSL, and who looks at a model needs neither
+
         digest = hashlib.sha256()
         config = {key: value for key, value in self.config.items() if key not in _VOLATILE_CONFIG}
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -122,32 +141,56 @@ def _explaining(path: Path) -> Iterator[None]:
 
 def _open(path: Path) -> Checkpoint:
     config = _read_config(path)
-    shards, weight_map = _find_shards(path)
-    tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
-    for shard in shards:
-        found, shard_metadata = read_header(shard)
-        metadata.update(shard_metadata)
-        for tensor in found:
-            if tensor.name in tensors:
-                raise CheckpointError(
-                    f"tensor {tensor.name!r} is also in {tensors[tensor.name].shard.name}",
-                    where=str(shard),
-                    allowed="each tensor in one shard",
-                    hint="download or save the checkpoint again",
-                )
-            tensors[tensor.name] = tensor
-    if weight_map is not None:
-        _check_index(path / INDEX, weight_map, tensors)
-    if not tensors:
+    paths, index = _find_shards(path)
+    shards = _read_shards(paths, index)
+    if not any(shard.names for shard in shards):
         raise CheckpointError("holds no tensors", where=str(path), hint="check that the download is complete")
     return Checkpoint(
         path=path,
         config=MappingProxyType(config),
-        tensors=MappingProxyType(tensors),
-        side_files=tuple(_side_files(path, {shard.name for shard in shards})),
-        metadata=MappingProxyType(metadata),
+        shards=tuple(shards),
+        side_files=tuple(_side_files(path, {shard.name for shard in paths.values()})),
+        metadata=MappingProxyType({key: value for shard in shards for key, value in shard.metadata.items()}),
     )
+
+
+def _read_shards(paths: Mapping[str, Path], index: ShardIndex | None) -> list[Shard]:
+    """Read the headers of all shards, and see that each tensor is in one of them, the one that the index says."""
+    shards: list[Shard] = []
+    agreed = index is not None
+    for name, path in paths.items():
+        try:
+            shard = read_header(path)
+        except (CheckpointError, OSError):
+            _homes(shards)  # what is wrong with those before it is told first
+            raise
+        listed = index.names[name] if index else ()
+        if listed == shard.names:
+            shard = replace(shard, names=listed)  # the same texts: of 90,000 names, once in memory is enough
+        else:
+            agreed = agreed and set(listed) == set(shard.names)
+        shards.append(shard)
+    if not agreed:  # the index lists each tensor once: else a shard may repeat another's
+        homes = _homes(shards)
+        if index is not None:
+            index.check(homes)
+    return shards
+
+
+def _homes(shards: Iterable[Shard]) -> Mapping[str, Path]:
+    """Return the shard of each tensor; refuse one that is in two."""
+    homes: dict[str, Path] = {}
+    for shard in shards:
+        for name in shard.names:
+            first = homes.setdefault(name, shard.path)
+            if first is not shard.path:
+                raise CheckpointError(
+                    f"tensor {name!r} is also in {first.name}",
+                    where=str(shard.path),
+                    allowed="each tensor in one shard",
+                    hint="download or save the checkpoint again",
+                )
+    return homes
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -178,14 +221,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _find_shards(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+def _find_shards(path: Path) -> tuple[Mapping[str, Path], ShardIndex | None]:
+    """Return the shards by name, in order, and their index, if there is one."""
     if (path / INDEX).is_file():
-        return _shards_of_index(path)
+        index = read_index(path)
+        return index.paths, index
     if (path / SINGLE).is_file():
-        return [path / SINGLE], None
+        return {SINGLE: path / SINGLE}, None
     strays = sorted(path.glob("*.safetensors"))
     if len(strays) == 1 and not re.search(r"-\d+-of-\d+", strays[0].name):
-        return strays, None
+        return {strays[0].name: strays[0]}, None
     if strays:
         raise CheckpointError(
             f"{len(strays)} of several safetensors files, but no {INDEX}",
@@ -213,52 +258,6 @@ def _conversion(path: Path) -> str:
         "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
     )
     return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
-
-
-def _shards_of_index(path: Path) -> tuple[list[Path], dict[str, str]]:
-    where = path / INDEX
-    try:
-        weight_map = msgspec.convert(unrepeated_json(where.read_bytes())["weight_map"], dict[str, str])
-    except (msgspec.ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"has no readable weight_map: {error}",
-            where=str(where),
-            allowed='{"weight_map": {TENSOR: FILE, …}}',
-            hint="download it again",
-        ) from error
-    names = list(dict.fromkeys(weight_map.values()))
-    for name in names:
-        inside = Path(name)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name or inside.suffix != ".safetensors":
-            raise CheckpointError(
-                f"names {name!r}, which is not a safetensors file inside the directory",
-                where=str(where),
-                allowed="relative *.safetensors paths without '..'",
-                hint="do not trust this checkpoint",
-            )
-        if not (path / inside).is_file():
-            raise CheckpointError(
-                f"names {name!r}, which is missing",
-                where=str(where),
-                hint="the download is incomplete: fetch that file again",
-            )
-    return [path / name for name in sorted(names)], weight_map
-
-
-def _check_index(where: Path, weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            raise CheckpointError(
-                f"promises tensor {name!r} in {shard}, which does not hold it",
-                where=str(where),
-                hint="index and shards are of different downloads: fetch all of them again",
-            )
-        if tensors[name].shard != where.parent / shard:
-            raise CheckpointError(
-                f"puts {name!r} in {shard}, but it is in {tensors[name].shard.name}",
-                where=str(where),
-                hint="index and shards are of different downloads: fetch all of them again",
-            )
 
 
 def _side_files(path: Path, shards: set[str]) -> list[str]:

@@ -9,8 +9,6 @@ import os
 import re
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_state_path
-
 from surgeon.errors import CheckpointError
 
 DEMO = "demo"
@@ -20,12 +18,16 @@ _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken
 
 def cache_directory() -> Path:
     """Where surgeon keeps what it can make again; `SURGEON_CACHE` moves it."""
+    from platformdirs import user_cache_path  # late: looking at a model takes no longer than its own import
+
     moved = os.environ.get("SURGEON_CACHE")
     return Path(moved) if moved else user_cache_path("surgeon")
 
 
 def state_directory() -> Path:
     """Where journals of unnamed recipes and the worker's logs live; `SURGEON_STATE` moves it."""
+    from platformdirs import user_state_path
+
     moved = os.environ.get("SURGEON_STATE")
     return Path(moved) if moved else user_state_path("surgeon")
 

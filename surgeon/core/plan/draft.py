@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
+from surgeon.core.structure.layouts import LayerTensors
 from surgeon.core.structure.structure import Stack, Structure
 
 OUTSIDE = ("embedding", "head", "norm")
@@ -147,13 +147,13 @@ class Draft:
         weights: Any = {name: [layer.source for layer in layers] for name, layers in self.stacks.items()}
         if self.learned or self.untied is not None:
             weights = (weights, self.learned, self.untied)
-        return hashlib.sha256(msgspec.json.encode(weights, order="deterministic")).hexdigest()[:16]
+        return _digest_of(weights)
 
     @property
     def adapted_digest(self) -> str:
         """Sixteen hex digits that name the weights, their order and the adapters on them."""
         lora = {name: [sorted(layer.lora.items()) for layer in layers] for name, layers in self.stacks.items()}
-        return hashlib.sha256(msgspec.json.encode((self.digest, lora), order="deterministic")).hexdigest()[:16]
+        return _digest_of((self.digest, lora))
 
     def is_what(self, digest: str) -> bool:
         """Whether a score with this digest in its provenance was measured on this draft."""
@@ -171,6 +171,12 @@ class Draft:
         while f"{parent.key}+{number}" in taken:
             number += 1
         return f"{parent.key}+{number}"
+
+
+def _digest_of(plain: Any) -> str:
+    import hashlib  # late: with it comes OpenSSL, and who looks at a model needs neither
+
+    return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:16]
 
 
 def draft_of(structure: Structure) -> Draft:
@@ -192,6 +198,6 @@ def leaf(source: Source) -> int:
     return source.index
 
 
-def base_tensors(source: Source, stack: Stack) -> Mapping[str, Any]:
+def base_tensors(source: Source, stack: Stack) -> LayerTensors:
     """Return the tensors, by name within the layer, that give a source its names and shapes."""
     return stack.layers[leaf(source)]

@@ -1,4 +1,4 @@
-"""Tensors that transformers builds only in the first or the last layer, or only elsewhere, and no config field says so.
+"""Layers that come to a place where transformers builds other tensors: see `structure/end_tensors.py`.
 
 A layer that comes to such a place, or leaves it, gets a constant in place of what it lacks, or goes without what it
 has, where that changes nothing. Else it is refused.
@@ -7,78 +7,21 @@ has, where that changes nothing. Else it is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from surgeon.core.checkpoint.checkpoint import Tensor
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Identity, Layer, Original, Source, Truncated, base_tensors
 from surgeon.core.plan.expressions import Copy, Expression, Fill
-from surgeon.core.structure.layer_fields import Config
+from surgeon.core.structure.end_tensors import EndTensor, SharedTensors
 from surgeon.core.structure.structure import Stack
 from surgeon.errors import ArchitectureError
 
-
-@dataclass(frozen=True)
-class EndTensor:
-    """Tensors of the first layer or the last alone, or of all others alone.
-
-    key: says in words what they are.   pattern: a regular expression for their names within the layer.
-    last: whether the last layer is meant rather than the first.   elsewhere: whether all but that layer have them.
-    neutral: the constant with which a layer that lacks them is the same; None if there is none.
-    silent: the constant that an identity can have, which is the same with any; None where they act outside of it.
-    spare: whether any layer says the same without them where they are not built; an identity always does.
-    """
-
-    key: str
-    pattern: str
-    last: bool = False
-    elsewhere: bool = False
-    neutral: float | None = None
-    silent: float | None = None
-    spare: bool = False
-    replaces: tuple[str, ...] = ()
-
-    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return True for the layer at that end: it explains why it is built differently."""
-        del config
-        return tuple(index == (count - 1 if self.last else 0) for index in range(count))
-
-    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write nothing; whether the layers fit their places is looked at tensor by tensor."""
-        del values, config
-        return {}
-
-    def belongs(self, position: int, count: int) -> bool:
-        """Whether a layer at this position is built with them."""
-        return (position == (count - 1 if self.last else 0)) != self.elsewhere
-
-
-@dataclass(frozen=True)
-class SharedTensors:
-    """Tensors that the first of some layers holds for all of them, such as Zamba's shared block.
-
-    key: says in words what they are.   pattern: a regular expression for their names within the layer.
-    members: gives the numbers of these layers.
-    """
-
-    key: str
-    pattern: str
-    members: Callable[[Config, int], Sequence[int]]
-    replaces: tuple[str, ...] = ()
-
-    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
-        """Return whether each layer is one of them, and whether it is the first."""
-        members = self.members(config, count)
-        return tuple((index in members, index == members[0]) for index in range(count)) if members else None
-
-    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
-        """Write nothing; who holds them is looked at tensor by tensor."""
-        del values, config
-        return {}
-
-
 Found = dict[str, tuple[Tensor, Expression | None]]
+
+
+def belongs_to_places(stack: Stack) -> bool:
+    """Whether what a layer consists of depends on where it stands."""
+    return any(isinstance(field, EndTensor | SharedTensors) for field in stack.fields)
 
 
 def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.checkpoint.dtypes import FLOATS
-from surgeon.core.plan.draft import Identity, Learned, Original, Source, Truncated, Truncation, base_tensors
+from surgeon.core.checkpoint.tensors import Tensor
+from surgeon.core.plan.draft import (
+    Identity,
+    Learned,
+    Mean,
+    Original,
+    Source,
+    Truncated,
+    Truncation,
+    base_tensors,
+)
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
 from surgeon.core.structure.fused import Piece, pieces_of
-from surgeon.core.structure.structure import OTHER, Stack, Structure
+from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
 
@@ -61,52 +71,99 @@ def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> 
     Raises:
         ArchitectureError: it would have to be calculated from a dtype that surgeon only moves.
     """
+    return expressions_of(structure, stack, source)(suffix)
+
+
+def expressions_of(structure: Structure, stack: Stack, source: Source) -> Callable[[str], Expression]:
+    """Return what tells how each tensor of a layer from `source` is made, by its name; it raises as `express` does."""
     if isinstance(source, Original):
-        return Copy(stack.layers[source.index][suffix])
+        stored = stack.layers[source.index]
+        return lambda suffix: Copy(stored[suffix])
     if isinstance(source, Identity):
-        constant = _silenced(structure, stack, source, suffix)
-        return express(structure, stack, source.of, suffix) if constant is None else Fill(constant)
+        return _silenced(structure, stack, source)
     if isinstance(source, Truncated):
-        return _truncated(structure, stack, source, suffix)
+        return _truncated(structure, stack, source)
     if isinstance(source, Learned):
-        inner = express(structure, stack, source.of, suffix)
-        return learned(inner, source.address, layer_tensor(stack.name, source.key, suffix))
-    parts = tuple(express(structure, stack, part, suffix) for part in source.parts)
-    if all(part == parts[0] for part in parts):
-        return parts[0]
-    dtype = base_tensors(source, stack)[suffix].dtype
-    if dtype not in FLOATS:
-        raise ArchitectureError(
-            f"has dtype {dtype}, of which no mean can be taken",
-            where=f"tensor {suffix!r}",
-            allowed=", ".join(FLOATS),
-            hint="copy the layer instead: that only moves bytes",
-        )
-    return MeanOf(parts)
+        return _learned(structure, stack, source)
+    return _averaged(structure, stack, source)
+
+
+def _silenced(structure: Structure, stack: Stack, source: Identity) -> Callable[[str], Expression]:
+    inner = expressions_of(structure, stack, source.of)
+    constants = {silence.role: silence.value for silence in reversed(structure.silence(base_tensors(source, stack)))}
+
+    def made(suffix: str) -> Expression:
+        constant = constants.get(structure.role(suffix))
+        return inner(suffix) if constant is None else Fill(constant)
+
+    return made
+
+
+def _truncated(structure: Structure, stack: Stack, source: Truncated) -> Callable[[str], Expression]:
+    inner = expressions_of(structure, stack, source.of)
+    model = base_tensors(source, stack).layout.types
+
+    def made(suffix: str) -> Expression:
+        of, dtype = inner(suffix), model[suffix].dtype
+        pieces = truncated_pieces(structure, stack, source, suffix, model[suffix].shape)
+        if not pieces or isinstance(of, Fill):
+            return of
+        if dtype not in FLOATS:
+            raise ArchitectureError(
+                f"has dtype {dtype}, of which no singular values can be taken",
+                where=f"tensor {suffix!r}",
+                allowed=", ".join(FLOATS),
+                hint="dequantise the checkpoint first",
+            )
+        return TruncatedOf(of, pieces, source.how)
+
+    return made
+
+
+def _learned(structure: Structure, stack: Stack, source: Learned) -> Callable[[str], Expression]:
+    inner = expressions_of(structure, stack, source.of)
+    # Asked for once a layer: looking whether a result is there is a call of the system.
+    result = _result(source.address)
+    return lambda suffix: _of_result(
+        inner(suffix), result, source.address, layer_tensor(stack.name, source.key, suffix)
+    )
+
+
+def _averaged(structure: Structure, stack: Stack, source: Mean) -> Callable[[str], Expression]:
+    inner = [expressions_of(structure, stack, part) for part in source.parts]
+    model = base_tensors(source, stack).layout.types
+
+    def made(suffix: str) -> Expression:
+        parts = tuple(part(suffix) for part in inner)
+        if all(part == parts[0] for part in parts):
+            return parts[0]
+        dtype = model[suffix].dtype
+        if dtype not in FLOATS:
+            raise ArchitectureError(
+                f"has dtype {dtype}, of which no mean can be taken",
+                where=f"tensor {suffix!r}",
+                allowed=", ".join(FLOATS),
+                hint="copy the layer instead: that only moves bytes",
+            )
+        return MeanOf(parts)
+
+    return made
 
 
 def learned(inner: Expression, address: str, name: str) -> Expression:
     """Return the tensor `name` of a learned result, or `inner` where the result left it as it was."""
-    if not is_learned(address):
+    return _of_result(inner, _result(address), address, name)
+
+
+def _result(address: str) -> Mapping[str, Tensor] | None:
+    return result_tensors(address) if is_learned(address) else None
+
+
+def _of_result(inner: Expression, result: Mapping[str, Tensor] | None, address: str, name: str) -> Expression:
+    if result is None:
         return LearnedOf(inner, address)
-    stored = result_tensors(address).get(name)
+    stored = result.get(name)
     return inner if stored is None else Copy(stored)
-
-
-def _truncated(structure: Structure, stack: Stack, source: Truncated, suffix: str) -> Expression:
-    inner = express(structure, stack, source.of, suffix)
-    model = base_tensors(source, stack)[suffix]
-    pieces = truncated_pieces(structure, stack, source, suffix, model.shape)
-    if not pieces or isinstance(inner, Fill):
-        return inner
-    if model.dtype not in FLOATS:
-        raise ArchitectureError(
-            f"has dtype {model.dtype}, of which no singular values can be taken",
-            where=f"tensor {suffix!r}",
-            allowed=", ".join(FLOATS),
-            hint="dequantise the checkpoint first",
-        )
-    return TruncatedOf(inner, pieces, source.how)
 
 
 def truncated_pieces(
@@ -130,14 +187,6 @@ def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> 
     if role == "experts.gate_up" and {"experts.gate", "experts.up"} <= set(structure.roles):
         return (Piece("experts.gate", 0, ((0, half),)), Piece("experts.up", 0, ((half, shape[-2]),)))
     return (Piece(role, 0, ((0, shape[-2]),)),)
-
-
-def _silenced(structure: Structure, stack: Stack, source: Identity, suffix: str) -> float | None:
-    role = structure.role(suffix)
-    if role == OTHER:
-        return None
-    ways = structure.silence(base_tensors(source, stack))
-    return next((silence.value for silence in ways if silence.role == role), None)
 
 
 def first_leaf(expression: Expression, own_name: str) -> str:

@@ -1,17 +1,23 @@
 """How many bytes of key-value cache each token costs, layer by layer, from config and shapes alone.
 
 A number is given only where config and tensors agree on it; everything else is unknown, never guessed.
+
+Of multi-head latent attention (DeepSeek-V2, arXiv:2405.04434) the latent is counted: `kv_lora_rank` numbers that keys
+and values are made of, and `qk_rope_head_dim` of the key with positions, shared by all heads. So do vLLM, SGLang and
+transformers 5.23 store it; what keeps the expanded keys and values, as older implementations do, takes more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Tensor
-from surgeon.core.plan.draft import Draft, Layer, base_tensors
-from surgeon.core.structure.structure import OTHER, Structure
+from surgeon.core.checkpoint.tensors import TensorType
+from surgeon.core.plan.draft import Draft, base_tensors
+from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.structure import Structure
 
 _KINDS = ("layer_types", "attention_layers", "layers_block_type")
 _ATTENDS = ("full_attention", "sliding_attention", "chunked_attention", "attention", "global", "local")
@@ -24,14 +30,24 @@ _WINDOWS = {
 _WINDOW_EVERYWHERE = ("mistral", "mixtral", "phi3", "phimoe", "starcoder2")
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 _NO_CACHE = ("mlp", "experts", "router", "norm")
+_LATENT = re.compile(r"((?:.+\.)?kv_a_proj_with_mqa)\.(.+)")
+"""Makes the latent and the key with positions. All families with latents in transformers 5.23 call it so."""
+LATENT_NOTE = (
+    "the KV cache is that of the latents, as vLLM, SGLang and transformers 5.23 keep it: kv_lora_rank and "
+    "qk_rope_head_dim numbers for each attention; expanded keys and values take more"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens."""
+    """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens.
+
+    latent: whether it is counted as latents.
+    """
 
     bytes_per_token: int | None
     window: int | None = None
+    latent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +63,90 @@ class KvCache:
         return sum(known) if len(known) == len(self.layers) else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """What a layer's tensors say of its attention.
+
+    widths: the outputs of its weights of two dimensions or more, by role.   dtypes: of all tensors of attention.
+    latents: the tensors of each projection that makes latents.
+    indexed: whether it has an indexer, which keeps keys of its own, in each program in another form.
+    """
+
+    widths: Mapping[str, int]
+    dtypes: frozenset[str]
+    latents: tuple[Mapping[str, TensorType], ...]
+    indexed: bool
+
+
 def kv_cache(draft: Draft, stack: str | None = None) -> KvCache:
     """Return the cache of a draft's layers."""
-    config = draft.structure.stack_config(draft.structure.stack(stack))
-    return KvCache(tuple(_layer_cache(draft, layer, config, stack) for layer in draft.layers(stack)))
+    structure = draft.structure
+    found, config = structure.stack(stack), structure.stack_config(structure.stack(stack))
+    known = {layout: _attention(structure, layout) for layout in found.layouts}
+    return KvCache(
+        tuple(
+            _layer_cache(structure, known[base_tensors(layer.source, found).layout], layer.settings, config)
+            for layer in draft.layers(stack)
+        )
+    )
 
 
-def _layer_cache(draft: Draft, layer: Layer, config: Mapping[str, Any], stack: str | None) -> LayerCache:
-    structure, settings = draft.structure, layer.settings
-    tensors = base_tensors(layer.source, structure.stack(stack))
+def _attention(structure: Structure, layout: Layout) -> _Attention:
+    roles = structure.roles_of(layout)
+    widths = {
+        roles[suffix]: one.shape[1 if roles[suffix] in structure.family.transposed else 0]
+        for suffix, one in layout.types.items()
+        if len(one.shape) > 1
+    }
+    dtypes = (one.dtype for suffix, one in layout.types.items() if roles[suffix].startswith("attention"))
+    latents: dict[str, dict[str, TensorType]] = {}
+    for suffix, one in layout.types.items():
+        if match := _LATENT.fullmatch(suffix):
+            latents.setdefault(match[1], {})[match[2]] = one
+    indexed = any("indexer" in suffix for suffix in layout.types)
+    return _Attention(widths, frozenset(dtypes), tuple(latents.values()), indexed)
+
+
+def _layer_cache(
+    structure: Structure, attention: _Attention, settings: Mapping[str, Any], config: Mapping[str, Any]
+) -> LayerCache:
     kind = next((settings[key] for key in _KINDS if key in settings), None)
     if settings.get("num_kv_shared_layers") is True:
         return LayerCache(0)  # it reads what an earlier layer keeps
-    roles = {structure.role(suffix) for suffix, tensor in tensors.items() if len(tensor.shape) > 1}
-    if not any(role.startswith("attention") for role in roles):
-        return LayerCache(0 if all(role.partition(".")[0] in _NO_CACHE for role in roles) else None)
-    if (kind is not None and kind not in _ATTENDS) or "kv_lora_rank" in config or "v_head_dim" in config:
-        return LayerCache(None)  # a state of its own, or a compressed cache
-    elements = _elements(structure, tensors, {**config, **settings})
-    element_bytes = _element_bytes(structure, config, tensors)
-    known = elements is not None and element_bytes is not None
-    return LayerCache(elements * element_bytes if known else None, _window(structure, config, kind))  # type: ignore[operator]
+    if not any(role.startswith("attention") for role in attention.widths):
+        return LayerCache(0 if all(role.partition(".")[0] in _NO_CACHE for role in attention.widths) else None)
+    if kind is not None and kind not in _ATTENDS:
+        return LayerCache(None)  # a state of its own
+    latent = "kv_lora_rank" in config or "v_head_dim" in config
+    if latent:
+        elements = _latent_elements(structure, attention, {**config, **settings})
+    else:
+        elements = _elements(structure, attention.widths, {**config, **settings})
+    element_bytes = _element_bytes(structure, config, attention.dtypes)
+    if elements is None or element_bytes is None:
+        return LayerCache(None, None if latent else _window(structure, config, kind))
+    return LayerCache(elements * element_bytes, _window(structure, config, kind), latent)
 
 
-def _elements(structure: Structure, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> int | None:
+def _latent_elements(structure: Structure, attention: _Attention, config: Mapping[str, Any]) -> int | None:
+    """Return how many numbers the latents of a layer have, if config and shapes agree on each of them."""
+    rank, rope = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
+    if not isinstance(rank, int) or not isinstance(rope, int) or not attention.latents or attention.indexed:
+        return None
+    quantised = bool(structure.checkpoint.config.get("quantization_config"))
+    agreed = all(_is_as_wide(tensors, rank + rope, quantised) for tensors in attention.latents)
+    return len(attention.latents) * (rank + rope) if agreed else None
+
+
+def _is_as_wide(tensors: Mapping[str, TensorType], width: int, quantised: bool) -> bool:
+    """Whether a projection has that many outputs; of a packed one, weight or scales show it in some dimension."""
+    weight = tensors.get("weight")
+    if weight is not None and len(weight.shape) == 2 and weight.shape[0] == width:
+        return True
+    return quantised and any(width in one.shape for one in tensors.values())
+
+
+def _elements(structure: Structure, outputs: Mapping[str, int], config: Mapping[str, Any]) -> int | None:
     """Return how many numbers key and value have together, if config and shapes agree."""
     heads = config.get("num_attention_heads", config.get("n_head"))
     width = config.get("hidden_size", config.get("n_embd"))
@@ -85,31 +161,20 @@ def _elements(structure: Structure, tensors: Mapping[str, Tensor], config: Mappi
     each = kv_heads * head_dim
     if structure.checkpoint.config.get("quantization_config"):
         return 2 * each if "num_key_value_heads" in config else None  # packed shapes tell nothing
-    outputs = _output_widths(structure, tensors)
     expected = {"attention.key": each, "attention.value": each, "attention.qkv": heads * head_dim + 2 * each}
     seen = {role: outputs[role] for role in expected if role in outputs}
     whole = "attention.qkv" in seen or {"attention.key", "attention.value"} <= seen.keys()
     return 2 * each if whole and all(expected[role] == size for role, size in seen.items()) else None
 
 
-def _output_widths(structure: Structure, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    widths: dict[str, int] = {}
-    for suffix, tensor in tensors.items():
-        role = structure.role(suffix)
-        if role != OTHER and len(tensor.shape) > 1:
-            widths[role] = tensor.shape[1 if role in structure.family.transposed else 0]
-    return widths
-
-
-def _element_bytes(structure: Structure, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int | None:
+def _element_bytes(structure: Structure, config: Mapping[str, Any], dtypes: Set[str]) -> int | None:
     top = structure.checkpoint.config
     declared = next((part[key] for part in (config, top) for key in ("dtype", "torch_dtype") if part.get(key)), None)
     if declared is not None:
         return _DTYPE_BYTES.get(str(declared).removeprefix("torch."))
     if top.get("quantization_config"):
         return None
-    dtypes = {tensor.dtype for suffix, tensor in tensors.items() if structure.role(suffix).startswith("attention")}
-    return _DTYPE_BYTES.get(dtypes.pop()) if len(dtypes) == 1 else None
+    return _DTYPE_BYTES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 
 
 def _window(structure: Structure, config: Mapping[str, Any], kind: str | None) -> int | None:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.checkpoint.dtypes import BITS, FLOATS
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft, Mean, Original, Source
 from surgeon.core.structure.structure import OutsideSlices
 from surgeon.errors import ArchitectureError

@@ -13,8 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from surgeon.core.checkpoint.headers import Tensor, read_header
+from surgeon.core.checkpoint.headers import read_header
 from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.errors import LearningError
 
 TENSORS = "learned.safetensors"
@@ -52,7 +53,7 @@ def result_tensors(address: str) -> Mapping[str, Tensor]:
 @cache
 def _read(path: Path, written_ns: int) -> Mapping[str, Tensor]:
     del written_ns
-    return {tensor.name: tensor for tensor in read_header(path)[0]}
+    return {tensor.name: tensor for tensor in read_header(path).tensors}
 
 
 def result_report(address: str) -> Mapping[str, Any]:

@@ -7,40 +7,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.plan.end_tensors import tensors_at
-from surgeon.core.plan.expressions import (
-    Copy,
-    Expression,
-    MeanOf,
-    TruncatedOf,
-    express,
-    first_leaf,
-    is_pending,
-    learned,
-)
-from surgeon.core.plan.layer_slices import Slices, sliced
-from surgeon.core.plan.learned_results import is_learned, layer_tensor, outside_tensor, result_tensors
-from surgeon.core.plan.tied_head import outside_tensors, results_of, write_untied
+from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
+from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.learned_results import is_learned, layer_tensor
+from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, planned_layer
+from surgeon.core.plan.planned_outside import planned_outside
+from surgeon.core.plan.tied_head import outside_tensors, write_untied
 from surgeon.core.structure.layer_fields import REMOVED, LayerField
-from surgeon.core.structure.structure import Structure
-from surgeon.errors import ArchitectureError
+from surgeon.core.structure.outside import outside_kind
+from surgeon.core.structure.structure import Stack, Structure
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """One tensor of the result."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    source: Expression
-    nbytes: int
-    parameters: int
+__all__ = [
+    "Adapter", "Plan", "PlannedLayer", "PlannedTensor", "adaptable_roles", "compile_config", "compile_plan",
+    "has_own_head", "layer_roles", "outside_kind",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,10 +46,17 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an executor needs. `frozen` are names of tensors that later training leaves as they are."""
+    """Everything an executor needs.
+
+    outside: the tensors outside the layers.
+    layers: what each layer consists of, by what the names of its tensors begin with, such as `model.layers.7`; what is
+        stored behind the last layer under the numbers that follow is there too.
+    frozen: names of tensors that later training leaves as they are.
+    """
 
     structure: Structure
-    tensors: tuple[PlannedTensor, ...]
+    outside: tuple[PlannedTensor, ...]
+    layers: Mapping[str, PlannedLayer]
     config: Mapping[str, Any]
     adapters: tuple[Adapter, ...]
     frozen: frozenset[str]
@@ -72,22 +64,43 @@ class Plan:
     moved: bool
     layer_counts: Mapping[str, int]
 
+    @cached_property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """Every tensor once, in the order in which they are read; who wants only sums need not ask for them."""
+        order = {name: rank for rank, name in enumerate(self.structure.checkpoint.tensors)}
+        inside = (tensor for prefix, layer in self.layers.items() for tensor in layer.tensors(prefix))
+        in_order = sorted(
+            (*self.outside, *inside),
+            key=lambda one: (order.get(first_leaf(one.source, one.name), len(order)), one.name),
+        )
+        return tuple(in_order)
+
+    @property
+    def tensor_count(self) -> int:
+        """How many tensors there are."""
+        return len(self.outside) + sum(len(layer.layout.types) for layer in self.layers.values())
+
     @property
     def parameters(self) -> int:
         """Stored elements of the checkpoint, adapters not counted."""
-        return sum(tensor.parameters for tensor in self.tensors)
+        return sum(part.parameters for part in self._parts())
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Stored elements that are not frozen."""
+        return self.parameters - sum(self._frozen_parameters() if self.frozen else ())
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(part.nbytes for part in self._parts())
 
     @property
     def needs_arithmetic(self) -> bool:
         """Whether any tensor is calculated rather than copied or filled."""
         return any(
             isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
-            for source in (tensor.source for tensor in self.tensors)
+            for source in self._made()
         )
 
     @property
@@ -99,12 +112,28 @@ class Plan:
     def pending(self) -> bool:
         """Whether a learned step has not been carried out yet: shapes are right, values are not there."""
         adapters = {one.lora.address for one in self.adapters if one.lora.address is not None}
-        return any(is_pending(tensor.source) for tensor in self.tensors) or not all(map(is_learned, adapters))
+        return any(map(is_pending, self._made())) or not all(map(is_learned, adapters))
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Names of the tensors that are not frozen."""
         return tuple(tensor.name for tensor in self.tensors if tensor.name not in self.frozen)
+
+    def _parts(self) -> Iterator[PlannedTensor | PlannedLayer]:
+        yield from self.outside
+        yield from self.layers.values()
+
+    def _made(self) -> Iterator[Expression]:
+        """Yield how tensors are made, those apart that are copies of a whole layer's."""
+        yield from (tensor.source for tensor in self.outside)
+        for layer in self.layers.values():
+            yield from layer.made.values()
+
+    def _frozen_parameters(self) -> Iterator[int]:
+        yield from (tensor.parameters for tensor in self.outside if tensor.name in self.frozen)
+        for prefix, layer in self.layers.items():
+            types = layer.layout.types.items()
+            yield from (one.parameters for suffix, one in types if f"{prefix}.{suffix}" in self.frozen)
 
 
 def compile_plan(draft: Draft) -> Plan:
@@ -115,21 +144,16 @@ def compile_plan(draft: Draft) -> Plan:
     """
     structure = draft.structure
     config = compile_config(draft)
-    tensors = [*_outside(draft), *_inside(draft)]
-    order = {tensor.name: rank for rank, tensor in enumerate(structure.checkpoint.tensors.values())}
-    tensors.sort(key=lambda tensor: (order.get(first_leaf(tensor.source, tensor.name), len(order)), tensor.name))
+    outside = tuple(planned_outside(draft))
+    layers = dict(_planned_layers(draft))
     return Plan(
         structure=structure,
-        tensors=tuple(tensors),
+        outside=outside,
+        layers=layers,
         config=config,
-        adapters=tuple(_adapters(draft)),
-        frozen=frozenset(_frozen(draft)),
-        inserted=tuple(
-            f"{structure.stacks[name].prefix}.{position}"
-            for name, layers in draft.stacks.items()
-            for position, layer in enumerate(layers)
-            if layer.inserted
-        ),
+        adapters=tuple(_adapters(draft, layers)),
+        frozen=frozenset(_frozen(draft, layers)),
+        inserted=tuple(prefix for _, _, prefix, layer in _placed(draft) if layer.inserted),
         moved=draft.moved,
         layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
     )
@@ -168,101 +192,38 @@ def _write_fields(
                 part[key] = value
 
 
-def _outside(draft: Draft) -> Iterator[PlannedTensor]:
-    cut = dict(sliced(draft))
-    for name, tensor in outside_tensors(draft).items():
-        if name in draft.structure.sliced:
-            _refuse_trained(draft, name)
-            yield _cut(cut[name]) if name in cut else _copied(name, tensor)
-            continue
-        planned = _copied(name, tensor)
-        for address, then in results_of(draft, name):
-            planned = replace(planned, source=learned(planned.source, address, outside_tensor(then)))
-        yield planned
-
-
-def _refuse_trained(draft: Draft, name: str) -> None:
-    """Refuse a trained tensor of slices: it is not told which layers the slices were of when it was trained."""
-    if any(is_learned(address) and outside_tensor(name) in result_tensors(address) for address in draft.learned):
-        raise ArchitectureError(
-            "holds one slice for each layer, and was trained",
-            where=f"tensor {name!r}",
-            allowed="training that leaves it as it is",
-            hint="freeze the embedding before",
-        )
-
-
-def _cut(slices: Slices) -> PlannedTensor:
-    whole, axis = slices.tensor, slices.axis
-    parameters = whole.parameters // whole.shape[axis] * slices.shape[axis]
-    nbytes = whole.nbytes // whole.parameters * parameters
-    return PlannedTensor(whole.name, whole.dtype, slices.shape, slices, nbytes, parameters)
-
-
-def _copied(name: str, tensor: Tensor) -> PlannedTensor:
-    return PlannedTensor(name, tensor.dtype, tensor.shape, Copy(tensor), tensor.nbytes, tensor.parameters)
-
-
-def _inside(draft: Draft) -> Iterator[PlannedTensor]:
+def _placed(draft: Draft) -> Iterator[tuple[Stack, int, str, Layer]]:
+    """Yield every layer with its stack, its position, and what the names of its tensors begin with."""
     for name, layers in draft.stacks.items():
         stack = draft.structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix, (model, made) in tensors_at(stack, layers, position).items():
-                expression = made or express(draft.structure, stack, layer.source, suffix)
-                yield PlannedTensor(
-                    stack.tensor_name(position, suffix),
-                    model.dtype,
-                    model.shape,
-                    expression,
-                    model.nbytes,
-                    model.parameters,
-                )
+        yield from ((stack, position, f"{stack.prefix}.{position}", layer) for position, layer in enumerate(layers))
+
+
+def _planned_layers(draft: Draft) -> Iterator[tuple[str, PlannedLayer]]:
+    for stack, position, prefix, _ in _placed(draft):
+        yield prefix, planned_layer(draft.structure, stack, draft.stacks[stack.name], position)
+    for name, layers in draft.stacks.items():
+        stack = draft.structure.stacks[name]
         for position, behind in enumerate(stack.tail, start=len(layers)):
-            for suffix, tensor in behind.items():
-                yield _copied(stack.tensor_name(position, suffix), tensor)
+            yield f"{stack.prefix}.{position}", PlannedLayer(behind.layout, behind, {})
 
 
-def _adapters(draft: Draft) -> Iterator[Adapter]:
-    for name, layers in draft.stacks.items():
-        stack = draft.structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix, (tensor, _) in tensors_at(stack, layers, position).items():
-                role = draft.structure.role(suffix)
-                if role in layer.lora and _is_matrix(suffix, tensor):
-                    (live,) = draft.structure.memory_names([stack.tensor_name(position, suffix)])
-                    own = layer_tensor(name, layer.key, suffix.removesuffix(".weight"))
-                    yield Adapter(live.removesuffix(".weight"), own, role, position, tensor.shape, layer.lora[role])
+def _adapters(draft: Draft, planned: Mapping[str, PlannedLayer]) -> Iterator[Adapter]:
+    for stack, position, prefix, layer in _placed(draft):
+        for suffix, one in planned[prefix].layout.types.items() if layer.lora else ():
+            role = draft.structure.role(suffix)
+            if role in layer.lora and _is_matrix(suffix, one.shape):
+                (live,) = draft.structure.memory_names([f"{prefix}.{suffix}"])
+                own = layer_tensor(stack.name, layer.key, suffix.removesuffix(".weight"))
+                yield Adapter(live.removesuffix(".weight"), own, role, position, one.shape, layer.lora[role])
 
 
-def _frozen(draft: Draft) -> Iterator[str]:
-    structure = draft.structure
-    for name, layers in draft.stacks.items():
-        stack = structure.stacks[name]
-        for position, layer in enumerate(layers):
-            for suffix in tensors_at(stack, layers, position):
-                if structure.role(suffix) in layer.frozen:
-                    yield stack.tensor_name(position, suffix)
-    for name in outside_tensors(draft):
-        if outside_kind(name) in draft.frozen:
-            yield name
-
-
-_HEADS = ("head.weight", "decoder.weight")
-_HEAD_ENDS = (
-    "output.weight", "output_projection.weight", "proj_out.weight", "predictions.decoder.weight", "lm_loss.weight",
-    "pred_layer.proj.weight",
-)  # fmt: skip
-_CTRL_EMBEDDING = "transformer.w.weight"
-
-
-def outside_kind(name: str) -> str:
-    """Return which of `draft.OUTSIDE` a tensor outside the layers is."""
-    lowered = name.lower()
-    if "lm_head" in lowered or "embed_out" in lowered or lowered in _HEADS or lowered.endswith(_HEAD_ENDS):
-        return "head"
-    if any(part in lowered for part in ("embed", "wte", "wpe")) or lowered == _CTRL_EMBEDDING:
-        return "embedding"
-    return "norm"
+def _frozen(draft: Draft, planned: Mapping[str, PlannedLayer]) -> Iterator[str]:
+    for _, _, prefix, layer in _placed(draft):
+        for suffix in planned[prefix].layout.types if layer.frozen else ():
+            if draft.structure.role(suffix) in layer.frozen:
+                yield f"{prefix}.{suffix}"
+    yield from (name for name in outside_tensors(draft) if outside_kind(name) in draft.frozen)
 
 
 def has_own_head(draft: Draft) -> bool:
@@ -272,14 +233,17 @@ def has_own_head(draft: Draft) -> bool:
 
 def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's tensors."""
-    return frozenset(map(draft.structure.role, base_tensors(layer.source, draft.structure.stack(stack))))
+    structure = draft.structure
+    return frozenset(structure.roles_of(base_tensors(layer.source, structure.stack(stack)).layout).values())
 
 
 def adaptable_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's matrices, which adapters fit: not of norms, biases and convolutions."""
-    tensors = base_tensors(layer.source, draft.structure.stack(stack))
-    return frozenset(draft.structure.role(suffix) for suffix, one in tensors.items() if _is_matrix(suffix, one))
+    structure = draft.structure
+    layout = base_tensors(layer.source, structure.stack(stack)).layout
+    roles = structure.roles_of(layout)
+    return frozenset(roles[suffix] for suffix, one in layout.types.items() if _is_matrix(suffix, one.shape))
 
 
-def _is_matrix(suffix: str, tensor: Tensor) -> bool:
-    return suffix.endswith(".weight") and len(tensor.shape) == 2
+def _is_matrix(suffix: str, shape: tuple[int, ...]) -> bool:
+    return suffix.endswith(".weight") and len(shape) == 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Tensor
+import msgspec
+
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft
 from surgeon.core.structure.structure import Structure
 from surgeon.errors import ArchitectureError
@@ -61,7 +62,7 @@ def outside_tensors(draft: Draft) -> Mapping[str, Tensor]:
     if draft.untied is None:
         return outside
     head, embedding = tied_names(draft.structure)
-    return {**outside, head: replace(outside[embedding], name=head)}
+    return {**outside, head: msgspec.structs.replace(outside[embedding], name=head)}
 
 
 def results_of(draft: Draft, name: str) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,7 @@ def matching_roles(draft: Draft, wanted: tuple[str, ...], stack: str | None) -> 
     from surgeon.errors import SelectionError
 
     structure = draft.structure
-    present = {structure.role(suffix) for layer in structure.stack(stack).layers for suffix in layer}
+    present = {role for layout in structure.stack(stack).layouts for role in structure.roles_of(layout).values()}
     found: set[str] = set()
     for pattern in wanted:
         fits = {role for role in present if pattern in ("all", role, role.partition(".")[0])}

@@ -18,7 +18,7 @@ def trained_parameters(step: LearningStep, draft: Draft, plan: Plan) -> int:
         return len(free)
     if plan.adapters:
         return sum(sum(adapter.shape) * adapter.lora.rank for adapter in free)
-    return sum(tensor.parameters for tensor in plan.tensors if tensor.name not in plan.frozen)
+    return plan.trainable_parameters
 
 
 def training_bytes(step: LearningStep, draft: Draft, plan: Plan) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from surgeon.core.plan.draft import Draft, base_tensors
-from surgeon.core.plan.plan import outside_kind
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence, ScoreKind, SweepScore
+from surgeon.core.structure.outside import outside_kind
 
 _SHARED = {"activations": 1.0, "inputs": 1.0, "gradients": 3.0}
 """What a pass costs for all of its scores together; a backward is two forwards."""
@@ -58,5 +58,5 @@ def head_in_layers(draft: Draft) -> float:
     # Tied, it is the embedding; wpe and the like are smaller.
     heads = [tensor.parameters for name, tensor in structure.outside.items() if outside_kind(name) != "norm"]
     head, stack = max(heads, default=0), structure.stack()
-    weights = [sum(one.parameters for one in base_tensors(layer.source, stack).values()) for layer in draft.layers()]
+    weights = [base_tensors(layer.source, stack).layout.parameters for layer in draft.layers()]
     return float(head * len(weights) / max(sum(weights), 1))

@@ -94,9 +94,10 @@ def parse_matrix_selection(raw: Any) -> MatrixSelection:
 def matrix_roles(draft: Draft, layer: Layer, stack: str | None) -> tuple[str, ...]:
     """Return the roles of a layer's matrices, each once."""
     structure = draft.structure
-    tensors = base_tensors(layer.source, structure.stack(stack))
-    roles = (structure.role(suffix) for suffix, tensor in tensors.items() if len(tensor.shape) >= 2)
-    return tuple(dict.fromkeys(role for role in roles if role != OTHER))
+    layout = base_tensors(layer.source, structure.stack(stack)).layout
+    roles = structure.roles_of(layout).items()
+    matrices = (role for suffix, role in roles if role != OTHER and len(layout.types[suffix].shape) >= 2)
+    return tuple(dict.fromkeys(matrices))
 
 
 def roles_by_position(spots: Sequence[int | str]) -> dict[int, frozenset[str]]:

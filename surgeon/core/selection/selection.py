@@ -20,7 +20,10 @@ from surgeon.core.plan.draft import Layer
 from surgeon.core.scoring.requests import request_text, split_terms
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.ranking import extreme_layers
+from surgeon.core.selection.spans import spans
 from surgeon.errors import SelectionError, UsageError
+
+__all__ = ["GRAMMAR", "HEADS", "Ranked", "Selection", "Term", "parse_selection", "select", "spans"]
 
 GRAMMAR = (
     "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · "
@@ -263,17 +266,6 @@ def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranke
         raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe where it can be measured")
     protected = {position for part in term.protect for position in part.positions(layers, scores)}
     return extreme_layers(term.order, term.count, scores[term], layers, protected)
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Write positions as a selection: `[0, 1, 2, 7]` becomes `0-2,7`."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _term_text(term: Term) -> str:

@@ -6,15 +6,15 @@ Such a number cannot say everything. What it cannot say is refused by its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_fields import Config
 from surgeon.errors import ArchitectureError
 
 
-@dataclass(frozen=True)
-class FirstCount:
+class FirstCount(msgspec.Struct, frozen=True):
     """A number k: the first k layers are special, such as `first_k_dense_replace`."""
 
     key: str
@@ -42,8 +42,7 @@ class FirstCount:
         return {self.key: number}
 
 
-@dataclass(frozen=True)
-class LastCount:
+class LastCount(msgspec.Struct, frozen=True):
     """A number k: the last k layers are special, such as `num_kv_shared_layers`."""
 
     key: str
@@ -70,8 +69,7 @@ class LastCount:
         return {self.key: number}
 
 
-@dataclass(frozen=True)
-class Period:
+class Period(msgspec.Struct, frozen=True):
     """Two numbers: every p-th layer is special, beginning at an offset, such as `attn_layer_period`.
 
     After an edit another period and offset are looked for that say the same.

@@ -6,15 +6,15 @@ Each raises ArchitectureError when an edit would break it, naming the config fie
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_fields import Config
 from surgeon.errors import ArchitectureError
 
 
-@dataclass(frozen=True)
-class IndexDependent:
+class IndexDependent(msgspec.Struct, frozen=True):
     """Something that makes a layer's mathematics depend on its number, such as `scale_attn_by_inverse_layer_idx`.
 
     `key` is a config field, or says what it is. `when` tells whether it is on; without it, it is on where the field
@@ -51,8 +51,7 @@ class IndexDependent:
         return {}
 
 
-@dataclass(frozen=True)
-class ReadsEarlierLayer:
+class ReadsEarlierLayer(msgspec.Struct, frozen=True):
     """Layers that use what an earlier one computed, as the config's `field` says, such as `num_kv_shared_layers`.
 
     `lenders` gives, for each layer, (group, whether it borrows): a borrower takes from the nearest layer of its group
@@ -96,8 +95,7 @@ class ReadsEarlierLayer:
         return {}
 
 
-@dataclass(frozen=True)
-class OrderedLayers:
+class OrderedLayers(msgspec.Struct, frozen=True):
     """Layers that are built by their rank among themselves: the first of them, the second, and so on.
 
     `members` gives their numbers. They may move, but none may overtake another, be repeated or be left out; only where
@@ -133,8 +131,7 @@ class OrderedLayers:
         return {}
 
 
-@dataclass(frozen=True)
-class UnexplainedDifference:
+class UnexplainedDifference(msgspec.Struct, frozen=True):
     """Layers that are built differently although every known config field says the same about them.
 
     What decides it is unknown, most likely the position, so no edit is safe that moves any of them.

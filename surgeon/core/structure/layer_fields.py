@@ -8,8 +8,9 @@ refuses by the field's name. Counts and periods are in `layer_counts.py`, ties b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from surgeon.errors import ArchitectureError
 
@@ -49,8 +50,7 @@ class LayerField(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class PerLayerList:
+class PerLayerList(msgspec.Struct, frozen=True):
     """A list with one entry per layer, such as `layer_types`.
 
     derived: gives the list that the model assumes when the key is absent or empty, where that depends on the position;
@@ -126,8 +126,7 @@ def _attends(kinds: Sequence[Any]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class LayerIndices:
+class LayerIndices(msgspec.Struct, frozen=True):
     """A list of the layers that are special, such as `mlp_only_layers`.
 
     `default` is what the model assumes when the key is absent; `first` is the number of the first layer in it.
@@ -153,8 +152,7 @@ class LayerIndices:
         return {self.key: [position + self.first for position, special in enumerate(values) if special]}
 
 
-@dataclass(frozen=True)
-class LayerPattern:
+class LayerPattern(msgspec.Struct, frozen=True):
     """A string with one character per layer, such as `hybrid_override_pattern`."""
 
     key: str
@@ -179,8 +177,7 @@ class LayerPattern:
         return {self.key: "".join(values)}
 
 
-@dataclass(frozen=True)
-class KeyedByLayer:
+class KeyedByLayer(msgspec.Struct, frozen=True):
     """A mapping from layer numbers to what differs there, such as `per_layer_config`; other layers have no entry."""
 
     key: str
@@ -200,8 +197,7 @@ class KeyedByLayer:
         return {self.key: {str(position): entry for position, entry in enumerate(values) if entry is not None}}
 
 
-@dataclass(frozen=True)
-class RepeatingList:
+class RepeatingList(msgspec.Struct, frozen=True):
     """A list that is repeated until every layer has an entry, such as `block_types`; it is written out in full."""
 
     key: str

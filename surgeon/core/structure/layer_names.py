@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_fields import Config
 from surgeon.errors import ArchitectureError
@@ -19,8 +20,7 @@ Entry = tuple[tuple[str | int, ...], str, Any]
 """The way to the list or mapping that holds it, the name with a mark for the number, and what a mapping says of it."""
 
 
-@dataclass(frozen=True)
-class LayerNames:
+class LayerNames(msgspec.Struct, frozen=True):
     """Every list entry or mapping key under `key` that names a layer: `container` and its number, between dots."""
 
     key: str

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from surgeon.core.checkpoint.checkpoint import Checkpoint, Tensor
+import msgspec
+
+from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.structure.layer_fields import LayerField
+from surgeon.core.structure.layouts import LayerTensors, Layout
 from surgeon.errors import ArchitectureError, SelectionError
 
 OTHER = "other"
 """The role of a tensor that no rule names: it travels with its layer, and no operation touches it by role."""
 
+_EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
+"""Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
 
-@dataclass(frozen=True)
-class Silence:
+
+class Silence(msgspec.Struct, frozen=True):
     """How a layer is made an exact identity: every tensor of `role` becomes the constant `value`.
 
     Zero for a projection that writes into the residual stream. For a family that normalises a sublayer's output
@@ -32,8 +38,7 @@ class Silence:
     value: float = 0.0
 
 
-@dataclass(frozen=True)
-class StackRule:
+class StackRule(msgspec.Struct, frozen=True):
     """Layers that have a count of their own: what their prefix looks like, and the config keys of the count."""
 
     name: str
@@ -41,8 +46,7 @@ class StackRule:
     count_keys: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class OutsideSlices:
+class OutsideSlices(msgspec.Struct, frozen=True):
     """Tensors outside the layers that hold one slice for each layer.
 
     pattern: a regular expression for their names.   axis: the dimension along which the slices follow each other.
@@ -54,8 +58,7 @@ class OutsideSlices:
     width_key: str
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(msgspec.Struct, frozen=True):
     """What differs between model families.
 
     model_types: values of the config's `model_type` it covers; empty for the general one.
@@ -80,7 +83,7 @@ class Family:
     fields: tuple[LayerField, ...] = ()
     silences: tuple[tuple[Silence, ...], ...] = ()
     transposed: frozenset[str] = frozenset()
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     fused_by_head: bool = False
     in_memory: tuple[tuple[str, str], ...] = ()
     no_identity: str = ""
@@ -110,12 +113,17 @@ class Stack:
     prefix: str
     config_path: tuple[str, ...]
     count_keys: tuple[str, ...]
-    layers: tuple[Mapping[str, Tensor], ...]
+    layers: tuple[LayerTensors, ...]
     settings: tuple[Mapping[str, Any], ...]
     fields: tuple[LayerField, ...]
     root_fields: tuple[LayerField, ...] = ()
-    tail: tuple[Mapping[str, Tensor], ...] = ()
+    tail: tuple[LayerTensors, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The ways in which its layers are built, each once."""
+        return tuple(dict.fromkeys(layer.layout for layer in self.layers))
 
     def tensor_name(self, position: int, suffix: str) -> str:
         """Return the full name of a tensor of the layer at `position`."""
@@ -166,31 +174,54 @@ class Structure:
         return self._roles.get(suffix) or self._role(suffix)
 
     def _role(self, suffix: str) -> str:
-        role = next((role for pattern, role in self.role_rules if pattern.fullmatch(suffix)), OTHER)
-        self._roles[suffix] = role
-        return role
+        alike = _EXPERT.sub(r"\1.0.", suffix)
+        if alike not in self._roles:
+            matching = (role for pattern, role in self.role_rules if pattern.fullmatch(alike))
+            self._roles[alike] = next(matching, OTHER)
+        self._roles[suffix] = self._roles[alike]
+        return self._roles[suffix]
 
     @cached_property
     def _roles(self) -> dict[str, str]:
         return {}
 
-    def silence(self, layer: Mapping[str, Tensor]) -> tuple[Silence, ...]:
+    def roles_of(self, layout: Layout) -> Mapping[str, str]:
+        """Return the role of each of a layer's tensors."""
+        if layout not in self._layout_roles:
+            self._layout_roles[layout] = {suffix: self.role(suffix) for suffix in layout.types}
+        return self._layout_roles[layout]
+
+    @cached_property
+    def _layout_roles(self) -> dict[Layout, Mapping[str, str]]:
+        return {}
+
+    def silence(self, layer: LayerTensors) -> tuple[Silence, ...]:
         """Return the constants that make this layer an identity, or () if none is known to."""
+        if layer.layout not in self._silences:
+            self._silences[layer.layout] = self._silence(layer)
+        return self._silences[layer.layout]
+
+    @cached_property
+    def _silences(self) -> dict[Layout, tuple[Silence, ...]]:
+        return {}
+
+    def _silence(self, layer: LayerTensors) -> tuple[Silence, ...]:
         if self.no_identity(layer):
             return ()
-        present = {self.role(suffix) for suffix in layer}
+        present = set(self.roles_of(layer.layout).values())
         if self.family.silences:
             return self._declared_silence(present)
         return tuple(Silence(role) for role in self.outputs if role in present)
 
-    def no_identity(self, layer: Mapping[str, Tensor]) -> str:
+    def no_identity(self, layer: LayerTensors) -> str:
         """Say why a layer cannot be made an identity; empty if it can."""
         if self.family.no_identity:
             return self.family.no_identity
-        present = {self.role(suffix) for suffix in layer}
+        roles, types = self.roles_of(layer.layout), layer.layout.types
+        present = set(roles.values())
         if self.family.silences:
             return "" if self._declared_silence(present) else "it lacks the tensors that silence a layer of this family"
-        unknown = [suffix for suffix, tensor in layer.items() if len(tensor.shape) >= 2 and self.role(suffix) == OTHER]
+        unknown = [suffix for suffix, role in roles.items() if role == OTHER and len(types[suffix].shape) >= 2]
         if unknown:
             return f"it is not known what its tensor {unknown[0]!r} does"
         if not present & set(self.outputs):
@@ -232,9 +263,8 @@ class Structure:
     def roles(self) -> tuple[str, ...]:
         """All roles of two-dimensional or larger weights in layers, in the order of their first occurrence."""
         found: dict[str, None] = {}
-        for stack in self.stacks.values():
-            for layer in stack.layers:
-                for suffix, tensor in layer.items():
-                    if len(tensor.shape) >= 2 and self.role(suffix) != OTHER:
-                        found[self.role(suffix)] = None
+        for layout in dict.fromkeys(layout for stack in self.stacks.values() for layout in stack.layouts):
+            for suffix, role in self.roles_of(layout).items():
+                if role != OTHER and len(layout.types[suffix].shape) >= 2:
+                    found[role] = None
         return tuple(found)

@@ -124,14 +124,14 @@ def test_a_header_reads_as_safetensors_reads_it(tmp_path: Path) -> None:
     shard = write_shard(
         tmp_path / "x.safetensors", {**TWO, "none": Stored("F16", (0, 4), b""), "one": random_tensor((), "F32")}
     )
-    tensors, metadata = read_header(shard)
+    header = read_header(shard)
     with safe_open(shard, "np") as reader:
-        assert reader.metadata() == metadata
-        assert {tensor.name: list(tensor.shape) for tensor in tensors} == {
+        assert reader.metadata() == header.metadata
+        assert {tensor.name: list(tensor.shape) for tensor in header.tensors} == {
             name: reader.get_slice(name).get_shape()
             for name in reader.keys()  # noqa: SIM118 - it is no mapping
         }
-        assert {tensor.name: tensor.dtype for tensor in tensors} == {
+        assert {tensor.name: tensor.dtype for tensor in header.tensors} == {
             name: reader.get_slice(name).get_dtype()
             for name in reader.keys()  # noqa: SIM118
         }

@@ -77,8 +77,54 @@ def test_config_and_shapes_that_disagree_make_it_unknown(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("more", [{"kv_lora_rank": 8}, {"v_head_dim": 4}, {"num_key_value_heads": [2, 2, 2]}])
-def test_a_compressed_or_unknown_cache_is_unknown(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_cache_that_the_tensors_do_not_explain_is_unknown(tmp_path: Path, more: dict[str, Any]) -> None:
     assert cache(tmp_path, **more).bytes_per_token is None
+
+
+RANK, ROPE = 12, 4
+LATENT = (RANK + ROPE) * 4  # float32
+
+
+def latent_shapes(*projections: str, width: int = RANK + ROPE) -> Shapes:
+    """Return a model of one layer whose attention makes latents, by projections of these names."""
+    shapes = without(without(llama_shapes(1), "k_proj"), "v_proj")
+    return shapes | {f"model.layers.0.{name}.weight": (width, HIDDEN) for name in projections}
+
+
+def latent_cache(directory: Path, shapes: Shapes, **config: Any) -> LayerCache:
+    more = {"kv_lora_rank": RANK, "qk_rope_head_dim": ROPE, "v_head_dim": 8, **config}
+    return cache(directory, shapes, 1, **more).layers[0]
+
+
+def test_of_latents_the_rank_and_the_positions_are_kept(tmp_path: Path) -> None:
+    shapes = latent_shapes("self_attn.kv_a_proj_with_mqa")
+    assert latent_cache(tmp_path / "a", shapes) == LayerCache(LATENT, latent=True)
+    assert latent_cache(tmp_path / "b", shapes, torch_dtype="bfloat16") == LayerCache(LATENT // 2, latent=True)
+
+
+def test_a_layer_with_two_attentions_keeps_two_latents(tmp_path: Path) -> None:
+    shapes = latent_shapes("self_attn.0.kv_a_proj_with_mqa", "self_attn.1.kv_a_proj_with_mqa")
+    assert latent_cache(tmp_path, shapes) == LayerCache(2 * LATENT, latent=True)
+
+
+def test_latents_of_which_anything_is_in_doubt_are_unknown(tmp_path: Path) -> None:
+    name = "self_attn.kv_a_proj_with_mqa"
+    assert latent_cache(tmp_path / "a", latent_shapes(name, width=RANK)).bytes_per_token is None
+    assert latent_cache(tmp_path / "b", latent_shapes(name), qk_rope_head_dim=None).bytes_per_token is None
+    assert latent_cache(tmp_path / "c", latent_shapes(name, "self_attn.indexer.wk")).bytes_per_token is None
+    assert latent_cache(tmp_path / "d", latent_shapes()).bytes_per_token is None
+
+
+def test_quantised_latents_are_known_where_a_shape_shows_their_width(tmp_path: Path) -> None:
+    name, quantised = "self_attn.kv_a_proj_with_mqa", {"quantization_config": {"bits": 4}}
+    assert latent_cache(tmp_path / "a", latent_shapes(name), **quantised).bytes_per_token == LATENT
+    packed = latent_shapes() | {
+        f"model.layers.0.{name}.{part}": shape
+        for part, shape in {"qweight": (HIDDEN, 2), "scales": (1, RANK + ROPE)}.items()
+    }
+    assert latent_cache(tmp_path / "b", packed, **quantised).bytes_per_token == LATENT
+    flat = latent_shapes() | {f"model.layers.0.{name}.weight": (HIDDEN * 8, 1)}
+    assert latent_cache(tmp_path / "c", flat, **quantised).bytes_per_token is None
 
 
 def test_quantised_weights_are_judged_by_the_config(tmp_path: Path) -> None:
