@@ -9,19 +9,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from surgeon.backend.base import open_base
 from surgeon.backend.data.rows import require_data
 from surgeon.backend.jobs.verify import verify_directory
 from surgeon.backend.replay import replay
-from surgeon.core.checkpoint.locating import known_elsewhere
+from surgeon.core.checkpoint.base_path import name_elsewhere
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.data_paths import seen_from
+from surgeon.core.recipe.data_paths import file_digests, seen_from
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.resolution import Resolution
 from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
 from surgeon.export.publish import published, refuse_existing, refuse_inside
 
@@ -33,19 +36,21 @@ def run_job(request: RunJob, job: JobContext) -> RunResult:
         SurgeonError: the recipe does not fit, a gate is not met, or the export could not be written or proved.
     """
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe")
+    base = open_base(recipe, "recipe", job.root)
     out = output_directory(recipe, request.out)
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
-    require_data(recipe, job.root)
+    resolution = Resolution(recipe, base.structure.checkpoint.fingerprint, file_digests(job.root))
+    require_data(msgspec.structs.replace(recipe, steps=resolution.current(recipe.steps)), job.root)
     results: list[EvaluationResult] = []
     draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
     plan = compile_plan(draft)
     proof = None
     if out is not None:
-        export = _Export(draft, plan, seen_from(recipe, job.root, out), out, results, request.verify, job)
+        called = name_elsewhere(recipe.base.model, job.root)
+        export = _Export(draft, plan, seen_from(recipe, job.root, out), called, out, results, request.verify, job)
         proof = export.adapter() if plan.adapter_alone else export.checkpoint()
     return RunResult(
         out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
@@ -71,11 +76,12 @@ def _evaluation_of(
 
 @dataclass(frozen=True)
 class _Export:
-    """A model to be written to `out`."""
+    """A model to be written to `out`. `recipe` is as it stands there; `base` is what other programs call its base."""
 
     draft: Draft
     plan: Plan
     recipe: Recipe
+    base: str
     out: Path
     results: Sequence[EvaluationResult]
     verify: bool
@@ -109,7 +115,7 @@ class _Export:
         with published(self.out) as directory:
             self._proceed(0, "writing")
             base = self.draft.structure.checkpoint.path
-            self._write_adapter(base, known_elsewhere(self.recipe.base.model), directory)
+            self._write_adapter(base, self.base, directory)
             write_records(self.plan, self.recipe, directory, self.results)
             if not self.verify:
                 return None

@@ -78,7 +78,7 @@ def train_along(call: Mapping[str, Any]) -> None:
     *before, step = recipe.steps
     assert isinstance(step.operation, LearningStep)
     request = TrainingRequest(
-        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, job.root,
+        fold(open_base(recipe, "recipe", job.root), before), step.operation, recipe.data, job.root,
         recipe.seed, choose_device(job.device), job,
     )  # fmt: skip
     carry_out(request, Path(call["state"]))

@@ -36,7 +36,7 @@ def address(place: Path, *before: Step, seed: int = 0, names: Mapping[str, str] 
     """Return the address of a training step after other steps."""
     plain = {**recipe(place / "model", (*before, training(**fields))), "seed": seed, "data": dict(names or {})}
     read = recipe_from_builtins(plain)
-    draft = fold(open_base(read, "recipe"), read.steps[:-1])
+    draft = fold(open_base(read, "recipe", place), read.steps[:-1])
     operation = read.steps[-1].operation
     assert isinstance(operation, LearningStep)
     return address_of(
