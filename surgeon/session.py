@@ -82,6 +82,7 @@ class Session:
             recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
+        session.notes += filter(None, [session.journal.fault])
         session._digest = recipe_digest(recipe_path)
         session.position = len(recipe.steps)
         session._show(recipe.steps, str(recipe_path))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
 
 from surgeon.backend.base import open_base
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
@@ -80,10 +82,13 @@ def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     return merge(draft, step, job)
 
 
-def replayed_draft(request: RecipeJob, job: JobContext) -> Draft:
-    """Return the model after the recipe of a job."""
+@contextmanager
+def replayed_draft(request: RecipeJob, job: JobContext) -> Iterator[Draft]:
+    """Yield the model after the recipe of a job; a base that changes meanwhile is an error that names the file."""
     recipe = recipe_from_builtins(request.recipe)
-    return replay(recipe, open_base(recipe, "recipe", job.root), request, job)[0]
+    base = open_base(recipe, "recipe", job.root)
+    with FileStamps(base.structure.checkpoint).watched():
+        yield replay(recipe, base, request, job)[0]
 
 
 def _measure(
