@@ -148,8 +148,10 @@ class _Export:
     def _write_adapter(self, base: Path, called: str, directory: Path) -> None:
         """Write the draft's adapters for the checkpoint in `base`, which the adapter's config calls `called`."""
         from surgeon.backend.device import choose_device
+        from surgeon.backend.disk_faults import disk_faults
         from surgeon.backend.model.adapters import write_adapter
         from surgeon.backend.model.loading import load_model
 
         model = load_model(base, None, choose_device(self.job.device)).model
-        write_adapter(model, self.plan, called, self.recipe.seed, directory)
+        with disk_faults():
+            write_adapter(model, self.plan, called, self.recipe.seed, directory)

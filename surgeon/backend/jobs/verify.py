@@ -8,6 +8,7 @@ import msgspec
 
 from surgeon.backend.base import open_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
 from surgeon.core.plan.draft import Draft
@@ -38,20 +39,24 @@ def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
     if (directory / RECIPE).is_file() and (directory / "adapter_config.json").is_file():
         return VerifyResult(proof=_verify_adapter(directory, request, job))
     open_checkpoint(directory)
-    draft: Draft | None = None
-    missing = "not at hand"
-    if (directory / RECIPE).is_file():
-        recipe, base = _own_recipe(directory, request.base, job)
-        if base is not None:
-            draft = fold(base, recipe.steps)
-            if compile_plan(unfrozen(draft)).pending:
-                draft, missing = None, "what its steps learned is no longer kept on this machine"
-    else:
+    if not (directory / RECIPE).is_file():
         job.warn(f"not compared with the base: there is no {RECIPE}")
-    proof = verify_directory(directory, draft, job)
-    if draft is None:
-        proof["base"] = {"passed": True, "detail": f"{missing}: nothing was compared with it"}
-    return VerifyResult(proof=proof)
+        return VerifyResult(proof=_alone(directory, "not at hand", job))
+    recipe, base = _own_recipe(directory, request.base, job)
+    if base is None:
+        return VerifyResult(proof=_alone(directory, "not at hand", job))
+    draft = fold(base, recipe.steps)
+    if compile_plan(unfrozen(draft)).pending:
+        missing = "what its steps learned is no longer kept on this machine"
+        return VerifyResult(proof=_alone(directory, missing, job))
+    with FileStamps(base.structure.checkpoint).watched():
+        return VerifyResult(proof=verify_directory(directory, draft, job))
+
+
+def _alone(directory: Path, missing: str, job: JobContext) -> Proof:
+    """Check an export without its base, and say why."""
+    proof = verify_directory(directory, None, job)
+    return {**proof, "base": {"passed": True, "detail": f"{missing}: nothing was compared with it"}}
 
 
 def _own_recipe(directory: Path, base: str | None, job: JobContext) -> tuple[Recipe, Draft | None]:
@@ -100,4 +105,5 @@ def _verify_adapter(directory: Path, request: VerifyJob, job: JobContext) -> Pro
 
     recipe, base = _own_recipe(directory, request.base, job)
     base = base or _open_base(recipe, directory, request.base)  # an adapter is nothing without it
-    return prove_adapter(fold(base, recipe.steps), directory, choose_device(job.device))
+    with FileStamps(base.structure.checkpoint).watched():
+        return prove_adapter(fold(base, recipe.steps), directory, choose_device(job.device))

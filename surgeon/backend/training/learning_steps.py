@@ -24,7 +24,7 @@ from surgeon.backend.device import choose_device
 from surgeon.backend.distributed import run_on_all_ranks
 from surgeon.backend.out_of_memory import explain_out_of_memory
 from surgeon.backend.training.result_address import address_of
-from surgeon.backend.training.result_store import kept, require_place, told_of_cache
+from surgeon.backend.training.result_store import keep, require_place, told_of_cache
 from surgeon.backend.training.resume_state import remove_abandoned
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.core.checkpoint.file_stamps import FileStamps
@@ -141,12 +141,14 @@ def _locked(place: Path, request: TrainingRequest) -> int:
 
 
 def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> None:
-    with kept(address, request.job) as directory:
+    def write(directory: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in result.tensors.items()}
         save_file(tensors, directory / TENSORS)
         settings = msgspec.to_builtins(request.step, enc_hook=lambda value: value.plain)
         report = {"step": {request.step.name: settings}, **result.report}
         (directory / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    keep(address, write, request.job)
 
 
 PROCEDURES: Mapping[str, str] = {

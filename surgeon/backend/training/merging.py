@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from surgeon.backend.digests import content_digest, digest_of
 from surgeon.backend.model.rounding import Rounding
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
-from surgeon.backend.training.result_store import kept
+from surgeon.backend.training.result_store import keep
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
@@ -42,11 +42,14 @@ def merge(draft: Draft, step: Step, job: JobContext) -> Step:
     state = draft_state(replace(draft, stacks=thawed, frozen=frozenset(), mask=None))
     address = digest_of((_VERSION, step.operation.name, content_digest(draft.structure.checkpoint), state))
     if not is_learned(address):
-        with kept(address, job) as directory:
+
+        def write(directory: Path) -> None:
             report = _merge(draft, directory)
             files.check()
             (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, **report}))
-        job.log(f"{step.operation.name}: {report['merged']} matrices")
+
+        keep(address, write, job)
+        job.log(f"{step.operation.name}: {result_report(address)['merged']} matrices")
     for remark in result_report(address).get("remarks", ()):
         job.warn(f"{step.operation.name}: {remark}")
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})

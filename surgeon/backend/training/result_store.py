@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from surgeon.backend.disk_faults import disk_faults
 from surgeon.core.checkpoint.locating import cache_directory
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
@@ -63,16 +64,15 @@ def result_bytes(step: LearningStep, draft: Draft) -> int:
     return sum(tensor.nbytes for tensor in plan.tensors if tensor.name not in plan.frozen)
 
 
-@contextmanager
-def kept(address: str, job: JobContext) -> Iterator[Path]:
-    """Yield a directory that becomes the result at `address`; where another process was faster, its result stays.
+def keep(address: str, write: Callable[[Path], None], job: JobContext) -> None:
+    """Let `write` fill the directory of the result at `address`; where another process was faster, its result stays.
 
     Raises:
         LearningError: it cannot be written.
     """
     try:
-        with published(result_directory(address), job.warn) as directory:
-            yield directory
+        with published(result_directory(address), job.warn) as directory, disk_faults():
+            write(directory)
     except ExportError as error:
         if not is_learned(address):
             raise _no_place(error.what) from error

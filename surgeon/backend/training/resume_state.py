@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import torch
 
+from surgeon.backend.disk_faults import disk_faults
 from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
 
 DAYS = 30
@@ -51,7 +52,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     # A name of its own: without locks another process may be saving the same.
     partial = path.with_suffix(f".{uuid4().hex[:8]}.partial")
     try:
-        with partial.open("wb") as file:
+        with disk_faults(), partial.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
             sync(file.fileno())
