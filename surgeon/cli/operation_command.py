@@ -65,21 +65,18 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
-    root = save.absolute().parent if save is not None else Path.cwd()
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(_step(kind, fields, data, protect),))
-    if save is not None:
-        recipe = seen_from(recipe, Path.cwd(), root)
-    order = RunOptions(root=root, **values)
+    order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:
-        fold_recipe(recipe, root=root)
+        fold_recipe(recipe)
     else:
         result = run_recipe(recipe, order, reporter)
     if save is not None:
         done = recipe if result is None else recipe_from_builtins(result.recipe)
-        write_text(save, dump_recipe(done))
+        write_text(save, dump_recipe(seen_from(done, Path.cwd(), save.absolute().parent)))
         reporter.write_line(f"the recipe is in {save}")
 
 

@@ -20,7 +20,8 @@ def is_beside(name: str) -> bool:
 
 def model_name(name: str, root: Path) -> str:
     """Return a model of the recipe in the directory `root` as it is named on the command line."""
-    return str(root / name) if is_beside(name) else name
+    # Resolved first: `..` of a link leads elsewhere, and of a directory that is yet to be made nowhere.
+    return os.path.normpath(root.resolve() / name) if is_beside(name) else name
 
 
 def locate_base(name: str, root: Path) -> Path:
@@ -53,4 +54,4 @@ def named_from_here(name: str, root: Path) -> str:
 
 def name_elsewhere(name: str, root: Path) -> str:
     """Return what other programs, started where this one was, may call a model of the recipe in `root`."""
-    return os.path.relpath(root / name) if is_beside(name) else known_elsewhere(name)
+    return os.path.relpath(model_name(name, root)) if is_beside(name) else known_elsewhere(name)
