@@ -97,6 +97,7 @@ class Evaluator:
         if known is None:
             with self._live(draft) as model:
                 known = measured(model)
+            self._cache.check()
             self._cache.put(known, *made_of)
             self._cache.trim()
         return known

@@ -164,6 +164,7 @@ class _Measurement:
     def _kept(self, kind: ScoreKind, score: Score) -> Score:
         _require_finite(score)
         score = msgspec.structs.replace(score, provenance=self.origins[kind.name])
+        self.cache.check()
         self.cache.put(score, *self._made_of(kind))
         if kind.local:
             for layer, (key, value) in enumerate(score.values.items()):

@@ -9,7 +9,7 @@ import msgspec
 from surgeon.backend.data.rows import source_digest
 from surgeon.backend.digests import content_digest, digest_of, side_digest
 from surgeon.backend.training.token_rewards import rewriter_digest
-from surgeon.core.recipe.learning_step import LearningStep, draft_state
+from surgeon.core.recipe.learning_step import WITHOUT_EFFECT, LearningStep, draft_state
 
 if TYPE_CHECKING:
     from surgeon.backend.training.training_request import TrainingRequest
@@ -37,7 +37,7 @@ def address_of(request: TrainingRequest) -> str:
 def _settings(step: LearningStep) -> dict[str, Any]:
     """Return the settings that change a weight."""
     settings: dict[str, Any] = msgspec.to_builtins(step, enc_hook=lambda value: value.plain)
-    for name in ("save_steps", "eval_steps", "gradient_checkpointing"):
+    for name in WITHOUT_EFFECT:
         settings.pop(name, None)
     objective = settings.get("objective")
     if isinstance(objective, dict):  # a rewriter is known by its bytes, wherever it lies

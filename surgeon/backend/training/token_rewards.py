@@ -20,8 +20,8 @@ from surgeon.backend.digests import content_digest, side_digest
 from surgeon.backend.model.loading import forget_model, load_model, load_tokenizer
 from surgeon.backend.model.losses import IGNORED, label_log_probs
 from surgeon.backend.training.training_run import logits_of
+from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.objective import Objective
 from surgeon.errors import DataError
@@ -33,7 +33,7 @@ _BATCH = 8
 
 def _rewriter_path(objective: Objective, root: Path) -> Path:
     name = str(objective.token_rewards)
-    return root / name if (root / name).is_dir() else locate_model(name)
+    return root / name if (root / name).is_dir() else locate_base(name, root)
 
 
 def rewriter_digest(objective: Objective, root: Path) -> str:

@@ -219,7 +219,11 @@ class _Trainer:
             "scheduler": self.scheduler.state_dict(),
             "report": vars(self.report),
         }
-        save_state(training.state, state)
+        try:
+            save_state(training.state, state)
+        except OSError as error:  # what is trained is worth more than what a broken run could go on from
+            reason = error.strerror or error
+            training.job.warn(f"a run that is broken off would begin anew: no state in {training.state}: {reason}")
 
     def _resume(self) -> int:
         training, state = self.training, load_state(self.training.state, self.training.device)

@@ -373,5 +373,5 @@ def test_scores_of_a_recipe_with_gates_pass_them_over(base: Path, data: Path) ->
     from surgeon.core.jobs import RunJob
 
     gate = {"require": {"perplexity": {"data": "missing.jsonl", "at_most": 1}}}
-    draft = replayed_draft(RunJob(**job_args(base, data / "out", [_PRUNE, gate])), job_context())
-    assert len(draft.layers()) == 5
+    with replayed_draft(RunJob(**job_args(base, data / "out", [_PRUNE, gate])), job_context()) as draft:
+        assert len(draft.layers()) == 5
