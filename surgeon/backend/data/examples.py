@@ -84,24 +84,35 @@ def read_examples(
     """
     source = open_source(data, root)
     limit = most if source.streamed else None
-    found: list[Row] = []
     if rows == "text":
+        found: list[Row] = []
         stream = _kept(rows_of(source), found)
         examples: list[Example] = [(one,) for one in _packed(stream, tokenizer, max_length, limit)]
         left_out = 0
     else:
-        found += rows_of(source, limit)
+        found = list(rows_of(source, limit))
         given: Sequence[Row] = rewarding(found) if rewarding is not None and rows == "rejected" else found
-        make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[rows]
-        examples = [example for row in given if (example := make(row, tokenizer, max_length))]
-        left_out = len(given) - len(examples)
-        if rows == "rejected":
-            _refuse_mixed(given)
+        examples, left_out = examples_of(given, tokenizer, rows, max_length)
     if not examples:
         what = f"no answer within {max_length} tokens" if found else "nothing to learn from"
         hint = "raise max_length" if found else ""
         raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint=hint)
     return Examples(examples, source.digest(), left_out, unread_by(data, found, tokenizer))
+
+
+def examples_of(rows: Sequence[Row], tokenizer: Any, kind: Rows, max_length: int) -> tuple[list[Example], int]:
+    """Tokenise rows; return their examples, and how many rows have no answer within the length.
+
+    Raises:
+        DataError: a row lacks what the objective needs.
+    """
+    if kind == "text":
+        return [(one,) for one in _packed(rows, tokenizer, max_length, None)], 0
+    make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[kind]
+    examples = [example for row in rows if (example := make(row, tokenizer, max_length))]
+    if kind == "rejected":
+        _refuse_mixed(rows)
+    return examples, len(rows) - len(examples)
 
 
 def _kept(rows: Iterable[Row], found: list[Row]) -> Iterator[Row]:

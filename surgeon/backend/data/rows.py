@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from surgeon.backend.data.forms import row_of
 from surgeon.backend.data.hub_data import HUB_FORMS, is_hub_data
 from surgeon.backend.data.row import READING, Row
 from surgeon.backend.data.sources import Source, open_source
+from surgeon.backend.data.template_checks import unread_message_keys
 from surgeon.core.recipe.data_paths import named_data
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import PYTHON_DOCS
@@ -70,21 +71,21 @@ def source_digest(data: str | None, root: Path) -> str:
     return f"{digest}-{READING}" if is_new else digest
 
 
-def unread_text(data: str | None, rows: Iterable[Row], more: Iterable[tuple[str, ...]] = ()) -> str:
-    """Say which keys of rows nothing reads; empty where there are none. `more` are such keys of their messages."""
-    counted: Counter[str] = Counter(key for row in rows for key in row.unread)
-    counted.update(key for keys in more for key in keys)
-    if not counted:
-        return ""
-    listed = ", ".join(f"{key} (in {count} rows)" for key, count in sorted(counted.items()))
-    return f"{data or 'data'}: keys that are not read: {listed}"
+def unread_keys(rows: Iterable[Row], tokenizer: Any = None) -> Mapping[str, int]:
+    """Count the keys of rows that no form reads; given a model's tokenizer, also those that its chat template does not.
+
+    Keys of messages are called `messages.KEY`.
+    """
+    counted: Counter[str] = Counter()
+    template = None if tokenizer is None else str(getattr(tokenizer, "chat_template", None) or "")
+    for row in rows:
+        counted.update(row.unread)
+        if template is not None and row.text is None:
+            counted.update(unread_message_keys(row, template))
+    return dict(sorted(counted.items()))
 
 
 def unread_by(data: str | None, rows: Iterable[Row], tokenizer: Any) -> str:
-    """Say which keys of rows neither a form reads nor the model's chat template."""
-    from surgeon.backend.data.chat_template import dated_template
-    from surgeon.backend.data.template_checks import unread_message_keys
-
-    rows = list(rows)
-    template = dated_template(tokenizer)
-    return unread_text(data, rows, (unread_message_keys(row, template) for row in rows))
+    """Say which keys of rows nothing reads; empty where there are none."""
+    listed = ", ".join(f"{key} (in {count} rows)" for key, count in unread_keys(rows, tokenizer).items())
+    return f"{data or 'data'}: keys that are not read: {listed}" if listed else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from surgeon.backend.data.hub_data import without_nulls
 from surgeon.errors import DataError
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
-_BEYOND = "cells beyond the header"
 
 
 def table_rows(path: Path, kind: str, text: str = "") -> Iterator[tuple[Any, str]]:
-    """Yield the rows of a table, and where each stands, counted from 0; `text` is what a csv or tsv file says.
+    """Yield the rows of a table, and where each stands; `text` is what a csv or tsv file says.
 
     Cells of csv and tsv are text, as they are written; an empty one says nothing.
 
@@ -27,49 +26,76 @@ def table_rows(path: Path, kind: str, text: str = "") -> Iterator[tuple[Any, str
     with _in_words(path, kind):
         from datasets import load_dataset
 
-        builder = kind if kind in ("parquet", "arrow") else "csv"
-        settings = _csv_settings(path, SEPARATORS[kind], text) if kind in SEPARATORS else {}
-        rows = load_dataset(builder, data_files=str(path), split="train", streaming=True, **settings)
-        for number, row in enumerate(rows):
-            where = f"{path}, row {number}"
-            yield (_cells(row, where) if kind in SEPARATORS else without_nulls(dict(row))), where
+        if kind in SEPARATORS:
+            names, lines = _checked(path, text, SEPARATORS[kind])
+            settings = _csv_settings(names, SEPARATORS[kind])
+            cells = list(load_dataset("csv", data_files=str(path), split="train", streaming=True, **settings))
+            found = [
+                ({name: cell for name, cell in row.items() if cell}, f"{path}, line {line}")
+                for row, line in zip(cells, lines, strict=True)
+            ]
+        else:
+            table = load_dataset(kind, data_files=str(path), split="train", streaming=True)
+            found = [(without_nulls(dict(row)), f"{path}, row {number}") for number, row in enumerate(table)]
+    # Read to its end before anyone looks at a row: what is left open when a row is refused would stay open.
+    yield from found
 
 
 def header_of(text: str, separator: str) -> list[str]:
     """Return the cells of the first record."""
     try:
-        return next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        return next(_records(text, separator), ([], 0))[0]
     except csv.Error:
         return []
 
 
-def _csv_settings(path: Path, separator: str, text: str) -> dict[str, Any]:
-    """Return settings with which pandas guesses nothing.
+def _records(text: str, separator: str) -> Iterator[tuple[list[str], int]]:
+    """Yield the cells of every record that is not blank, and the line it begins in."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line = 1
+    for cells in reader:
+        if cells:
+            yield cells, line
+        line = reader.line_num + 1
 
-    By itself it takes numbers, NA and null for other things than text, and where rows have a cell more than the header
-    the first column for row names: a column too many makes that a fault to be seen.
+
+def _checked(path: Path, text: str, separator: str) -> tuple[list[str], list[int]]:
+    """Return the header, and the line of every row; refuse rows that do not fit the header.
+
+    pandas fills the cells that a row lacks, and where rows have one too many it takes the first for their name.
     """
+    header: list[str] = []
+    lines: list[int] = []
+    line = 1
+    try:
+        for cells, line in _records(text, separator):
+            if not header:
+                header = cells
+            elif len(cells) != len(header):
+                raise DataError(
+                    f"has {len(cells)} cells, and the header names {len(header)}", where=f"{path}, line {line}",
+                    hint="put cells that hold the separator or a line end in quotes",
+                )  # fmt: skip
+            else:
+                lines.append(line)
+    except csv.Error as error:
+        raise DataError(f"is not well formed: {error}", where=f"{path}, after line {line}") from error
+    if not header:
+        raise DataError("is empty", where=str(path), allowed="a header and rows")
+    if len(set(header)) < len(header):
+        raise DataError("names a column twice in its header", where=str(path), allowed="each column once")
+    return header, lines
+
+
+def _csv_settings(names: list[str], separator: str) -> dict[str, Any]:
+    """Return settings with which pandas takes every cell for text: numbers, NA and null too."""
     from datasets import Features, Value
 
-    names = header_of(text, separator)
-    if not names:
-        raise DataError("is empty", where=str(path), allowed="a header and rows")
-    if len(set(names)) < len(names):
-        raise DataError("names a column twice in its header", where=str(path), allowed="each column once")
-    names = [*names, _BEYOND]
     return {
         "sep": separator, "header": 0, "names": names, "encoding": "utf-8-sig", "keep_default_na": False,
-        "features": Features({name: Value("string") for name in names}),
+        "na_filter": False, "features": Features({name: Value("string") for name in names}),
     }  # fmt: skip
-
-
-def _cells(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    known = {name: cell for name, cell in row.items() if name != _BEYOND}
-    missing = [name for name, cell in known.items() if cell is None]
-    if missing or row.get(_BEYOND) is not None:
-        how = f"fewer cells than the header: none for {missing[0]!r}" if missing else "more cells than the header"
-        raise DataError(f"has {how}", where=where, hint="put cells that hold the separator in quotes")
-    return {name: cell for name, cell in known.items() if cell}
 
 
 @contextmanager
