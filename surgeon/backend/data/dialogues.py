@@ -66,7 +66,7 @@ def _message(one: Any, where: str) -> Message:
 
 def _of_sharegpt(one: Message, where: str) -> Message:
     said, value = one["from"], one.get("value")
-    if said not in _ROLES:
+    if not isinstance(said, str) or said not in _ROLES:
         raise DataError(f"has a message from {said!r}", where=where, allowed=", ".join(_ROLES))
     rest = {key: more for key, more in one.items() if key not in ("from", "value")}
     if said != "function_call":

@@ -58,7 +58,8 @@ def row_of(plain: Any, where: str) -> Row:
             row = form.read(cells, where)
             read = {key for key, _ in cells.values()} - set(row.unread)
             unread = tuple(str(key) for key, value in plain.items() if value is not None and key not in read)
-            since = READING if {"prompt", "input"} & set(unread) else row.since
+            passed_over = row.text is None and ("prompt" in unread or ("input" in unread and row.rewards is not None))
+            since = READING if passed_over else row.since
             return replace(row, form=form.name, unread=unread, since=since)
     raise _formless(plain, where)
 
