@@ -17,8 +17,8 @@ from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
 from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer, resident_model
-from surgeon.backend.model.position_limit import refuse_too_long
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
@@ -84,6 +84,8 @@ class Evaluator:
         tokenizer = self._own_tokenizer()
         data = self._recipe.data.get(measure.data, measure.data) if measure.data else None
         items = read_items(measure, data, self._root, tokenizer)
+        if items.unread:
+            self._job.warn(items.unread)
         if items.left_out:
             text = f"{measure.data}: {items.left_out} rows are longer than {measure.max_length} tokens and left out"
             self._job.warn(text)
@@ -105,9 +107,8 @@ class Evaluator:
     def _measured(self, model: nn.Module, items: Items, measure: Measure) -> RawResults:
         sequences = [one for example in items.examples for one in example]
         written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
-        longest = max(len(one.tokens) for one in sequences) + written
         settings = "max_length, or max_new_tokens" if written else "max_length"
-        refuse_too_long(model, longest, measure.data or "data", settings)
+        refuse_unreadable(model, sequences, measure.data or "data", settings, written)
 
         def tell(done: int) -> None:
             self._job.stop_if_cancelled()

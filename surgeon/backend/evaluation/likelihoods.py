@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from surgeon.backend.data.examples import Tokens, collate
+from surgeon.backend.data.examples import collate
+from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.model.losses import label_log_probs
 
 _LOGITS = 2**25

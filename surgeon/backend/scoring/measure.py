@@ -81,7 +81,7 @@ class _Measurement:
         self.settings, self.job, self.lenient = settings, job, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
-        self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
+        self.calibration: Calibration | None = calibration_of(draft, settings, job) if needs_text else None
         self.origins = {kind.name: self._origin(kind) for kind in asked}
         self.asked = asked
 

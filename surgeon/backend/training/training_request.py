@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,21 @@ class TrainingRequest:
         """Read and tokenise data for an objective."""
         tokenizer = load_tokenizer(self.draft.structure.checkpoint.path)
         rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.job)
-        return read_examples(self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding)
+        return read_examples(
+            self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding,
+            self._wanted() if data == self.step.data else None,
+        )  # fmt: skip
+
+    def _wanted(self) -> int | None:
+        """Return how many examples the step sees, with those that are held out of them; None where it sees all."""
+        step = self.step
+        if step.steps is None and step.tokens is None:
+            return None
+        # A step of so many tokens sees at most that many examples; how long they are is not known yet.
+        seen = step.steps * step.batch_size if step.steps is not None else int(step.tokens or 0)
+        if step.held_out is None or not step.held_out.endswith("%"):
+            return seen
+        return math.ceil(seen / max(1 - _share(step.held_out), 0.5)) + 1
 
     def split(self, objective: Objective) -> tuple[Examples, Examples | None]:
         """Return the examples to train on and those held out."""

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from surgeon.backend.data.chat_template import rendered, rendered_row
+from surgeon.backend.data.row import Row
 from surgeon.backend.data.rows import read_rows
-from surgeon.backend.data.text_sources import chat_text
 from tests.backend.tiny_models import write_tokenizer
 
 BODY = (
@@ -32,16 +33,16 @@ def test_a_dialogue_reads_the_same_on_every_day(tmp_path: Path, template: str, d
     write_tokenizer(tmp_path, template=template)
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
     assert str(datetime.now().year) in tokenizer.apply_chat_template(TALK, tokenize=False)
-    assert chat_text(tokenizer, TALK, prompt=False) == f"{day}[user]hi[assistant]ho"
+    assert rendered(tuple(TALK), Row("here"), tokenizer).text == f"{day}[user]hi[assistant]ho"
     (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": TALK}))
-    ((row,), _) = read_rows("talk.jsonl", tmp_path, tokenizer)
-    assert row.turns == ((f"{day}[user]hi[assistant]", False), ("ho", True))
+    ((row,), _) = read_rows("talk.jsonl", tmp_path)
+    assert rendered_row(row, tokenizer).turns == ((f"{day}[user]hi[assistant]", False), ("ho", True))
 
 
 def test_any_other_template_is_used_as_it_is(tmp_path: Path) -> None:
     """Word for word what transformers writes."""
     write_tokenizer(tmp_path, template=BODY)
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
-    for prompt in (True, False):
-        written = tokenizer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=prompt)
-        assert chat_text(tokenizer, TALK[:1], prompt=prompt) == written
+    dialogue = rendered(tuple(TALK), Row("here"), tokenizer)
+    assert dialogue.text == tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert dialogue.asked == tokenizer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
