@@ -125,7 +125,7 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
     drafts = [draft_of(read_structure(checkpoint))]
     reports: list[StepReport] = []
     plan, exact = compile_plan(drafts[0]), True
-    resolution, steps = Resolution(recipe, fingerprint, file_digests(root)), list[Step]()
+    resolution, steps = Resolution(recipe, fingerprint or None, file_digests(root)), list[Step]()
     for number, written in enumerate(recipe.steps):
         reason = resolution.stale(written, steps)
         step = unresolved(written) if reason else written
