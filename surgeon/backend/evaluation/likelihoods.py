@@ -14,7 +14,7 @@ from surgeon.backend.data.examples import collate
 from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.model.losses import label_log_probs
 
-_LOGITS = 2**25
+MOST_LOGITS = 2**25
 """How many logits may be there at once."""
 
 Tell = Callable[[int], None]
@@ -27,7 +27,7 @@ def log_likelihoods(model: nn.Module, sequences: Sequence[Tokens], words: int, t
     device = next(model.parameters()).device
     found = [0.0] * len(sequences)
     done = 0
-    for numbers in _batches([len(one.tokens) for one in sequences], max(1, _LOGITS // words)):
+    for numbers in batches_by_length([len(one.tokens) for one in sequences], max(1, MOST_LOGITS // words)):
         batch = collate([(sequences[number],) for number in numbers], numbers, device)
         logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
         sums = label_log_probs(logits_BTV, batch.labels_BT).double().sum(dim=1)
@@ -38,7 +38,7 @@ def log_likelihoods(model: nn.Module, sequences: Sequence[Tokens], words: int, t
     return found
 
 
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Yield numbers of sequences that fit together into about so many tokens, alike in length, the longest first."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda at: (-lengths[at], at)):
