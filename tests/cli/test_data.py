@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ TEMPLATE = (
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tokenizer(save_tiny("llama", tmp_path / "model"), template=TEMPLATE)
-    files = {
+    files: dict[str, list[Any]] = {
         "answers.jsonl": [
             {"prompt": "2+2", "response": "4", "id": 1},
             {"messages": [{"role": "user", "content": "hi"}]},

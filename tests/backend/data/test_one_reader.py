@@ -52,7 +52,7 @@ def read_by_all(name: str, place: Path, tokenizer: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("text", "answers", "pairs", "rejected"):
         try:
-            found[kind] = read_examples(name, place, tokenizer, kind, 24).examples  # type: ignore[arg-type]
+            found[kind] = read_examples(name, place, tokenizer, kind, 24).examples
         except DataError as error:
             found[kind] = error.what
     for kind in ("text", "responses", "answers", "pairs"):

@@ -389,7 +389,7 @@ def test_a_large_vocabulary_is_added_up_without_drift() -> None:
     labels = torch.randint(0, words, (64,), generator=generator).tolist()
 
     class Fixed(torch.nn.Linear):
-        def forward(self, **_: Any) -> Any:
+        def forward(self, *_: Any, **__: Any) -> Any:
             return SimpleNamespace(logits=logits_TV[None])
 
     (found,) = log_likelihoods(Fixed(1, 1), [Tokens([0] * 64, labels)], words, lambda done: None)
