@@ -94,7 +94,9 @@ def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     header = ["step", "what", "data", "figure", "value", "error", "required"]
     width = len(header) - (not any(row[-1] for row in rows))
-    return table(header[:width], [row[:width] for row in rows], right="step value error") if rows else ""
+    machines = dict.fromkeys(one["measured_on"] for one in results if one.get("measured_on"))
+    lines = [table(header[:width], [row[:width] for row in rows], right="step value error")] if rows else []
+    return "\n".join([*lines, *(f"speed on {machine}" for machine in machines)])
 
 
 def show_dry_run(folded: Folded, as_json: bool) -> None:

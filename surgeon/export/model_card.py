@@ -57,7 +57,8 @@ def _measured(results: Sequence[EvaluationResult]) -> list[str]:
         for figure, value in one.figures.items()
     ]
     header = ["| step | what | data | figure | value ± standard error |", "|---:|---|---|---|---:|"]
-    return ["## Measured", "", *header, *rows, ""]
+    machines = dict.fromkeys(one.measured_on for one in results if one.measured_on)
+    return ["## Measured", "", *header, *rows, "", *(f"Speed on {machine}.\n" for machine in machines)]
 
 
 def _spread(value: Average) -> str:

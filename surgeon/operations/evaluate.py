@@ -20,11 +20,14 @@ class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
     Computed in float32 unless told otherwise. Text is packed, and each token of it is predicted once. Questions,
     answers and pairs take the form of the model's chat template, where it has one. Results go into the export and its
     card.
+
+    `speed` reads a prompt of `max_length` tokens and writes `max_new_tokens`, the model and the base in turn, `rounds`
+    times; in float32 on a CPU and as it is stored on a GPU, unless told otherwise. It is of this machine alone.
     """
 
     name = "evaluate"
     key = "m"
-    summary = "measure the model: perplexity, KL divergence from the base, multiple choice, exact match, preferences"
+    summary = "measure the model: perplexity, KL divergence from the base, speed, multiple choice, exact match, …"
     paper = "rewards: Direct Preference Optimization, arXiv:2305.18290, section 5"
 
     metric: Annotated[Metric, msgspec.Meta(description="what to measure")] = "perplexity"
@@ -38,6 +41,7 @@ class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
     rows: Annotated[Positive | None, msgspec.Meta(description="at most so many rows of the data")] = None
     max_new_tokens: Annotated[Positive, msgspec.Meta(description="of a generated answer")] = 64
     beta: Annotated[float, msgspec.Meta(gt=0, description="factor of the rewards in preference")] = 0.1
+    rounds: Annotated[Positive, msgspec.Meta(description="of speed, each of the model and the base")] = 5
     tasks: Annotated[tuple[str, ...], msgspec.Meta(description="with lm_eval: the harness's names")] = ()
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
@@ -46,6 +50,8 @@ class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
             raise RecipeError("go with `metric: lm_eval`", where="tasks", allowed="metric: lm_eval, tasks: [piqa]")
         if self.data is None and KINDS[self.metric] in ("responses", "choices", "answers", "pairs"):
             raise RecipeError(f"is needed for {self.metric}", where="data", hint="name a file of its rows")
+        if KINDS[self.metric] == "speed" and self.max_new_tokens < 2:
+            raise RecipeError("is too few to tell a speed", where="max_new_tokens", allowed="2 and more")
         return draft
 
     def measures(self) -> Mapping[str, Measure]:
@@ -53,7 +59,8 @@ class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
         return {
             self.metric: Measure(
                 kind=KINDS[self.metric], data=self.data, max_length=self.max_length, rows=self.rows,
-                max_new_tokens=self.max_new_tokens, beta=self.beta, tasks=self.tasks,
+                max_new_tokens=self.max_new_tokens, beta=self.beta, rounds=self.rounds,
+                tasks=self.tasks,
             )
         }  # fmt: skip
 

@@ -39,6 +39,12 @@ class Require(ReadOnlyStep, frozen=True, kw_only=True):
     reward_accuracy: Annotated[Bound | None, msgspec.Meta(description="the same against the base")] = None
     reward_margin: Annotated[Bound | None, msgspec.Meta(description="DPO's margin against the base")] = None
 
+    prefill_tokens_per_second: Annotated[Bound | None, msgspec.Meta(description="on this machine")] = None
+    decode_tokens_per_second: Annotated[Bound | None, msgspec.Meta(description="on this machine")] = None
+    prefill_speedup: Annotated[Bound | None, msgspec.Meta(description="of the base's time, on this machine")] = None
+    decode_speedup: Annotated[Bound | None, msgspec.Meta(description="of the base's time, on this machine")] = None
+    peak_memory: Annotated[Bound | None, msgspec.Meta(description="bytes of weights and of a run")] = None
+
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Return the draft as it was, if what is required says something."""
         bounds = self.bounds()
@@ -48,10 +54,13 @@ class Require(ReadOnlyStep, frozen=True, kw_only=True):
         for name, bound in bounds.items():
             if not bound.limits:
                 raise RecipeError("has no bound", where=name, allowed="at_most, at_least")
-            if bound.data is None and KINDS[name] not in ("text", "divergence"):
+            if bound.data is None and KINDS[name] not in ("text", "divergence", "speed"):
                 raise RecipeError("is needed", where=f"{name}.data", hint="name a file of its rows")
-            if bound.relative and (name.startswith("reward") or KINDS[name] == "divergence"):
-                raise RecipeError("is told against the base already", where=name, allowed="a number")
+            if bound.relative and (name.startswith("reward") or KINDS[name] in ("divergence", "speed")):
+                hint = "prefill_speedup and decode_speedup are multiples" if KINDS[name] == "speed" else ""
+                raise RecipeError("is told against the base already", where=name, allowed="a number", hint=hint)
+            if KINDS[name] == "speed" and bound.max_new_tokens < 2:
+                raise RecipeError("is too few to tell a speed", where=f"{name}.max_new_tokens", allowed="2 and more")
         return draft
 
     def measures(self) -> Mapping[str, Measure]:

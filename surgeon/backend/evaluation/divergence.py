@@ -33,11 +33,8 @@ def divergences(
         batch = collate([(sequences[number],) for number in numbers], numbers, device)
         counted_BT = batch.labels_BT != IGNORED
         with as_base() as base:
-            expected_NV = _log_probs(base, batch)
-        got_NV = _log_probs(edited, batch)
-        # KL is not negative; rounding of the sum may make it so where the two are all but equal.
-        kl_N = (expected_NV.exp() * (expected_NV - got_NV)).double().sum(dim=-1).clamp(min=0.0)
-        same_N = (expected_NV.argmax(dim=-1) == got_NV.argmax(dim=-1)).double()
+            expected_NV = log_probs(_labelled_logits(base, batch))
+        kl_N, same_N = divergence_of(expected_NV, log_probs(_labelled_logits(edited, batch)))
         by_row = counted_BT.sum(dim=1).tolist()
         for number, kl, same in zip(numbers, torch.split(kl_N, by_row), torch.split(same_N, by_row), strict=True):
             found[number] = [kl.sum().item(), same.sum().item()]
@@ -46,9 +43,20 @@ def divergences(
     return found
 
 
-def _log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the log-probabilities of the vocabulary at the positions that have a label, float32, (N, V)."""
+def _labelled_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the logits at the positions that have a label, float32, (N, V)."""
     logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
-    # Not log_softmax: over a large vocabulary logsumexp adds up with less error, see `likelihoods`.
     logits_NV: torch.Tensor = logits_BTV[batch.labels_BT != IGNORED].float()
+    return logits_NV
+
+
+def log_probs(logits_NV: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities of the vocabulary. Not by log_softmax: see `likelihoods`."""
     return logits_NV - logits_NV.logsumexp(dim=-1, keepdim=True)
+
+
+def divergence_of(expected_NV: torch.Tensor, got_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return of log-probabilities KL(expected ‖ got) in nats, and 1 where both rate the same token highest; (N,)."""
+    # KL is not negative; rounding of the sum may make it so where the two are all but equal.
+    kl_N = (expected_NV.exp() * (expected_NV - got_NV)).double().sum(dim=-1).clamp(min=0.0)
+    return kl_N, (expected_NV.argmax(dim=-1) == got_NV.argmax(dim=-1)).double()

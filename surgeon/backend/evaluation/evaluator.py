@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch import nn
+import torch
 
+from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.digests import side_digest
-from surgeon.backend.evaluation.divergence import AsBase, divergences
+from surgeon.backend.evaluation.divergence import divergences
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
-from surgeon.backend.model.adapters import attached
-from surgeon.backend.model.in_memory_executor import edited_model
+from surgeon.backend.evaluation.live_model import LiveModel, live_model
+from surgeon.backend.evaluation.speed import prompt_of, speed
 from surgeon.backend.model.input_limits import refuse_unreadable
-from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.model.loading import load_tokenizer
+from surgeon.backend.model.losses import IGNORED
+from surgeon.backend.model.streaming import fits_in_memory
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of
-from surgeon.core.recipe.fold import unfrozen
 from surgeon.core.recipe.learning_step import draft_state
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
-from surgeon.errors import RecipeError
+from surgeon.errors import ScoreError
 
+_BY_LIKELIHOOD = ("text", "responses", "choices", "pairs", "divergence")
+"""What can be measured layer by layer; the rest has tokens written one after the other."""
 _VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
 
 
-@dataclass(frozen=True)
-class _LiveModel:
-    """The model of a draft; `as_base` makes it the base while it is entered."""
-
-    model: nn.Module
-    as_base: AsBase
-
-
 class Evaluator:
-    """Looks at the models of one recipe, step by step."""
+    """Looks at the models of one recipe, step by step.
 
-    def __init__(self, recipe: Recipe, base: Draft, job: JobContext) -> None:
+    `stream` leaves layers on disk where that can be; None does where the model does not fit in memory.
+    """
+
+    def __init__(self, recipe: Recipe, base: Draft, job: JobContext, *, stream: bool | None = None) -> None:
         """Measure nothing yet."""
+        self._stream = stream
+        self._speeds: dict[Any, RawResults] = {}
         self._recipe, self._base, self._job = recipe, base, job
         self._root = job.root
         self._device = choose_device(job.device)
@@ -73,7 +75,7 @@ class Evaluator:
             untouched = self._figures_of_base(measure) if bound is not None and bound.relative else {}
             result = EvaluationResult(
                 step=number, name=name if bounds else step.title, metric=name, data=measure.data,
-                examples=len(raw.values), figures=figures, base=dict(untouched),
+                examples=len(raw.values), figures=figures, base=dict(untouched), measured_on=raw.measured_on,
             )  # fmt: skip
             self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
             if bound is not None:
@@ -99,21 +101,61 @@ class Evaluator:
             text = f"{measure.data}: {items.left_out} rows are longer than {measure.max_length} tokens and left out"
             self._job.warn(text)
         answering = (measure.max_new_tokens, self._answering()) if measure.kind == "answers" else None
+        if measure.kind == "speed":
+            return self._speed(draft, items, measure)
         asked = (measure.kind, items.digest, answering)
-        return self._cached(draft, asked, lambda live: self._measured(live, items, measure))
+        stream = self._streams and measure.kind in _BY_LIKELIHOOD and not compile_plan(draft).adapters
+        if self._stream and not stream:
+            raise ScoreError(
+                f"{measure.kind} cannot be measured layer by layer from disk", where="stream",
+                allowed=f"without adapters: {', '.join(_BY_LIKELIHOOD)}", hint="measure it where all fits in memory",
+            )  # fmt: skip
+        return self._cached(draft, asked, lambda live: self._measured(live, items, measure), stream=stream)
 
-    def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> RawResults:
+    @cached_property
+    def _streams(self) -> bool:
+        """Whether layers stay on disk; asked once, before any model takes up the memory."""
+        checkpoint = self._base.structure.checkpoint
+        if self._stream is not None:
+            return self._stream
+        return not fits_in_memory(checkpoint, self._dtype, self._device)
+
+    def _speed(self, draft: Draft, items: Items, measure: Measure) -> RawResults:
+        """Measure speed, in the dtype in which the model would be used here; kept for this run alone."""
+        name = msgspec.json.encode((weights_state(draft), measure))
+        if name not in self._speeds:
+            dtype = choose_dtype(self._job.dtype, self._device)
+            if self._stream or not fits_in_memory(self._base.structure.checkpoint, dtype, self._device):
+                raise ScoreError(
+                    "does not fit in memory: its speed would be that of the disk", where="metric: speed",
+                    hint="measure it on a larger machine, or in a smaller --dtype",
+                )  # fmt: skip
+            prompt = prompt_of(items, measure.max_length)
+            asked = [Tokens(prompt, [IGNORED] * len(prompt))]
+            with self._live(draft, dtype) as live:
+                refuse_unreadable(live.model, asked, measure.data or "data", "max_length", measure.max_new_tokens - 1)
+                self._speeds[name] = speed(
+                    live.model, live.as_base, prompt, measure.max_new_tokens, measure.rounds,
+                    lambda done: self._proceed(done, measure.rounds, "rounds"),
+                )  # fmt: skip
+        return self._speeds[name]
+
+    def _proceed(self, done: int, total: int, unit: str) -> None:
+        self._job.stop_if_cancelled()
+        self._job.progress(done, total, unit, "evaluating")
+
+    def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any, *, stream: bool = False) -> RawResults:
         made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
         known = self._cache.get(RawResults, *made_of)
         if known is None:
-            with self._live(draft) as live:
+            with self._live(draft, self._dtype, stream=stream) as live:
                 known = measured(live)
             self._cache.check()
             self._cache.put(known, *made_of)
             self._cache.trim()
         return known
 
-    def _measured(self, live: _LiveModel, items: Items, measure: Measure) -> RawResults:
+    def _measured(self, live: LiveModel, items: Items, measure: Measure) -> RawResults:
         model = live.model
         sequences = [one for example in items.examples for one in example]
         written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
@@ -121,8 +163,7 @@ class Evaluator:
         refuse_unreadable(model, sequences, measure.data or "data", settings, written)
 
         def tell(done: int) -> None:
-            self._job.stop_if_cancelled()
-            self._job.progress(done, len(sequences), "sequences", "evaluating")
+            self._proceed(done, len(sequences), "sequences")
 
         if measure.kind == "answers":
             told = greedy_answers(model, self._own_tokenizer(), sequences, measure.max_new_tokens, tell)
@@ -130,9 +171,15 @@ class Evaluator:
             return RawResults(values=hits)
         words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         if measure.kind == "divergence":
-            values = divergences(model, live.as_base, sequences, words, tell)
+            if live.streamed is not None:
+                values = live.streamed.divergences(sequences, words)
+            else:
+                values = divergences(model, live.as_base, sequences, words, tell)
             return RawResults(values=values, sizes=[list(row) for row in items.sizes])
-        sums = iter(log_likelihoods(model, sequences, words, tell))
+        if live.streamed is not None:
+            sums = iter(live.streamed.log_likelihoods(sequences, words))
+        else:
+            sums = iter(log_likelihoods(model, sequences, words, tell))
         values = [[next(sums) for _ in example] for example in items.examples]
         if measure.kind in ("text", "responses"):
             values = [[-value for value in row] for row in values]
@@ -143,11 +190,11 @@ class Evaluator:
     def _by_harness(self, draft: Draft, measure: Measure) -> RawResults:
         from surgeon.backend.evaluation.lm_eval import harness_figures, harness_version
 
-        def measured(live: _LiveModel) -> RawResults:
+        def measured(live: LiveModel) -> RawResults:
             return harness_figures(live.model, self._own_tokenizer(), measure, self._recipe.seed)
 
         if any(Path(task).exists() for task in measure.tasks):  # nobody knows which other files it names
-            with self._live(draft) as live:
+            with self._live(draft, self._dtype) as live:
                 return measured(live)
         asked = ("lm_eval", harness_version(), measure.tasks, measure.rows, measure.max_length, self._answering())
         return self._cached(draft, asked, measured)
@@ -161,25 +208,10 @@ class Evaluator:
             self._tokenizer = load_tokenizer(self._base.structure.checkpoint.path)
         return self._tokenizer
 
-    @contextmanager
-    def _live(self, draft: Draft) -> Iterator[_LiveModel]:
-        """Yield the model of a draft with what was learned and with its adapters, in evaluation mode."""
-        plan = compile_plan(draft)
-        if plan.pending:
-            raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
-        model = resident_model(draft.structure, self._dtype, self._device).model
-        with edited_model(model, unfrozen(draft)) as edited:
-            if not plan.adapters:
-                yield _LiveModel(edited.model, edited.as_base)
-                return
-            with attached(edited.model, plan, self._recipe.seed) as (adapted, _):
-
-                @contextmanager
-                def as_base() -> Iterator[nn.Module]:
-                    with adapted.disable_adapter(), edited.as_base():
-                        yield adapted
-
-                yield _LiveModel(adapted.eval(), as_base)
+    def _live(
+        self, draft: Draft, dtype: torch.dtype | None, *, stream: bool = False
+    ) -> AbstractContextManager[LiveModel]:
+        return live_model(draft, dtype, self._device, self._recipe.seed, self._job, stream=stream)
 
 
 def weights_state(draft: Draft) -> Any:

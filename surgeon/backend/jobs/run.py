@@ -54,7 +54,7 @@ def _carried_out(
 ) -> RunResult:
     """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
-    draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
+    draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, request, job))
     plan = compile_plan(draft)
     proof = None
     if out is not None:
@@ -69,14 +69,14 @@ def _carried_out(
 
 
 def _evaluation_of(
-    recipe: Recipe, base: Draft, results: list[EvaluationResult], job: JobContext
+    recipe: Recipe, base: Draft, results: list[EvaluationResult], request: RunJob, job: JobContext
 ) -> Callable[[Draft, ReadOnlyStep, int], None] | None:
     """Return what carries out evaluations and gates and keeps their results; None where no step asks for it."""
     if not any(isinstance(step.operation, ReadOnlyStep) for step in recipe.steps):
         return None
     from surgeon.backend.evaluation.evaluator import Evaluator
 
-    evaluator = Evaluator(recipe, base, job)
+    evaluator = Evaluator(recipe, base, job, stream=request.stream)
 
     def evaluate(draft: Draft, step: ReadOnlyStep, number: int) -> None:
         results.extend(evaluator.evaluate(draft, step, number))

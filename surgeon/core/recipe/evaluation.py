@@ -9,6 +9,8 @@ reward_accuracy, reward_margin                    the same less the base model's
 kl, top1_agreement                                all tokens of running text: KL divergence of the base's next-token
                                                   distribution from this model's, nats per token; and how often both
                                                   rate the same token highest
+prefill_…, decode_tokens_per_second, peak_memory  reading a prompt, writing tokens, bytes; `base_` ones beside them
+prefill_speedup, decode_speedup                   the base's time over this model's, round by round
 """
 
 from __future__ import annotations
@@ -29,16 +31,18 @@ Metric = Literal[
     "exact_match",
     "preference",
     "kl",
+    "speed",
     "lm_eval",
 ]
-Kind = Literal["text", "responses", "choices", "answers", "pairs", "divergence", "tasks"]
+Kind = Literal["text", "responses", "choices", "answers", "pairs", "divergence", "speed", "tasks"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 KINDS: Mapping[str, Kind] = {
     "perplexity": "text", "bits_per_byte": "text", "response_perplexity": "responses", "multiple_choice": "choices",
     "multiple_choice_normalised": "choices", "exact_match": "answers", "preference": "pairs",
     "preference_margin": "pairs", "reward_accuracy": "pairs", "reward_margin": "pairs", "kl": "divergence",
-    "top1_agreement": "divergence", "lm_eval": "tasks",
+    "top1_agreement": "divergence", "lm_eval": "tasks", "speed": "speed", "prefill_tokens_per_second": "speed",
+    "decode_tokens_per_second": "speed", "prefill_speedup": "speed", "decode_speedup": "speed", "peak_memory": "speed",
 }  # fmt: skip
 """What has to be run for a metric or a figure."""
 
@@ -47,6 +51,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to measure. Only what changes the numbers is in it, but for the name of the data.
 
     data: as the recipe names it.   rows: at most so many of its rows.   beta: of DPO's implicit rewards.
+    rounds: in which speed is measured.
     """
 
     kind: Kind
@@ -55,6 +60,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     rows: int | None = None
     max_new_tokens: int = 64
     beta: float = 0.1
+    rounds: int = 5
     tasks: tuple[str, ...] = ()
 
 
@@ -62,8 +68,9 @@ class RawResults(msgspec.Struct, frozen=True, kw_only=True):
     """What a model gave, example by example.
 
     values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected];
-    divergence: [nats, tokens on which both agree].
-    sizes: text, responses, divergence: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.
+    divergence: [nats, tokens on which both agree]; speed: seconds of [prefill, decoding, the base's of both].
+    sizes: text, responses, divergence: [tokens]; choices: the UTF-8 bytes of each; speed: tokens of [prompt, decoding].
+    answers: the right choices.   peaks: bytes.   measured_on: the machine, in words, where figures depend on it.
     nbytes: of all text.
     figures: what another program has averaged already.
     """
@@ -73,12 +80,15 @@ class RawResults(msgspec.Struct, frozen=True, kw_only=True):
     answers: list[int] = []
     nbytes: int = 0
     figures: dict[str, Average] = {}
+    peaks: dict[str, int] = {}
+    measured_on: str = ""
 
 
 class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an evaluation at a step came to.
 
     base: the base model's figures, where a bound is a multiple of them.   bounds: what was required, by figure.
+    measured_on: the machine, in words, where the figures depend on it.
     """
 
     step: int
@@ -89,6 +99,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     figures: dict[str, Average] = {}
     base: dict[str, Average] = {}
     bounds: dict[str, str] = {}
+    measured_on: str = ""
 
 
 def figures_of(measure: Measure, raw: RawResults, base: RawResults | None) -> dict[str, Average]:
@@ -112,6 +123,18 @@ def _divergence(raw: RawResults) -> dict[str, Average]:
     sizes = [size for (size,) in raw.sizes]
     kl, same = zip(*raw.values, strict=True)
     return {"kl": _ratio(kl, sizes), "top1_agreement": _ratio(same, sizes)}
+
+
+def _speed(raw: RawResults) -> dict[str, Average]:
+    """Return means over rounds; speedups are of each round's two times, so that what slows both down cancels."""
+    found = {}
+    for at, (what, column) in enumerate((("prefill", 0), ("decode", 1))):
+        times = [(row[column], row[column + 2]) for row in raw.values]
+        tokens = raw.sizes[0][at]
+        found[f"{what}_tokens_per_second"] = average([tokens / own for own, _ in times])
+        found[f"base_{what}_tokens_per_second"] = average([tokens / base for _, base in times])
+        found[f"{what}_speedup"] = average([base / own for own, base in times])
+    return found | {name: Average(float(nbytes)) for name, nbytes in raw.peaks.items()}
 
 
 def _tasks(raw: RawResults) -> dict[str, Average]:
@@ -188,7 +211,7 @@ def _times(error: float | None, factor: float) -> float | None:
 
 _FIGURES: Mapping[Kind, Callable[[RawResults], dict[str, Average]]] = {
     "text": _text, "responses": _responses, "choices": _choices, "answers": _answers, "divergence": _divergence,
-    "tasks": _tasks,
+    "speed": _speed, "tasks": _tasks,
 }  # fmt: skip
 
 
