@@ -14,12 +14,13 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.data_paths import file_digests
-from surgeon.core.recipe.fold import Measured, apply_step, resolve_step
+from surgeon.core.recipe.fold import Measured, apply_step, margins, resolve_step
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins
 from surgeon.core.recipe.resolution import Resolution, resolved_text, stale_text, unresolved
 from surgeon.core.scoring.score import Score
+from surgeon.core.selection.budget_layers import measured_budget
 from surgeon.core.selection.selection import Ranked
 
 
@@ -51,9 +52,12 @@ def replay(
             if evaluate is not None and isinstance(step.operation, ReadOnlyStep):
                 evaluate(apply_step(draft, step, number), step.operation, number)
             ranked = step.operation.ranked() if step.resolved is None else ()
-            done = resolve_step(draft, step, number, _measure(draft, ranked, recipe, request, job) if ranked else {})
+            measured = _measure(draft, ranked, recipe, request, job) if ranked else {}
+            done = resolve_step(draft, _by_speed(draft, step, measured, recipe, job), number, measured)
             if ranked:
                 job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
+            for text in margins(draft, done):
+                job.log(f"steps[{number}].{step.operation.name}: {text}")
         draft = apply_step(draft, done, number)
         steps.append(resolution.signed(done, steps, measured=step.resolved is None))
     known = msgspec.structs.replace(recipe.base, fingerprint=fingerprint)
@@ -89,6 +93,23 @@ def replayed_draft(request: RecipeJob, job: JobContext) -> Iterator[Draft]:
     base = open_base(recipe, "recipe", job.root)
     with FileStamps(base.structure.checkpoint).watched():
         yield replay(recipe, base, request, job)[0]
+
+
+def _by_speed(draft: Draft, step: Step, measured: Measured, recipe: Recipe, job: JobContext) -> Step:
+    """Resolve what a step chooses by a budget of speed."""
+    if step.resolved is not None:
+        return step
+    selections = step.operation.selections().items()
+    fast = {name: next(one.ranked()) for name, one in selections if measured_budget(one)}
+    if not fast or "until" not in step.operation.shorthand:
+        return step
+    from surgeon.backend.evaluation.speed_budget import layers_for_speed
+
+    stack = step.operation.stack
+    resolved: dict[str, tuple[int | str, ...]] = {
+        name: layers_for_speed(term, draft, stack, measured, recipe.seed, job) for name, term in fast.items()
+    }
+    return msgspec.structs.replace(step, resolved=resolved)
 
 
 def _measure(

@@ -16,12 +16,13 @@ from surgeon.core.plan.draft import Draft, base_tensors, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import file_digests
-from surgeon.core.recipe.fold import apply_step, changes_of
+from surgeon.core.recipe.fold import apply_step, changes_of, margins
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved
 from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
 from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.selection.budget_layers import measured_budget
 from surgeon.core.selection.selection import Ranked
 from surgeon.errors import ArchitectureError, RecipeError
 
@@ -130,6 +131,9 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
         reason = resolution.stale(written, steps)
         step = unresolved(written) if reason else written
         assumed = _assumed(drafts[-1], step)
+        if assumed and any(measured_budget(selection) for selection in step.operation.selections().values()):
+            unknown = f"how many layers steps[{number}] removes is known only once their speed has been measured"
+            return Folded(recipe, tuple(drafts), plan, tuple(reports), unknown)
         try:
             draft = apply_step(drafts[-1], step, number, assumed)
             after = compile_plan(draft)
@@ -176,7 +180,13 @@ def _report(
 ) -> StepReport:
     stack = step.operation.stack
     old, new = plans
-    said = [changes_of(before, after), _frozen_text(old, new), _adapters_text(old, new), _learned_text(step)]
+    said = [
+        changes_of(before, after),
+        *margins(before, step),
+        _frozen_text(old, new),
+        _adapters_text(old, new),
+        _learned_text(step),
+    ]
     return StepReport(
         number=number,
         step=step_to_builtins(step),

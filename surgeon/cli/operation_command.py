@@ -22,6 +22,7 @@ from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
 from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
+from surgeon.core.selection.budget import GRAMMAR as BUDGETS
 from surgeon.core.selection.matrix_selection import MatrixSelection
 from surgeon.core.selection.selection import GRAMMAR, Selection
 from surgeon.errors import RecipeError, UsageError
@@ -52,7 +53,8 @@ def command_of(name: str) -> click.Command:
     own = {field.encode_name for field in msgspec.structs.fields(kind)}
     command.params[:0] = [
         click.Argument(["model"]),
-        *(_option(field) for field in msgspec.structs.fields(kind)),
+        *(_option(field, kind) for field in msgspec.structs.fields(kind)),
+        *(_shorthand_options() if kind.shorthand else []),
         *([_data_option()] if selects and "data" not in own else []),
         *([_protect_option()] if selects else []),
     ]
@@ -65,6 +67,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
+    fields |= _said_shortly(kind, values, fields)
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
     recipe = Recipe(base=Base(model=model), seed=seed, steps=(_step(kind, fields, data, protect),))
@@ -92,6 +95,27 @@ def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, prote
     return step_of(kind.name, fields, "command line")
 
 
+def _said_shortly(kind: type[Operation], values: dict[str, Any], fields: dict[str, Any]) -> dict[str, str]:
+    """Return the selection that --until and --by say, by its field."""
+    by = values.pop("by", None) if kind.shorthand else None
+    given = {head: text for head in kind.shorthand if (text := values.pop(head, None)) is not None}
+    for head, text in given.items():
+        field = kind.shorthand[head]
+        if field in fields:
+            raise UsageError(f"and --{field} say the same twice", where=f"--{head}", allowed="one of them")
+        if by is None:
+            raise UsageError("needs --by SCORE", where=f"--{head}", hint="`surgeon list scores` shows them")
+        return {field: f"{head} {text} by {by}"}
+    if by is not None:
+        raise UsageError(
+            f"goes with --{', --'.join(kind.shorthand)}", where="--by", hint='--layers "lowest 4 by SCORE"'
+        )
+    lacking = next((field for field in kind.shorthand.values() if field not in fields), None)
+    if lacking is not None:
+        raise UsageError(f"missing option '--{lacking}'", allowed=f"--{lacking} LAYERS, or --until BUDGET --by SCORE")
+    return {}
+
+
 def _options(function: Any) -> Any:
     for decorate in (
         as_json,
@@ -108,10 +132,11 @@ def _options(function: Any) -> Any:
     return function
 
 
-def _option(field: Any) -> click.Option:
+def _option(field: Any, kind: type[Operation]) -> click.Option:
     bare = _bare_type(field.type)
     name = field.encode_name.replace("_", "-")
-    settings: dict[str, Any] = {"help": _described(field), "required": field.required, "callback": _reader(bare)}
+    required = field.required and field.encode_name not in kind.shorthand.values()
+    settings: dict[str, Any] = {"help": _described(field), "required": required, "callback": _reader(bare)}
     if bare is bool:
         return click.Option([_FIELD + field.encode_name, f"--{name}/--no-{name}"], default=None, help=_described(field))
     if get_origin(bare) is Literal:
@@ -157,6 +182,14 @@ def _described(field: Any) -> str:
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text}  [default: {shown}]"
+
+
+def _shorthand_options() -> list[click.Option]:
+    budget = f"Remove as many of the lowest layers as it takes: {BUDGETS}."
+    return [
+        click.Option(["--until"], metavar="BUDGET", help=budget),
+        click.Option(["--by"], metavar="SCORE", help="With --until: the score."),
+    ]
 
 
 def _data_option() -> click.Option:

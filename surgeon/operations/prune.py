@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -20,12 +20,18 @@ class Prune(Operation, frozen=True, kw_only=True):
 
     With `fold`, every run of adjacent layers that goes is folded into the layer that stays directly in front of it,
     which becomes the uniform mean of itself and them. That changes the function, and is meant to be trained.
+
+    `{until: {parameters: 6e9}, by: SCORE}` removes as many of the layers that the score ranks lowest as it takes to
+    meet a budget: none of them could stay. Parameters, bytes and `memory: 24GB at 8192 tokens` are counted from
+    headers; `tokens_per_second: 1.3x` is measured, on this machine.
     """
 
     name = "prune"
     key = "d"
     summary = "remove layers"
     paper = "ShortGPT, arXiv:2403.03853; The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887"
+
+    shorthand: ClassVar[Mapping[str, str]] = {"until": "layers"}
 
     layers: LayerChoice
     fold: Annotated[bool, msgspec.Meta(description="average what goes into the layer in front of it")] = False

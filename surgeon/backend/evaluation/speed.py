@@ -37,18 +37,22 @@ def prompt_of(items: Items, length: int) -> list[int]:
 
 
 def speed(
-    edited: nn.Module, as_base: AsBase, prompt: list[int], new_tokens: int, rounds: int, tell: Tell
+    edited: nn.Module, as_base: AsBase, prompt: list[int], new_tokens: int, rounds: int, tell: Tell,
+    *, memory: bool = True,
 ) -> RawResults:  # fmt: skip
     """Return for each round the seconds of prefill and of decoding, of the edited model and of the base.
 
     One sequence; greedy; no token ends it. Prefill is the time until the first token's logits are there; decoding the
-    time from there to those of the last. An untimed run before them tells the memory, and makes what is made once.
+    time from there to those of the last. An untimed run before them makes what is made once, and tells the `memory`.
     """
     asked_BT = torch.tensor([prompt], device=next(edited.parameters()).device)
     peaks = {}
     for name, arranged in (("peak_memory", nullcontext), ("base_peak_memory", as_base)):
         with arranged():
-            peaks[name] = _peak_bytes(edited, asked_BT, new_tokens)
+            if memory:
+                peaks[name] = _peak_bytes(edited, asked_BT, new_tokens)
+            else:
+                _seconds(edited, asked_BT, 2)
     told = []
     for number in range(rounds):
         seconds: dict[bool, tuple[float, float]] = {}

@@ -15,11 +15,24 @@ from surgeon.core.recipe.objective import Objective, ObjectiveChoice, objectives
 from surgeon.core.recipe.operation import Operation, operations
 from surgeon.core.recipe.recipe import VERSION
 from surgeon.core.scoring.score_kinds import ScoreKind, score_kinds
+from surgeon.core.selection.budget import GRAMMAR as BUDGETS
+from surgeon.core.selection.budget import KINDS as BUDGET_KINDS
 from surgeon.core.selection.selection import GRAMMAR, Selection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
 _OBJECTIVE = {"$ref": "#/$defs/Objective"}
 _POSITION = {"type": "integer", "minimum": 0}
+_BUDGET = {
+    "description": BUDGETS,
+    "anyOf": [
+        {"type": "string"},
+        *(
+            {"type": "object", "properties": {kind: {"type": ["number", "string"]}}, "required": [kind],
+             "additionalProperties": False}
+            for kind in BUDGET_KINDS
+        ),
+    ],
+}  # fmt: skip
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 
 
@@ -51,13 +64,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def selection_schema() -> dict[str, Any]:
     """Return the schema of a selection: text, a position, a list, or a mapping."""
-    ranked = {
-        "by": {
-            "anyOf": [{"type": "string", "description": "a score"}, *map(_score_with_settings, score_kinds().values())]
-        },
-        "data": _or_null({"type": "string", "description": "a name from the recipe's data, or a file"}),
-        "protect": {"anyOf": [_SELECTION, {"type": "array", "items": _SELECTION}]},
-    }
+    ranked = _ranked_by()
     count = {"anyOf": [_POSITION, {"type": "string", "pattern": "^[0-9]{1,9}%?$"}]}
     some = {"anyOf": [_POSITION, {"type": "string"}, {"type": "array", "items": {"type": ["integer", "string"]}}]}
     forms = [
@@ -67,9 +74,19 @@ def selection_schema() -> dict[str, Any]:
         *(_closed({head: count, **ranked}, [head, "by"]) for head in ("lowest", "highest", "block")),
         _closed({"through": {"enum": ["highest", "lowest"]}, **ranked}, ["through", "by"]),
         *(_closed({head: some}, [head]) for head in ("first", "last", "original")),
+        _closed({"until": _BUDGET, **_ranked_by()}, ["until", "by"]),
         _closed({"except": _SELECTION}, ["except"]),
     ]
     return {"description": "which layers", "anyOf": forms}
+
+
+def _ranked_by() -> dict[str, Any]:
+    scores = [{"type": "string", "description": "a score"}, *map(_score_with_settings, score_kinds().values())]
+    return {
+        "by": {"anyOf": scores},
+        "data": _or_null({"type": "string", "description": "a name from the recipe's data, or a file"}),
+        "protect": {"anyOf": [_SELECTION, {"type": "array", "items": _SELECTION}]},
+    }
 
 
 def objective_schema() -> dict[str, Any]:
@@ -100,8 +117,18 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
     learned = {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
     resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
-    step = {name: body if body["required"] else _or_null(body), "resolved": resolved, "resolved_for": _resolved_for()}
+    bodies = [body, *(_said_shortly(body, head, field) for head, field in kind.shorthand.items())]
+    whole = body if len(bodies) == 1 else {"anyOf": bodies}
+    step = {name: whole if body["required"] else _or_null(body), "resolved": resolved, "resolved_for": _resolved_for()}
     return _closed(step, [name])
+
+
+def _said_shortly(body: Mapping[str, Any], head: str, field: str) -> dict[str, Any]:
+    """Return the schema of an operation whose selection is said without its field; only budgets are so far."""
+    assert head == "until"
+    rest = {key: value for key, value in body["properties"].items() if key != field}
+    required = [key for key in body["required"] if key != field]
+    return _closed({head: _BUDGET, **_ranked_by(), **rest}, [head, "by", *required])
 
 
 def _resolved_for() -> dict[str, Any]:

@@ -10,7 +10,8 @@ import msgspec
 
 from surgeon.core.recipe.recipe import Step, step_to_builtins
 from surgeon.core.scoring.requests import request_text
-from surgeon.core.selection.selection import HEADS
+from surgeon.core.selection.budget import budget_text
+from surgeon.core.selection.selection import HEADS, SETTINGS
 
 
 def command_line(step: Step, model: str) -> str:
@@ -34,8 +35,9 @@ def option_text(value: Any) -> str:
     if isinstance(value, Mapping) and not any(head in value for head in HEADS):
         return msgspec.json.encode(value).decode()  # an objective with its settings, a bound: JSON is YAML
     if isinstance(value, Mapping):
-        head, count = next((key, value[key]) for key in value if key not in ("by", "data", "protect"))
-        return f"{head} {option_text(count)}" + (f" by {request_text(value['by'])}" if "by" in value else "")
+        head, count = next((key, value[key]) for key in value if key not in SETTINGS)
+        count = budget_text(count) if head == "until" else option_text(count)
+        return f"{head} {count}" + (f" by {request_text(value['by'])}" if "by" in value else "")
     if isinstance(value, (list, tuple)):
         return ",".join(map(option_text, value))
     return str(value)

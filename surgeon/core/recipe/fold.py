@@ -13,9 +13,10 @@ from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.recipe import Step
 from surgeon.core.scoring.score import Score
+from surgeon.core.selection.budget_layers import budget_term, chosen_layers, contradiction, margin_text
 from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
 from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
-from surgeon.core.selection.selection import Ranked
+from surgeon.core.selection.selection import Ranked, Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
 Measured = Mapping[Ranked, Score]
@@ -50,7 +51,7 @@ def apply_step(draft: Draft, step: Step, number: int, measured: Measured | None 
 
 
 def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen:
-    layers, resolved = draft.layers(step.operation.stack), step.resolved or {}
+    resolved = step.resolved or {}
     selections = step.operation.selections()
     chosen: dict[str, tuple[Any, ...]] = {LEARNED: resolved[LEARNED]} if LEARNED in resolved else {}
     stray = [field for field in resolved if field not in (LEARNED, *selections)]
@@ -63,7 +64,8 @@ def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen
             elif isinstance(selection, MatrixSelection):
                 chosen[field] = selection.spots(draft, step.operation.stack, measured)
             else:
-                chosen[field] = selection.positions(layers, measured)
+                _refuse_budget(step, selection)
+                chosen[field] = chosen_layers(selection, draft, step.operation.stack, measured)
         except SelectionError as error:
             raise _at(error, f"steps[{number}].{step.operation.name}", field) from error
     return chosen
@@ -79,10 +81,17 @@ def _resolved(draft: Draft, step: Step, number: int, field: str) -> tuple[Any, .
         says = matrix_contradiction(selection, tuple(map(str, found)), draft, stack)
     else:
         found = _in_range(found, len(layers), where)
-        says = layer_contradiction(selection, found, layers)
+        says = layer_contradiction(selection, found, layers) or contradiction(selection, found, draft, stack)
     if says:
         raise _contradicts(step, number, field, f"says {selection}, which {says}")
     return found
+
+
+def _refuse_budget(step: Step, selection: Selection) -> None:
+    if budget_term(selection) is not None and "until" not in step.operation.shorthand:
+        raise SelectionError(
+            f"a budget says how many layers go, and {step.operation.name} removes none", allowed="prune"
+        )
 
 
 def _contradicts(step: Step, number: int, field: str, says: str) -> SelectionError:
@@ -110,6 +119,17 @@ def _at(error: RecipeError | ArchitectureError, step: str, field: str) -> Recipe
     inner = error.where
     joined = f"{where}.{inner}" if inner and isinstance(error, RecipeError) else where + (f", {inner}" if inner else "")
     return type(error)(error.what, where=joined, allowed=error.allowed, hint=error.hint)
+
+
+def margins(draft: Draft, step: Step) -> list[str]:
+    """Say of each budget of a resolved step what it comes to on a draft, and how much is to spare."""
+    operation, resolved = step.operation, step.resolved or {}
+    found = (
+        margin_text(selection, [int(at) for at in resolved[name]], draft, operation.stack)
+        for name, selection in operation.selections().items()
+        if name in resolved and budget_term(selection) is not None
+    )
+    return list(filter(None, found))
 
 
 def changes_of(before: Draft, after: Draft) -> str:

@@ -29,12 +29,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: the key in recipes and the command.   key: the letter that drafts it on screen.
     summary: one line for help and tables.   paper: where it comes from, if anywhere.
+    shorthand: heads of selections (see `selection.HEADS`) that a recipe may say without the field that they are for.
     """
 
     name: ClassVar[str]
     key: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
+    shorthand: ClassVar[Mapping[str, str]] = {}
 
     stack: StackName = None
 

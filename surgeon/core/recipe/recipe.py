@@ -18,6 +18,7 @@ from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.validation import Problems, Spot, built_in
 from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
+from surgeon.core.selection.selection import SETTINGS as SELECTION_SETTINGS
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError
 
@@ -224,6 +225,7 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         return None
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     before = len(problems.faults)
+    plain = _in_full(kind, plain)
     values: dict[str, Any] = {}
     for key, value in plain.items():
         if key not in fields:
@@ -240,6 +242,15 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         if field.required and name not in plain:
             problems.add((*path, name), "is missing")
     return kind(**values) if len(problems.faults) == before else None
+
+
+def _in_full(kind: type[Operation], plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return fields in which a selection that was said without its field stands in it."""
+    for head, field in kind.shorthand.items():
+        if head in plain and field not in plain:
+            selection = {key: plain[key] for key in (head, *SELECTION_SETTINGS) if key in plain}
+            return {**{key: value for key, value in plain.items() if key not in selection}, field: selection}
+    return plain
 
 
 def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | None:

@@ -37,7 +37,9 @@ def layer_contradiction(selection: Selection, chosen: Sequence[int], layers: Seq
 
 
 def _bounds(term: Ranked, layers: int) -> tuple[int, int]:
-    return (0, layers) if term.order == "through" else (number_of(term.count, layers),) * 2
+    if term.order in ("through", "until"):
+        return 0, layers
+    return (number_of(term.count, layers),) * 2
 
 
 def _many(least: int, most: int) -> str:

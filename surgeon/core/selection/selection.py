@@ -3,7 +3,8 @@
 As text, terms separated by commas: `0-3`, `7`, `all`, `first`, `first 2`, `last`, `last 4`, `inserted`,
 `original 21-24`, `lowest 4 by block_influence`, `highest 25% by weight_norm`, `block 4 by block_influence`
 (adjacent layers: the lowest run where the score measures runs, else the lowest sum), `through highest by semantic_gain`
-(that layer and all before it), and `except TERMS` in front of everything. In YAML also as a list, or as a mapping such
+(that layer and all before it), `until parameters 6e9 by removal` (as many of the lowest as it takes, see `budget`), and
+`except TERMS` in front of everything. In YAML also as a list, or as a mapping such
 as `{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. A score may have settings:
 `by block_removal(longest=4)`, `by: {block_removal: {longest: 4}}`. Positions count from 0 in the model at that step;
 `original` positions count in the base.
@@ -19,6 +20,7 @@ from typing import Any
 from surgeon.core.plan.draft import Layer
 from surgeon.core.scoring.requests import request_text, split_terms
 from surgeon.core.scoring.score import Score
+from surgeon.core.selection.budget import budget_text
 from surgeon.core.selection.ranking import extreme_layers
 from surgeon.core.selection.spans import spans
 from surgeon.errors import SelectionError, UsageError
@@ -27,22 +29,27 @@ __all__ = ["GRAMMAR", "HEADS", "Ranked", "Selection", "Term", "parse_selection",
 
 GRAMMAR = (
     "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · "
-    "through highest by SCORE · except …"
+    "through highest by SCORE · until parameters 6e9 by SCORE · except …"
 )
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 _END = re.compile(r"(first|last)(?:\s+([0-9]{1,9}))?")
-_RANKED = re.compile(r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)) by ([a-z].*)")
-_RANKED_HEADS = ("lowest", "highest", "block", "through")
+_RANKED = re.compile(
+    r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)|until [a-z_]+ .+?) by ([a-z].*)"
+)
+_RANKED_HEADS = ("lowest", "highest", "block", "through", "until")
 HEADS = (*_RANKED_HEADS, "original", "except", "first", "last")
 """What a selection written as a mapping begins with."""
-_MAPPING_KEYS = (*HEADS, "by", "data", "protect")
+SETTINGS = ("by", "data", "protect")
+"""What stands beside such a beginning where it ranks by a score."""
+_MAPPING_KEYS = (*HEADS, *SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The extreme layers by a score. `order` is lowest, highest, block or through; `by` as in `score --by`.
+    """The extreme layers by a score. `order` is lowest, highest, block, through or until; `by` as in `score --by`.
 
-    `count` is a number or a percentage; for `through`, which ends at one layer, it is highest or lowest.
+    `count` is a number or a percentage; for `through`, which ends at one layer, it is highest or lowest; for `until` it
+    is a budget.
     """
 
     order: str
@@ -187,15 +194,15 @@ def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
     unknown = [key for key in raw if key not in _MAPPING_KEYS]
     if unknown:
         raise SelectionError(f"unknown key {unknown[0]!r} in a selection", allowed=", ".join(_MAPPING_KEYS))
-    heads = [key for key in raw if key not in ("by", "data", "protect")]
+    heads = [key for key in raw if key not in SETTINGS]
     if len(heads) != 1:
-        allowed = ", ".join(key for key in _MAPPING_KEYS if key not in ("by", "data", "protect"))
+        allowed = ", ".join(key for key in _MAPPING_KEYS if key not in SETTINGS)
         raise SelectionError(f"one of {allowed} is needed, not {heads}")
     head = heads[0]
     if head in _RANKED_HEADS:
         yield _parse_ranked(head, raw)
         return
-    stray = [key for key in ("by", "data", "protect") if key in raw]
+    stray = [key for key in SETTINGS if key in raw]
     if stray:
         raise SelectionError(f"{stray[0]!r} does not go with {head!r}", allowed=", ".join(_RANKED_HEADS))
     if head == "except":
@@ -209,7 +216,8 @@ def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
 def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
     if "by" not in raw:
         raise SelectionError(f"{head!r} needs `by: SCORE`", hint="`surgeon list scores` shows them")
-    match = _RANKED.fullmatch(f"{head} {raw[head]} by score")
+    count = budget_text(raw[head]) if head == "until" else raw[head]
+    match = _RANKED.fullmatch(f"{head} {count} by score")
     if not match:
         allowed = "through: highest or through: lowest" if head == "through" else f"{head}: 4 or {head}: 25%"
         raise SelectionError(f"{head}: {raw[head]!r} is no count", allowed=allowed)
@@ -223,6 +231,7 @@ def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
 
 def _ranked(order_and_count: str, by: Any, data: str | None, protect: tuple[Selection, ...]) -> Ranked:
     order, _, count = order_and_count.partition(" ")
+    count = budget_text(count) if order == "until" else count
     try:
         return Ranked(order, count, request_text(by), data, protect)
     except UsageError as error:
@@ -266,6 +275,8 @@ def _resolve_range(term: _Positions, layers: Sequence[Layer]) -> Sequence[int]:
 def _resolve_ranked(term: Ranked, layers: Sequence[Layer], scores: Mapping[Ranked, Score]) -> Sequence[int]:
     if term not in scores:
         raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe where it can be measured")
+    if term.order == "until":
+        raise SelectionError("a budget stands alone", allowed="until parameters 6e9 by SCORE, and nothing beside it")
     protected = {position for part in term.protect for position in part.positions(layers, scores)}
     return extreme_layers(term.order, term.count, scores[term], layers, protected)
 
