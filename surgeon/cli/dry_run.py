@@ -21,7 +21,7 @@ from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved
 from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
-from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.scoring.score import RUNS, Provenance, Score
 from surgeon.core.selection.budget_layers import measured_budget
 from surgeon.core.selection.selection import Ranked
 from surgeon.errors import ArchitectureError, RecipeError
@@ -162,9 +162,10 @@ def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
         layout: {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2} for layout in stack.layouts
     }
     matrices = {layer.key: alike[base_tensors(layer.source, stack).layout] for layer in layers}
+    runs = {f"{at}-{at}": [0.0, None] for at in range(len(layers))}
     origin = Provenance(fingerprint="")
     return {
-        ranked: Score(name=ranked.by, values=values, matrices=matrices, provenance=origin)
+        ranked: Score(name=ranked.by, values=values, matrices=matrices, details={RUNS: runs}, provenance=origin)
         for ranked in step.operation.ranked()
     }
 

@@ -19,7 +19,8 @@ import torch
 from surgeon.architectures.reading import read_structure
 from surgeon.backend.model.losses import losses_of
 from surgeon.backend.scoring.context import ScoringContext, Settings, calibration_of, scoring_context
-from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
+from surgeon.backend.scoring.live_passes import activations_pass
+from surgeon.backend.scoring.sweep_pass import sweep_pass
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.job_context import JobContext

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score import Score
 from surgeon.core.scoring.score_kinds import LayerCall, SweepScore, score_kinds
-from surgeon.errors import ScoreError
 from tests.backend.tiny_models import LAYERS, layers_of, load_plainly, reference_logits
 from tests.scores.sample_models import MEASURED_FAMILIES, Array, patient, scores, text_of
 
@@ -127,10 +129,73 @@ def test_a_trie_runs_shared_beginnings_once() -> None:
     assert Trie(both).layer_forwards == layers + sum(2 * (layers - at) - 1 for at in range(layers))
 
 
-def test_a_trie_refuses_a_sequence_that_runs_backwards() -> None:
-    """One sweep over the layers could not serve it."""
-    with pytest.raises(ScoreError, match="backwards"):
-        Trie({"turned": (LayerCall(1), LayerCall(0))})
+def test_a_sequence_that_runs_backwards_waits_for_another_walk() -> None:
+    """Its beginning is shared; what is behind the step back is a walk of its own, and is kept until then."""
+    twice = tuple(map(LayerCall, (0, 1, 2, 1, 2, 3)))
+    trie = Trie({"base": tuple(map(LayerCall, range(4))), "twice": twice})
+    assert (trie.walks, trie.layer_forwards) == (2, 4 + 3)
+    (third,) = trie.at(2)
+    assert [parent for _, parent, _ in trie.at(1, 1)] == [third[0]]
+    assert third[0] in trie.wanted_after(3)
+    assert third[0] not in trie.wanted_after(1, 1)
+
+
+def test_every_run_that_is_run_twice_costs_what_whole_forwards_of_the_rearranged_model_say(tmp_path: Path) -> None:
+    base = patient("llama", tmp_path / "base")
+    naive = Naive(base, "llama")
+    found = scores(base, "block_repeat")["block_repeat"]
+    runs = {
+        f"{first}-{last}": naive.rise([*range(last + 1), *range(first, LAYERS)])
+        for first in range(LAYERS)
+        for last in range(first, LAYERS)
+    }
+    tolerance = 1e-5 * naive.base.mean()
+    assert found.details["runs"].keys() == runs.keys()
+    for name, rise in runs.items():
+        value, error = found.details["runs"][name]
+        assert value == pytest.approx(rise.mean(), abs=tolerance)
+        assert error == pytest.approx(rise.std(ddof=1) / np.sqrt(len(rise)), abs=tolerance)
+    for layer in range(LAYERS):
+        within = [rise.mean() for name, rise in runs.items() if layer in range(*_ends(name))]
+        assert found.values[str(layer)] == pytest.approx(min(within), abs=tolerance)
+
+
+def _ends(name: str) -> tuple[int, int]:
+    first, last = map(int, name.split("-"))
+    return first, last + 1
+
+
+def test_few_forwards_go_from_coarse_to_fine_and_are_kept_to(tmp_path: Path) -> None:
+    """Every measured run has the value that it has where all are measured; no more forwards are taken than given."""
+    base = patient("llama", tmp_path / "base")
+    whole = scores(base, "block_repeat")["block_repeat"].details["runs"]
+    few = scores(base, "block_repeat(forwards=8)")["block_repeat"]
+    measured = few.details["runs"]
+    assert 2 <= len(measured) < len(whole)
+    for name, (value, _) in measured.items():
+        assert value == pytest.approx(whole[name][0], abs=1e-4)
+    forwards = (LAYERS + sum(LAYERS - int(name.split("-")[0]) for name in measured)) / LAYERS
+    assert forwards <= 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 40), st.integers(8, 300), st.randoms())
+def test_runs_are_proposed_once_each_and_lie_within_the_model(layers: int, forwards: int, rng: Any) -> None:
+    kind = score_kinds()["block_repeat"](forwards=forwards)
+    assert isinstance(kind, SweepScore)
+    asked = dict(kind.sequences(layers))
+    losses = {name: [rng.random()] for name in asked}
+    for _ in range(200):
+        more = kind.more_sequences(losses, layers)
+        assert not more.keys() & asked.keys()
+        asked |= more
+        losses |= {name: [rng.random()] for name in more}
+        if not more:
+            break
+    for path in asked.values():
+        assert {call.layer for call in path} == set(range(layers))
+        assert sum(after.layer < before.layer + 1 for before, after in pairwise(path)) <= 1
+    assert all(math.isfinite(one.value) for one in kind.values(losses, layers).values.values())
 
 
 def naive_gradients(base: Path, family: str) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:

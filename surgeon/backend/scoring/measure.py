@@ -20,8 +20,10 @@ from surgeon.backend.scoring.context import (
     scoring_context,
     weights_alone,
 )
-from surgeon.backend.scoring.live_passes import activations_pass, doubts, gradients_pass, inputs_pass, sweep_pass
+from surgeon.backend.scoring.live_passes import activations_pass, gradients_pass, inputs_pass
 from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.scoring.sweep_pass import sweep_pass
+from surgeon.backend.scoring.tally import doubts
 from surgeon.backend.scoring.weights_pass import weights_pass
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext

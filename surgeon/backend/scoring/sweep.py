@@ -1,7 +1,8 @@
 """The sweep: the losses of many layer sequences, with everything they share computed once.
 
 The sequences form a trie. Layer by layer, every live prefix that goes through a layer goes through it together, so
-each layer's weights are needed once for the whole sweep, and a common beginning is computed once.
+each layer's weights are needed once for the whole sweep, and a common beginning is computed once. Sequences that go
+back to an earlier layer go on in another walk over the layers.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ def sweep_losses(
         for batch, one in enumerate(calls):
             states.put(0, batch, one.release())
         done = 0
-        for number, layer in enumerate(runner.layers):
-            visits = list(trie.at(number))
+        walks = ((walk, number) for walk in range(trie.walks) for number in range(len(runner.layers)))
+        for walk, number in walks:
+            visits, layer = list(trie.at(number, walk)), runner.layers[number]
             with weights_of(layer) if visits else ExitStack():
                 for node, parent, visit in visits:
                     with silence(layer, visit.silenced) if visit.silenced else ExitStack():
                         _advance(runner, layer, number, states, (parent, node), calls, cancelled)
                     done += 1
                     advance(done, trie.layer_forwards)
-            states.keep_only(trie.wanted_after(number))
+            states.keep_only(trie.wanted_after(number, walk))
         measured: dict[int, list[float]] = {}
         for name, node in trie.ends.items():
             if node not in measured:

@@ -74,6 +74,7 @@ def selection_schema() -> dict[str, Any]:
         *(_closed({head: count, **ranked}, [head, "by"]) for head in ("lowest", "highest", "block")),
         _closed({"through": {"enum": ["highest", "lowest"]}, **ranked}, ["through", "by"]),
         *(_closed({head: some}, [head]) for head in ("first", "last", "original")),
+        _closed({"run": {"enum": ["lowest"]}, **ranked}, ["run", "by"]),
         _closed({"until": _BUDGET, **_ranked_by()}, ["until", "by"]),
         _closed({"except": _SELECTION}, ["except"]),
     ]

@@ -17,6 +17,7 @@ from surgeon.cli.formatting import print_json, table, value_text
 from surgeon.cli.heat_map import heat_map
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.cli.run_triangle import run_triangle
 from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
 from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.jobs import ScoreJob, ScoreResult
@@ -24,7 +25,7 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.costs import cost_text
 from surgeon.core.scoring.requests import request_of, requested_scores, split_requests
-from surgeon.core.scoring.score import Score
+from surgeon.core.scoring.score import RUNS, Score
 from surgeon.core.structure.structure import OTHER
 from surgeon.errors import SurgeonError
 
@@ -81,6 +82,8 @@ def command(
     _tell(scores, keys, csv_path, as_json)
     if not as_json and (matrices if matrices is not None else len(scores) == 1):
         for score in scores:
+            if score.details.get(RUNS):
+                click.echo("\n" + run_triangle(score, len(keys)))
             if score.matrices:
                 click.echo("\n" + heat_map(score, keys, _roles(draft)))
 

@@ -12,7 +12,7 @@ from surgeon.core.scoring.score import PYTHON_DOCS, Score
 from surgeon.core.selection.selection import Ranked
 from surgeon.errors import SelectionError
 
-_MEASURED = re.compile(r"(lowest|highest|block|through|until) (\S.*?) by (\S.*)")
+_MEASURED = re.compile(r"(lowest|highest|block|through|run|until) (\S.*?) by (\S.*)")
 
 
 def with_data(fields: Mapping[str, Any], operation: Operation, score_for: Callable[[Ranked], Score]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from surgeon.core.plan.draft import Draft, base_tensors
@@ -27,9 +28,26 @@ def expected_forwards(kinds: Sequence[ScoreKind], draft: Draft) -> dict[str, flo
     for kind in cheapest_first([kind for kind in kinds if isinstance(kind, SweepScore)], layers):
         fresh = {path: None for path in kind.sequences(layers).values() if path not in known}
         known |= fresh.keys()
-        layer_forwards = Trie({f"{number}": path for number, path in enumerate(fresh)}).layer_forwards
-        found[kind.name] = (layer_forwards + len(fresh) * head) / (layers + head)
+        first, most = _forwards(list(fresh), layers, head), kind.most_forwards
+        if most is not None:
+            goes_on = kind.more_sequences({name: [0.0] for name in kind.sequences(layers)}, layers)
+            first = most if goes_on else min(first, most)
+        found[kind.name] = first
     return found
+
+
+def _forwards(paths: Sequence[LayerSequence], layers: int, head: float) -> float:
+    layer_forwards = Trie({f"{number}": path for number, path in enumerate(paths)}).layer_forwards
+    return (layer_forwards + len(paths) * head) / (layers + head)
+
+
+def affordable(
+    known: Sequence[LayerSequence], wanted: Sequence[LayerSequence], most: float, layers: int, head: float
+) -> int:
+    """Return how many of the wanted sequences can be measured, with those that were, in so many forwards in all."""
+    return bisect_right(
+        range(1, len(wanted) + 1), most, key=lambda count: _forwards([*known, *wanted[:count]], layers, head)
+    )
 
 
 def cost_text(kinds: Sequence[ScoreKind], draft: Draft, tokens: int) -> str:

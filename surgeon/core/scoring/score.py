@@ -17,6 +17,7 @@ PYTHON_DOCS = "python_docs"
 """The built-in text: Python's own language reference, which every interpreter carries."""
 END_OF_FREEZING = "end_of_freezing"
 NOT_TRAINED = "not_trained"
+RUNS = "runs"
 
 
 class Average(msgspec.Struct, frozen=True):
@@ -61,7 +62,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     matrices: by layer key, then by matrix name within the layer, where the score is made of matrices.
     blocks: by length of a run of adjacent layers, the scores of the runs by first position.
     details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
-    END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached.
+    END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached; RUNS has value
+    and standard error of the runs of adjacent layers that were measured, by `FIRST-LAST`.
     notes: what a person should know before trusting it.
     measured_on: the data, by the name it was asked for; None for the built-in text. It says nothing of what is in it.
     """

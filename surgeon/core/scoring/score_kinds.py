@@ -183,6 +183,16 @@ class SweepScore(ScoreKind, frozen=True, kw_only=True):
         """Return the layer sequences whose losses it needs, by name; equal sequences are run once for all scores."""
         raise NotImplementedError
 
+    @property
+    def most_forwards(self) -> float | None:
+        """How many forwards of the whole model it may take, where it goes on with `more_sequences` until then."""
+        return None
+
+    def more_sequences(self, losses: Losses, layers: int) -> Mapping[str, LayerSequence]:
+        """Return what is worth knowing next, the most wanted first, in view of all losses so far; empty: enough."""
+        del losses, layers
+        return {}
+
     def values(self, losses: Losses, layers: int) -> ScoreSummary:
         """Return the scores."""
         raise NotImplementedError

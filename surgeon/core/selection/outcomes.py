@@ -37,6 +37,8 @@ def layer_contradiction(selection: Selection, chosen: Sequence[int], layers: Seq
 
 
 def _bounds(term: Ranked, layers: int) -> tuple[int, int]:
+    if term.order == "run":
+        return 1, layers
     if term.order in ("through", "until"):
         return 0, layers
     return (number_of(term.count, layers),) * 2
@@ -54,7 +56,7 @@ def _shape(term: Ranked, chosen: Sequence[int], layers: Sequence[Layer]) -> str:
     free = [position for position in range(len(layers)) if position not in protected]
     if protected & set(chosen):
         return f"leaves out {spans(sorted(protected))}"
-    if term.order == "block" and chosen and chosen[-1] - chosen[0] >= len(chosen):
+    if term.order in ("block", "run") and chosen and chosen[-1] - chosen[0] >= len(chosen):
         return "is adjacent layers"
     if term.order == "through" and list(chosen) != free[: len(chosen)]:
         return "is a layer and all before it"

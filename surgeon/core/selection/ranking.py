@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence, Set
 
 from surgeon.core.plan.draft import Layer
-from surgeon.core.scoring.score import END_OF_FREEZING, Score
+from surgeon.core.scoring.score import END_OF_FREEZING, RUNS, Score
 from surgeon.errors import SelectionError
 
 
@@ -17,6 +17,8 @@ def extreme_layers(order: str, count: str, score: Score, layers: Sequence[Layer]
         SelectionError: the score lacks a layer, or too few layers are free.
     """
     free = [position for position in range(len(layers)) if position not in protected]
+    if order == "run":
+        return _run(score, free)
     if order == "through":
         return _through(count, score, layers, free)
     number = number_of(count, len(layers))
@@ -36,6 +38,18 @@ def _through(which: str, score: Score, layers: Sequence[Layer], free: Sequence[i
     told = score.details.get(END_OF_FREEZING) if which == "highest" else None
     end = told if told is not None else (max if which == "highest" else min)(free, key=lambda at: values[at])
     return [position for position in free if position <= end]
+
+
+def _run(score: Score, free: Sequence[int]) -> Sequence[int]:
+    """Choose the lowest run of those that the score has measured and that are free."""
+    runs = {name: found[0] for name, found in score.details.get(RUNS, {}).items()}
+    ends = {name: tuple(map(int, name.split("-"))) for name in runs}
+    fits = [name for name, (first, last) in ends.items() if set(range(first, last + 1)) <= set(free)]
+    if not fits:
+        what = "no run that it has measured is free of protected layers" if runs else "has no values for runs of layers"
+        raise SelectionError(f"{score.name}: {what}", allowed="run lowest by block_repeat")
+    first, last = ends[min(fits, key=lambda name: runs[name])]
+    return range(first, last + 1)
 
 
 def _block(length: int, score: Score, values: Sequence[float], free: Sequence[int]) -> Sequence[int]:

@@ -3,9 +3,10 @@
 As text, terms separated by commas: `0-3`, `7`, `all`, `first`, `first 2`, `last`, `last 4`, `inserted`,
 `original 21-24`, `lowest 4 by block_influence`, `highest 25% by weight_norm`, `block 4 by block_influence`
 (adjacent layers: the lowest run where the score measures runs, else the lowest sum), `through highest by semantic_gain`
-(that layer and all before it), `until parameters 6e9 by removal` (as many of the lowest as it takes, see `budget`), and
-`except TERMS` in front of everything. In YAML also as a list, or as a mapping such
-as `{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. A score may have settings:
+(that layer and all before it), `run lowest by block_repeat` (the run that a score of runs puts lowest), `until
+parameters 6e9 by removal` (as many of the lowest as it takes, see `budget`), and `except TERMS` in front of
+everything. In YAML also as a list, or as a mapping such as
+`{lowest: 4, by: block_influence, data: docs, protect: [first, last]}`. A score may have settings:
 `by block_removal(longest=4)`, `by: {block_removal: {longest: 4}}`. Positions count from 0 in the model at that step;
 `original` positions count in the base.
 """
@@ -29,14 +30,14 @@ __all__ = ["GRAMMAR", "HEADS", "Ranked", "Selection", "Term", "parse_selection",
 
 GRAMMAR = (
     "0-3,7 · all · first 2 · last 4 · inserted · original 21-24 · lowest 4 by SCORE · block 4 by SCORE · "
-    "through highest by SCORE · until parameters 6e9 by SCORE · except …"
+    "through highest by SCORE · run lowest by SCORE · until parameters 6e9 by SCORE · except …"
 )
 _RANGE = re.compile(r"([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?")
 _END = re.compile(r"(first|last)(?:\s+([0-9]{1,9}))?")
 _RANKED = re.compile(
-    r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)|until [a-z_]+ .+?) by ([a-z].*)"
+    r"((?:lowest|highest|block) [0-9]{1,9}%?|through (?:lowest|highest)|run lowest|until [a-z_]+ .+?) by ([a-z].*)"
 )
-_RANKED_HEADS = ("lowest", "highest", "block", "through", "until")
+_RANKED_HEADS = ("lowest", "highest", "block", "through", "run", "until")
 HEADS = (*_RANKED_HEADS, "original", "except", "first", "last")
 """What a selection written as a mapping begins with."""
 SETTINGS = ("by", "data", "protect")
@@ -46,10 +47,10 @@ _MAPPING_KEYS = (*HEADS, *SETTINGS)
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The extreme layers by a score. `order` is lowest, highest, block, through or until; `by` as in `score --by`.
+    """The extreme layers by a score. `order` is lowest, highest, block, through, run or until; `by` as in `score --by`.
 
-    `count` is a number or a percentage; for `through`, which ends at one layer, it is highest or lowest; for `until` it
-    is a budget.
+    `count` is a number or a percentage; for `through`, which ends at one layer, it is highest or lowest; for `run`
+    it is lowest; for `until` it is a budget.
     """
 
     order: str
@@ -219,7 +220,8 @@ def _parse_ranked(head: str, raw: Mapping[str, Any]) -> Ranked:
     count = budget_text(raw[head]) if head == "until" else raw[head]
     match = _RANKED.fullmatch(f"{head} {count} by score")
     if not match:
-        allowed = "through: highest or through: lowest" if head == "through" else f"{head}: 4 or {head}: 25%"
+        words = {"through": "through: highest or through: lowest", "run": "run: lowest"}
+        allowed = words.get(head, f"{head}: 4 or {head}: 25%")
         raise SelectionError(f"{head}: {raw[head]!r} is no count", allowed=allowed)
     protect = raw.get("protect", ())
     protect = (protect,) if isinstance(protect, (str, int)) else protect

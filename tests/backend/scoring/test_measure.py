@@ -24,7 +24,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_all_runs_each_pass_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One activations pass, one for inputs, one sweep for four scores, one backward per sequence."""
+    """One activations pass, one for inputs, one sweep for five scores, one backward per sequence."""
     from surgeon.backend.scoring import measure
 
     ran: list[tuple[str, int]] = []
@@ -37,7 +37,7 @@ def test_all_runs_each_pass_once(base: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setitem(measure._LIVE, name, noting)
     found = scores(base, "all")
     assert set(found) == {name for name, kind in score_kinds().items() if kind.needs != "learning"}
-    assert ran == [("activations", 4), ("inputs", 1), ("gradients", 2), ("sweep", 4)]
+    assert ran == [("activations", 4), ("inputs", 1), ("gradients", 2), ("sweep", 5)]
 
 
 @pytest.mark.parametrize(
