@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.fold import apply_step
+from surgeon.core.recipe.apply_steps import apply_step
 from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import RecipeError, SelectionError
 from tests.backend.tiny_models import LAYERS, load_plainly, reference_logits, save_tiny, some_tokens, write_tokenizer
@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def draft(base: Path) -> Draft:
-    from surgeon.architectures.reading import read_structure
+    from surgeon.architectures.structure_reader import read_structure
     from surgeon.core.checkpoint.checkpoint import open_checkpoint
     from surgeon.core.plan.draft import draft_of
 

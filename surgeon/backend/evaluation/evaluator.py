@@ -17,8 +17,8 @@ from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.digests import side_digest
 from surgeon.backend.evaluation.divergence import divergences
 from surgeon.backend.evaluation.items import Items, read_items
-from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
 from surgeon.backend.evaluation.live_model import LiveModel, live_model
+from surgeon.backend.evaluation.model_outputs import greedy_answers, log_likelihoods
 from surgeon.backend.evaluation.speed import prompt_of, speed
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer
@@ -29,7 +29,7 @@ from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.learning_step import draft_state
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from surgeon.backend.model.streaming import freed_memory_returned, room_for_stat
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.errors import RecipeError
 
 

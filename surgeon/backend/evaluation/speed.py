@@ -25,7 +25,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from surgeon.backend.evaluation.divergence import AsBase
 from surgeon.backend.evaluation.items import Items
-from surgeon.core.recipe.evaluation import RawResults
+from surgeon.core.recipe.evaluation_metrics import RawResults
 
 Tell = Callable[[int], None]
 

@@ -15,7 +15,7 @@ from surgeon.backend.model.losses import IGNORED
 from surgeon.backend.model.streaming import fits_in_memory
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.evaluation import Measure, RawResults
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults
 from surgeon.core.scoring.score import Average, Score, average
 from surgeon.core.selection.budget import parse_budget
 from surgeon.core.selection.budget_layers import fewest, removal_order, without

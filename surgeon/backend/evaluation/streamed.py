@@ -14,7 +14,7 @@ from torch import nn
 
 from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.evaluation.divergence import AsBase, divergence_of, log_probs
-from surgeon.backend.evaluation.likelihoods import MOST_LOGITS
+from surgeon.backend.evaluation.model_outputs import MOST_LOGITS
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.losses import IGNORED
 from surgeon.backend.scoring.hidden_states import HiddenStates

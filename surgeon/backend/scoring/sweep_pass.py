@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.scoring.context import ScoringContext
-from surgeon.backend.scoring.sweep import sweep_losses
+from surgeon.backend.scoring.layer_sequence_losses import sweep_losses
 from surgeon.backend.scoring.tally import Tally
 from surgeon.core.scoring.costs import affordable, cheapest_first, head_in_layers
 from surgeon.core.scoring.score import Provenance, Score
@@ -65,7 +65,7 @@ class _Sweep:
         return all(path in self.losses for path in paths.values())
 
     def _settle(self, kind: SweepScore, paths: Mapping[str, LayerSequence]) -> None:
-        self.found[kind.name] = _settled(self.context, kind, paths, self.losses, self.provenance)
+        self.found[kind.name] = _ranked_values(self.context, kind, paths, self.losses, self.provenance)
 
     def _more(self, kind: SweepScore, paths: dict[str, LayerSequence]) -> dict[str, LayerSequence]:
         """Return what a score wants to know next, as far as it may."""
@@ -101,7 +101,7 @@ def _losses(
         yield paths[int(name)], values
 
 
-def _settled(
+def _ranked_values(
     context: ScoringContext,
     kind: SweepScore,
     asked: Mapping[str, LayerSequence],

@@ -30,18 +30,18 @@ class Tally:
         return Score(
             name=kind.name, values={keys[layer]: one.value for layer, one in sorted(self.values.items())},
             errors={keys[layer]: one.error for layer, one in sorted(self.values.items()) if one.error is not None},
-            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(self._doubts()),
+            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(self._data_warnings()),
             provenance=provenance,
         )  # fmt: skip
 
-    def _doubts(self) -> Iterable[str]:
+    def _data_warnings(self) -> Iterable[str]:
         if RUNS not in self.details:
-            return doubts(self.values)
+            return warn_if_too_few_data(self.values)
         runs = {name: Average(*found) for name, found in self.details[RUNS].items()}
-        return doubts(runs, "the lowest runs")
+        return warn_if_too_few_data(runs, "the lowest runs")
 
 
-def doubts(values: Mapping[Any, Average], what: str = "the least important layers") -> Iterable[str]:
+def warn_if_too_few_data(values: Mapping[Any, Average], what: str = "the least important layers") -> Iterable[str]:
     """Warn where the data are too few to tell the two least important layers apart, or the two lowest runs."""
     ranked = sorted((one.value, one.error, layer) for layer, one in values.items() if one.error is not None)
     if len(ranked) > 1:

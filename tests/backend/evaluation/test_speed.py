@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from surgeon.backend.evaluation import speed as measuring
-from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults, figures_of
 from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import DataError, GateError, RecipeError
 from tests.backend.tiny_models import make_tiny, save_tiny, write_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from surgeon.backend.evaluation import speed_budget
-from surgeon.core.recipe.evaluation import RawResults
+from surgeon.core.recipe.evaluation_metrics import RawResults
 from surgeon.errors import SelectionError
 from tests.backend.tiny_models import LAYERS, save_tiny, write_tokenizer
 from tests.export.replaying import run

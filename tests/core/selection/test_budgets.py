@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.apply_steps import apply_step, margins, resolve_step
 from surgeon.core.recipe.command_text import command_line
-from surgeon.core.recipe.fold import apply_step, margins, resolve_step
 from surgeon.core.recipe.recipe import Step, step_from_builtins, step_of, step_to_builtins
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.selection.budget import budget_text, parse_budget
