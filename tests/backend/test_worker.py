@@ -63,8 +63,8 @@ def test_it_greets_before_it_loads_torch() -> None:
     hello = one.wait(lambda event: event["event"] == "hello")
     assert hello["body"] == {"protocol": PROTOCOL, "version": __version__, "pid": one.process.pid}
     assert hello["id"] == 0
-    one.send("dance")
-    one.end_of(1)
+    one.send("verify", directory="/nowhere")
+    one.end_of(1)  # served after the warm-up, by the same thread
     assert one.close() == 0
     assert b"False\n" in one.log
 
@@ -229,7 +229,7 @@ def test_the_end_of_stdin_during_an_export_leaves_nothing(tmp_path: Path) -> Non
     """As when the terminal is closed."""
     base = write_llama(tmp_path / "base", layers=6)
     slow = (
-        "import time, surgeon.export.shards as s, surgeon.backend.worker as w\n"
+        "import time, surgeon.export.shard_writer as s, surgeon.backend.worker as w\n"
         "s._PIECE = 16\nreal = s._copy\n"
         "def copy(*a):\n    time.sleep(0.05); real(*a)\n"
         "s._merge_ranges.__globals__['_copy'] = copy\nw._warm_up = lambda: None\nw.main()"
