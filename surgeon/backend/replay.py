@@ -19,6 +19,7 @@ from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins
 from surgeon.core.recipe.resolution import Resolution, resolved_text, stale_text, unresolved
+from surgeon.core.scoring.removal_search import SearchResult
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.budget_layers import measured_budget
 from surgeon.core.selection.selection import Ranked
@@ -30,12 +31,14 @@ def replay(
     request: RecipeJob,
     job: JobContext,
     evaluate: Callable[[Draft, ReadOnlyStep, int], None] | None = None,
+    searched: Callable[[SearchResult], None] = lambda result: None,
 ) -> tuple[Draft, Recipe]:
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe.
 
     `request` says how selections by a score are measured.
 
-    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over.
+    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over. `searched` is told
+    what a search step has tried.
     """
     draft = base
     steps: list[Step] = []
@@ -43,6 +46,7 @@ def replay(
     resolution = Resolution(recipe, fingerprint, file_digests(job.root))
     for number, written in enumerate(recipe.steps):
         step = _current(written, number, steps, resolution, job)
+        was_open = step.resolved is None
         if isinstance(step.operation, ResultStep):
             apply_step(draft, unresolved(step), number)  # what does not fit is said before hours of training
             done = _made(draft, step, msgspec.structs.replace(recipe, steps=tuple(steps)), job)
@@ -51,6 +55,8 @@ def replay(
         else:
             if evaluate is not None and isinstance(step.operation, ReadOnlyStep):
                 evaluate(apply_step(draft, step, number), step.operation, number)
+            found = _search(draft, step, number, recipe, request, job)
+            step = _as_found(step, found, searched)
             ranked = step.operation.ranked() if step.resolved is None else ()
             measured = _measure(draft, ranked, recipe, request, job) if ranked else {}
             done = resolve_step(draft, _by_speed(draft, step, measured, recipe, job), number, measured)
@@ -59,7 +65,7 @@ def replay(
             for text in margins(draft, done):
                 job.log(f"steps[{number}].{step.operation.name}: {text}")
         draft = apply_step(draft, done, number)
-        steps.append(resolution.signed(done, steps, measured=step.resolved is None))
+        steps.append(resolution.signed(done, steps, measured=was_open))
     known = msgspec.structs.replace(recipe.base, fingerprint=fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
 
@@ -93,6 +99,27 @@ def replayed_draft(request: RecipeJob, job: JobContext) -> Iterator[Draft]:
     base = open_base(recipe, "recipe", job.root)
     with FileStamps(base.structure.checkpoint).watched():
         yield replay(recipe, base, request, job)[0]
+
+
+def _search(
+    draft: Draft, step: Step, number: int, recipe: Recipe, request: RecipeJob, job: JobContext
+) -> SearchResult | None:
+    """Return what a search step comes to; None where nothing has to be searched for."""
+    if not step.operation.searches or step.resolved is not None:
+        return None
+    from surgeon.backend.scoring.search import search
+    from surgeon.operations.search import Search
+
+    assert isinstance(step.operation, Search)
+    return search(draft, step.operation, number, recipe, request, job)
+
+
+def _as_found(step: Step, found: SearchResult | None, searched: Callable[[SearchResult], None]) -> Step:
+    if found is None:
+        return step
+    searched(found)
+    (best,) = (one for one in found.candidates if one.kept)
+    return msgspec.structs.replace(step, resolved={"layers": best.layers})
 
 
 def _by_speed(draft: Draft, step: Step, measured: Measured, recipe: Recipe, job: JobContext) -> Step:

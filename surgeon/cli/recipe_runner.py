@@ -18,6 +18,7 @@ from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.jobs import RunJob, RunResult
 from surgeon.core.recipe.read_only_step import is_read_only
 from surgeon.core.recipe.recipe import RESOLVED_KEYS, Recipe, recipe_to_builtins
+from surgeon.core.selection.spans import spans
 from surgeon.errors import ExportError, UsageError
 
 
@@ -78,6 +79,8 @@ def _show_result(result: RunResult, as_json: bool, reporter: ConsoleReporter) ->
     measured = evaluations_table(result.evaluations)
     if measured and result.out:
         reporter.write_line(measured)
+    if result.searches:
+        reporter.write_line(searches_table(result.searches))
     if as_json:
         print_json(msgspec.structs.asdict(result))
     else:
@@ -97,6 +100,22 @@ def evaluations_table(results: Sequence[Mapping[str, Any]]) -> str:
     machines = dict.fromkeys(one["measured_on"] for one in results if one.get("measured_on"))
     lines = [table(header[:width], [row[:width] for row in rows], right="step value error")] if rows else []
     return "\n".join([*lines, *(f"speed on {machine}" for machine in machines)])
+
+
+def searches_table(searches: Sequence[Mapping[str, Any]]) -> str:
+    """Align what searches have tried; the Pareto front of loss against parameters is marked."""
+    rows = [
+        [str(search["step"]), spans(one["layers"]), one["found_by"], count_text(one["parameters"]),
+         value_text(one["rise"]["value"]), value_text(one["rise"].get("error")), "front" if one.get("front") else "",
+         "kept" if one.get("kept") else ""]
+        for search in searches for one in search["candidates"]
+    ]  # fmt: skip
+    header = ["step", "without", "found by", "parameters", "rise of loss", "error", "", ""]
+    cost = (
+        f"steps[{one['step']}]: {one['measured']} sets of layers measured, as much as {one['forwards']:.0f} forwards"
+        for one in searches
+    )
+    return "\n".join([table(header, rows, right="step parameters error"), *cost])
 
 
 def show_dry_run(folded: Folded, as_json: bool) -> None:

@@ -150,7 +150,7 @@ class LearnResult(_Result, frozen=True, kw_only=True, tag="learn"):
 
 
 class RunResult(_Result, frozen=True, kw_only=True, tag="run"):
-    """What was written, the recipe with everything resolved, its proof and its evaluations."""
+    """What was written, the recipe with everything resolved, its proof, its evaluations, what searches have tried."""
 
     out: str | None
     parameters: int
@@ -158,6 +158,7 @@ class RunResult(_Result, frozen=True, kw_only=True, tag="run"):
     recipe: Plain
     proof: Proof | None
     evaluations: list[Plain]
+    searches: list[Plain] = []
 
 
 class VerifyResult(_Result, frozen=True, kw_only=True, tag="verify"):

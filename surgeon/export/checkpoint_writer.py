@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
+
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
@@ -15,6 +17,7 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
+from surgeon.core.scoring.removal_search import SearchResult
 from surgeon.errors import VerifyError
 from surgeon.export.atomic_directory import refuse_existing, refuse_inside, require_space, written_atomically
 from surgeon.export.model_card import model_card
@@ -25,8 +28,9 @@ PROOF = "surgeon_proof.json"
 TRAINABLE = "trainable_parameters.json"
 ADAPTER = "adapter"
 RESULTS = "surgeon_results.json"
+SEARCHES = "surgeon_search.json"
 _PIECE = 2**20
-_OURS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
+_OURS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, SEARCHES, "README.md"})
 
 Finish = Callable[[Path], dict[str, Any] | None]
 """Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
@@ -123,6 +127,12 @@ def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence
             "inserted": list(plan.inserted),
         }
         (directory / TRAINABLE).write_bytes(pretty(record))
+
+
+def write_searches(searches: Sequence[SearchResult], directory: Path) -> None:
+    """Write what search steps have tried, if any were carried out."""
+    if searches:
+        (directory / SEARCHES).write_bytes(pretty({"searches": [msgspec.to_builtins(one) for one in searches]}))
 
 
 def check_written(plan: Plan, directory: Path) -> None:

@@ -150,6 +150,6 @@ def test_it_takes_every_form_of_a_step(step: dict[str, Any]) -> None:
 def test_it_describes_every_operation_and_every_field(run: Run) -> None:
     printed = json.loads(run("schema").stdout)
     assert printed == json.loads(json.dumps(SCHEMA))
-    steps = printed["properties"]["steps"]["items"]["oneOf"]
+    steps = printed["$defs"]["Step"]["oneOf"]
     assert len(steps) == len(operations())
     assert "which layers" in json.dumps(steps)

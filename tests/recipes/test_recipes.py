@@ -29,15 +29,22 @@ def _cut(name: str, base: Path, length: int) -> dict[str, Any]:
     """Return a recipe for another base, with two optimiser steps of each training, on rows of at most `length`."""
     plain: dict[str, Any] = built_in(read_document(RECIPES / name))
     plain["base"] = {"model": str(base)}
-    for step in plain["steps"]:
+    for step in _all_steps(plain["steps"]):
         for operation, fields in step.items():
             if operation in _LEARNING:
                 fields |= {"steps": _STEPS, "batch_size": 1, "max_length": length}
             if operation == "evaluate":
                 fields |= {"rows": 2, "max_length": length}
+            if operation == "search":
+                fields |= _SCORED
             for choice in (fields or {}).values():
                 _cut_score(choice, length)
     return plain
+
+
+def _all_steps(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps, those of repetitions too."""
+    return [one for step in steps for one in (step["repeat"]["steps"] if "repeat" in step else [step])]
 
 
 def _cut_score(choice: Any, length: int) -> None:

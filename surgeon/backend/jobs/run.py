@@ -26,8 +26,9 @@ from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.recipe.resolution import Resolution
+from surgeon.core.scoring.removal_search import SearchResult
 from surgeon.export.atomic_directory import refuse_existing, refuse_inside, written_atomically
-from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
+from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records, write_searches
 
 
 def run_job(request: RunJob, job: JobContext) -> RunResult:
@@ -54,17 +55,20 @@ def _carried_out(
 ) -> RunResult:
     """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
-    draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, request, job))
+    searches: list[SearchResult] = []
+    evaluate = _evaluation_of(recipe, base, results, request, job)
+    draft, recipe = replay(recipe, base, request, job, evaluate, searches.append)
     plan = compile_plan(draft)
     proof = None
     if out is not None:
         called = name_elsewhere(recipe.base.model, job.root)
         written = rebase_data_paths(recipe, job.root, out)
-        export = _Export(draft, plan, written, called, out, files, results, request.verify, job)
+        export = _Export(draft, plan, written, called, out, files, results, searches, request.verify, job)
         proof = export.adapter() if plan.adapter_alone else export.checkpoint()
     return RunResult(
         out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
         recipe=recipe_to_builtins(recipe), proof=proof, evaluations=evaluations_to_builtins(results),
+        searches=[msgspec.to_builtins(one) for one in searches],
     )  # fmt: skip
 
 
@@ -98,6 +102,7 @@ class _Export:
     out: Path
     files: FileStamps
     results: Sequence[EvaluationResult]
+    searches: Sequence[SearchResult]
     verify: bool
     job: JobContext
 
@@ -119,6 +124,7 @@ class _Export:
         if self.plan.adapters:
             # The checkpoint beside it: a path that stays true wherever the two are moved together.
             self._write_adapter(directory, "..", directory / ADAPTER)
+        write_searches(self.searches, directory)
         proof = verify_directory(directory, self.draft, self.job) if self.verify else None
         self.files.check()  # the last moment at which nothing is published
         return proof
@@ -133,6 +139,7 @@ class _Export:
             base = self.draft.structure.checkpoint.path
             self._write_adapter(base, self.base, directory)
             write_records(self.plan, self.recipe, directory, self.results)
+            write_searches(self.searches, directory)
             proof = None
             if self.verify:
                 self._proceed(1, "verifying")

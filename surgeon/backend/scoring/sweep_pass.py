@@ -50,7 +50,7 @@ class _Sweep:
         """Measure what is asked for and what that makes worth knowing, until every score is settled."""
         while asked:
             wanted = {path: None for paths in asked.values() for path in paths.values() if path not in self.losses}
-            for path, values in _losses(self.context, list(wanted), " ".join(kind.name for kind in asked)):
+            for path, values in path_losses(self.context, list(wanted), " ".join(kind.name for kind in asked)):
                 self.losses[path] = values
                 for kind in [kind for kind in asked if kind.most_forwards is None and self._complete(asked[kind])]:
                     self._settle(kind, asked.pop(kind))
@@ -87,9 +87,10 @@ def _affordable(
     return dict(islice(wanted.items(), count if known else max(count, 2)))  # something beside the whole model
 
 
-def _losses(
+def path_losses(
     context: ScoringContext, paths: Sequence[LayerSequence], what: str
 ) -> Iterator[tuple[LayerSequence, list[float]]]:
+    """Yield the losses of distinct layer sequences, in nats per token, one for each calibration sequence."""
     measured = sweep_losses(
         context.runner, context.batches, {f"{number}": path for number, path in enumerate(paths)},
         context.job.is_cancelled,

@@ -36,6 +36,17 @@ _BUDGET = {
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 
 
+_ROUNDS = {"times": {"type": "integer", "minimum": 1}, "steps": {"type": "array", "items": {"$ref": "#/$defs/Step"}}}
+_REPEAT = {
+    "type": "object", "required": ["repeat"], "additionalProperties": False,
+    "properties": {
+        "repeat": {
+            "type": "object", "properties": _ROUNDS, "required": ["times", "steps"], "additionalProperties": False,
+        },
+    },
+}  # fmt: skip
+
+
 @click.command("schema", cls=SurgeonCommand)
 def command() -> None:
     """Print the JSON Schema of recipes. Editors complete and check YAML with it."""
@@ -54,11 +65,15 @@ def recipe_schema() -> dict[str, Any]:
             "base": _closed({"model": {"type": "string"}, "fingerprint": _or_null({"type": "string"})}, ["model"]),
             "seed": {"type": "integer"},
             "data": {"type": "object", "additionalProperties": {"type": "string"}},
-            "steps": {"type": "array", "items": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]}},
+            "steps": {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/Step"}, _REPEAT]}},
         },
         "required": ["version", "base"],
         "additionalProperties": False,
-        "$defs": {"Selection": selection_schema(), "Objective": objective_schema()},
+        "$defs": {
+            "Step": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]},
+            "Selection": selection_schema(),
+            "Objective": objective_schema(),
+        },
     }
 
 

@@ -38,6 +38,11 @@ def resolve_step(draft: Draft, step: Step, number: int, measured: Measured) -> S
     """Write what the step's measured selections come to on this draft into `resolved`."""
     if step.resolved is not None or not step.operation.ranked():
         return step
+    if step.operation.searches:
+        raise SelectionError(
+            "has to be searched for", where=f"steps[{number}].{step.operation.name}",
+            hint="put it in a recipe and run that: `surgeon run`, or the command of the step",
+        )  # fmt: skip
     chosen = _chosen(draft, step, number, measured)
     return msgspec.structs.replace(step, resolved=dict(chosen))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from surgeon.core.recipe.problems import Problems, written_steps
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins
 from surgeon.core.recipe.resolution import words_digest
 from surgeon.core.recipe.yaml_document import read_document
@@ -33,10 +34,11 @@ def _sign(document: Any, where: str) -> None:
     except RecipeError:  # it is whole only with the values; what it came to without them is not known
         _forget(document)
         return
+    places = [written for _, written in written_steps(document["steps"], Problems(where, document))]
     for number, step in enumerate(recipe.steps):
         if step.resolved is not None and step.resolved_for is None:
             digest = words_digest(recipe, recipe.steps[:number], step.operation)
-            document["steps"][number]["resolved_for"] = {"recipe": digest}
+            places[number]["resolved_for"] = {"recipe": digest}
 
 
 def _forget(document: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -25,6 +25,33 @@ def built_in(raw: Any) -> Any:
         return raw
     kind = next((kind for kind in (int, float) if isinstance(raw, kind)), str)
     return kind(raw)
+
+
+REPEAT = "repeat"
+_MOST_ROUNDS = 1000
+
+
+def written_steps(plain: Sequence[Any], problems: Problems) -> Iterator[tuple[Spot, Any]]:
+    """Yield the steps of a document with their places; those of `repeat: {times: 3, steps: […]}` once a round.
+
+    A recipe has no rounds: it has the steps that they come to, so that each says what it was resolved for.
+    """
+    for at, step in enumerate(plain):
+        if not isinstance(step, Mapping) or REPEAT not in step:
+            yield ("steps", at), step
+            continue
+        path: Spot = ("steps", at, REPEAT)
+        body = step[REPEAT] if isinstance(step[REPEAT], Mapping) else {}
+        times, steps = body.get("times"), body.get("steps")
+        if len(step) != 1 or body.keys() != {"times", "steps"} or not isinstance(steps, list) or not steps:
+            problems.add(path, "is no repetition", "{times: 3, steps: [a list of operations]}, and nothing beside it")
+        elif isinstance(times, bool) or not isinstance(times, int) or not 1 <= times <= _MOST_ROUNDS:
+            problems.add((*path, "times"), f"is {times!r}", f"1-{_MOST_ROUNDS}")
+        elif any(isinstance(one, Mapping) and (REPEAT in one or "resolved" in one) for one in steps):
+            problems.add((*path, "steps"), "holds `repeat` or `resolved`", "operations; each round comes to its own")
+        else:
+            for _ in range(times):
+                yield from (((*path, "steps", number), one) for number, one in enumerate(steps))
 
 
 class Problems:

@@ -16,7 +16,7 @@ import msgspec
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
-from surgeon.core.recipe.problems import Problems, Spot, built_in
+from surgeon.core.recipe.problems import Problems, Spot, built_in, written_steps
 from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.selection.selection import SETTINGS as SELECTION_SETTINGS
 from surgeon.core.selection.selection import Selection, parse_selection
@@ -195,7 +195,7 @@ def _steps(plain: Any, problems: Problems) -> list[Step]:
     if not isinstance(plain, list):
         problems.add(("steps",), "is no list", "a list of operations")
         return []
-    found = (_step(step, ("steps", at), problems) for at, step in enumerate(plain))
+    found = (_step(step, path, problems) for path, step in written_steps(plain, problems))
     return [step for step in found if step is not None]
 
 

@@ -28,7 +28,7 @@ def expected_forwards(kinds: Sequence[ScoreKind], draft: Draft) -> dict[str, flo
     for kind in cheapest_first([kind for kind in kinds if isinstance(kind, SweepScore)], layers):
         fresh = {path: None for path in kind.sequences(layers).values() if path not in known}
         known |= fresh.keys()
-        first, most = _forwards(list(fresh), layers, head), kind.most_forwards
+        first, most = sequence_forwards(list(fresh), layers, head), kind.most_forwards
         if most is not None:
             goes_on = kind.more_sequences({name: [0.0] for name in kind.sequences(layers)}, layers)
             first = most if goes_on else min(first, most)
@@ -36,7 +36,8 @@ def expected_forwards(kinds: Sequence[ScoreKind], draft: Draft) -> dict[str, flo
     return found
 
 
-def _forwards(paths: Sequence[LayerSequence], layers: int, head: float) -> float:
+def sequence_forwards(paths: Sequence[LayerSequence], layers: int, head: float) -> float:
+    """Return what distinct sequences cost together, in forwards of the whole model; `head` is in units of a layer."""
     layer_forwards = Trie({f"{number}": path for number, path in enumerate(paths)}).layer_forwards
     return (layer_forwards + len(paths) * head) / (layers + head)
 
@@ -46,7 +47,7 @@ def affordable(
 ) -> int:
     """Return how many of the wanted sequences can be measured, with those that were, in so many forwards in all."""
     return bisect_right(
-        range(1, len(wanted) + 1), most, key=lambda count: _forwards([*known, *wanted[:count]], layers, head)
+        range(1, len(wanted) + 1), most, key=lambda count: sequence_forwards([*known, *wanted[:count]], layers, head)
     )
 
 
