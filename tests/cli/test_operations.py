@@ -206,7 +206,7 @@ def test_adapters_alone_are_announced_as_such(run: Run, model: str) -> None:
         (["prune", "--layers", "0", "--form", "x"], "no such option"),
         (["expand", "--after", "0", "--init", "zero"], "'zero' is not one of"),
         (["masked-lora", "--layers", "0", "--rank", "0"], "masked_lora.rank: Expected `int` >= 1"),
-        (["masked-lora", "--layers", "0", "--rank", "many"], "masked_lora.rank: Expected `int`"),
+        (["masked-lora", "--layers", "0", "--rank", "many"], "masked_lora.rank: Expected `int"),
         (["prune", "--layers", "0", "--protect", "last"], "--data and --protect go with layers chosen by a score"),
         (["prune", "--layers", "9"], "9 is out of range"),
         (["prune", "--layers", "0"], "--out DIR is missing"),

@@ -36,7 +36,7 @@ def _cut(name: str, base: Path, length: int) -> dict[str, Any]:
             if operation == "evaluate":
                 fields |= {"rows": 2, "max_length": length}
             if operation == "search":
-                fields |= _SCORED
+                fields.update(_SCORED)
             for choice in (fields or {}).values():
                 _cut_score(choice, length)
     return plain

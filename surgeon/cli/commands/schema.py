@@ -131,7 +131,8 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
-    learned = {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
+    learned: dict[str, Any] = {name: _texts() for name in kind.resolved_fields}
+    learned |= {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
     resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
     bodies = [body, *(_said_shortly(body, head, field) for head, field in kind.shorthand.items())]
     whole = body if len(bodies) == 1 else {"anyOf": bodies}

@@ -16,6 +16,7 @@ from surgeon.core.scoring.score import Score
 from surgeon.core.selection.budget_layers import budget_term, chosen_layers, contradiction, margin_text
 from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
 from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
+from surgeon.core.selection.rank_selection import RankSelection
 from surgeon.core.selection.selection import Ranked, Selection
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
@@ -83,7 +84,11 @@ def _resolved(draft: Draft, step: Step, number: int, field: str) -> tuple[Any, .
     layers, where = draft.layers(stack), f"steps[{number}].resolved.{field}"
     if isinstance(selection, MatrixSelection):
         _in_range(list(roles_by_position(found)), len(layers), where)
-        says = matrix_contradiction(selection, tuple(map(str, found)), draft, stack)
+        texts = tuple(map(str, found))
+        if isinstance(selection, RankSelection):
+            says = selection.contradiction(texts, draft, stack)
+        else:
+            says = matrix_contradiction(selection, texts, draft, stack)
     else:
         found = _in_range(found, len(layers), where)
         says = layer_contradiction(selection, found, layers) or contradiction(selection, found, draft, stack)

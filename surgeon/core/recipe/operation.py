@@ -29,6 +29,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: the key in recipes and the command.   key: the letter that drafts it on screen.
     summary: one line for help and tables.   paper: where it comes from, if anywhere.
+    resolved_fields: fields that are no selections, of which `resolved` holds texts.
     searches: whether what it chooses is searched for when the recipe runs, and is not a ranking by a score.
     shorthand: heads of selections (see `selection.HEADS`) that a recipe may say without the field that they are for.
     """
@@ -37,6 +38,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     key: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
+    resolved_fields: ClassVar[tuple[str, ...]] = ()
     searches: ClassVar[bool] = False
     shorthand: ClassVar[Mapping[str, str]] = {}
 

@@ -85,11 +85,7 @@ def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
     Raises:
         RecipeError: a field is unknown, missing or wrong; all of them at once.
     """
-    problems = Problems(where, None)
-    step = _step({name: dict(fields)}, (), problems)
-    problems.raise_any()
-    assert step is not None
-    return step
+    return step_from_builtins({name: dict(fields)}, where)
 
 
 def step_to_builtins(step: Step) -> dict[str, Any]:
@@ -269,9 +265,10 @@ def _resolved(
     except msgspec.ValidationError as error:
         problems.add((*path, "resolved"), str(error))
         return None
-    known = [*selection_fields(operation), *([LEARNED] if issubclass(operation, ResultStep) else [])]
+    texts = [*operation.resolved_fields, *([LEARNED] if issubclass(operation, ResultStep) else [])]
+    known = [*selection_fields(operation), *texts]
     for name, chosen in resolved.items():
-        kind = str if name in ("matrices", LEARNED) else int
+        kind = str if name in ("matrices", *texts) else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
         elif not all(isinstance(one, kind) for one in chosen):

@@ -100,6 +100,17 @@ def matrix_roles(draft: Draft, layer: Layer, stack: str | None) -> tuple[str, ..
     return tuple(dict.fromkeys(matrices))
 
 
+def matrix_shapes(draft: Draft, stack: str | None) -> dict[Spot, tuple[int, ...]]:
+    """Return the shape of each matrix by position and role; of several of one role, as experts are, the first one's."""
+    structure, found = draft.structure, dict[Spot, tuple[int, ...]]()
+    for position, layer in enumerate(draft.layers(stack)):
+        layout = base_tensors(layer.source, structure.stack(stack)).layout
+        for suffix, role in structure.roles_of(layout).items():
+            if role != OTHER and len(layout.types[suffix].shape) >= 2:
+                found.setdefault((position, role), layout.types[suffix].shape)
+    return found
+
+
 def roles_by_position(spots: Sequence[int | str]) -> dict[int, frozenset[str]]:
     """Turn `POSITION.ROLE` texts into roles by position.
 

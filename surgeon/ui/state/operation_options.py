@@ -34,7 +34,7 @@ def _parser(annotation: Any) -> OptionParser:
     plain = unwrap_type(annotation)
     if plain is bool:
         return parse_switch
-    if plain in (int, float, ObjectiveChoice):
+    if plain in (int, float, ObjectiveChoice) or int in map(unwrap_type, get_args(plain)):
         return parse_yaml_value
     if get_origin(plain) is tuple:
         parse_item = _parser(get_args(plain)[0])
