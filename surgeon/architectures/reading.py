@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,11 +17,12 @@ from surgeon.architectures import shared
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.tensors import Shard, Tensor
 from surgeon.core.registry import modules_of
-from surgeon.core.structure.layer_dependencies import UnexplainedDifference
+from surgeon.core.structure.layer_dependencies import UnexplainedDifference, unexplained_difference
 from surgeon.core.structure.layer_fields import LayerField, PerLayerList
 from surgeon.core.structure.layer_names import LayerNames
-from surgeon.core.structure.layouts import Layout, Run, layers_of
+from surgeon.core.structure.layouts import Run, layers_of
 from surgeon.core.structure.structure import Family, Stack, StackRule, Structure
+from surgeon.core.structure.unlisted import left_out_note, odd_tensors, shards_without
 from surgeon.errors import ArchitectureError
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.*)", re.DOTALL)
@@ -56,7 +58,25 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
     Raises:
         ArchitectureError: its layers cannot be told, or a per-layer config field contradicts the weights.
     """
-    groups, loose = _numbered_groups(checkpoint.shards)
+    odd = odd_tensors(checkpoint)
+    try:
+        structure = _read(checkpoint, checkpoint.shards)
+    except ArchitectureError:
+        if not odd:
+            raise
+        structure = None
+    if structure is not None and not (odd and _differs_unexplained(structure)):
+        return structure
+    return replace(_read(checkpoint, shards_without(checkpoint, odd)), problems=(left_out_note(odd),))
+
+
+def _differs_unexplained(structure: Structure) -> bool:
+    fields = (field for stack in structure.stacks.values() for field in stack.fields)
+    return any(isinstance(field, UnexplainedDifference) for field in fields)
+
+
+def _read(checkpoint: Checkpoint, shards: Sequence[Shard]) -> Structure:
+    groups, loose = _numbered_groups(shards)
     found = _find_stacks(checkpoint, groups)
     family = _family(checkpoint.config, found[0])
     stacks = {one.name: _stack(one, groups[one.prefix], checkpoint.config, family) for one in found}
@@ -66,7 +86,7 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
         checkpoint=checkpoint,
         family=family,
         stacks=stacks,
-        outside=_outside(checkpoint, loose, others),
+        outside=_outside(shards, loose, others),
         role_rules=tuple((re.compile(pattern), role) for pattern, role in family.roles),
         default_stack=found[0].name,
         outputs=shared.OUTPUTS,
@@ -111,11 +131,11 @@ def _numbered_groups(shards: Sequence[Shard]) -> tuple[dict[str, dict[int, list[
     return groups, loose
 
 
-def _outside(checkpoint: Checkpoint, loose: Sequence[Run], others: Sequence[Group]) -> dict[str, Tensor]:
+def _outside(shards: Sequence[Shard], loose: Sequence[Run], others: Sequence[Group]) -> dict[str, Tensor]:
     """Return the tensors that belong to no stack, in the order of the shards."""
-    rank = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
+    rank = {id(shard): number for number, shard in enumerate(shards)}
     numbered = (run for group in others for runs in group.values() for run in runs)
-    in_order = sorted((*loose, *numbered), key=lambda run: (rank[run.shard.path], run.first))
+    in_order = sorted((*loose, *numbered), key=lambda run: (rank[id(run.shard)], run.first))
     return {tensor.name: tensor for run in in_order for tensor in run.tensors}
 
 
@@ -240,7 +260,7 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
     }
     settings = [{key: values[index] for key, values in readings.items()} for index in range(count)]
     layers = layers_of([group[index] for index in range(len(group))])
-    unexplained = _unexplained([layer.layout for layer in layers[:count]], settings)
+    unexplained = unexplained_difference([layer.layout for layer in layers[:count]], settings)
     if unexplained:
         fields.append(unexplained)
         settings = [
@@ -259,22 +279,6 @@ def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Famil
         tail=tail,
         notes=tuple(_notes(unknown, tail, count)),
     )
-
-
-def _unexplained(layouts: Sequence[Layout], settings: Sequence[Mapping[str, Any]]) -> UnexplainedDifference | None:
-    """Find layers of which the config says the same, but which are built differently."""
-    known = {
-        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
-        for layout in dict.fromkeys(layouts)
-    }
-    builds = [known[layout] for layout in layouts]
-    kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
-    seen: dict[str, int] = {}
-    clash = any(
-        seen.setdefault(repr(setting), kinds[build]) != kinds[build]
-        for setting, build in zip(settings, builds, strict=True)
-    )
-    return UnexplainedDifference(tuple(kinds[build] for build in builds)) if clash else None
 
 
 def _notes(unknown: Sequence[str], tail: Sequence[Any], count: int) -> Iterator[str]:

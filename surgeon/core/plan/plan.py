@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from surgeon.core.checkpoint.weight_files import NAMED_IN_CONFIG
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
 from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
 from surgeon.core.plan.layer_slices import Slices
@@ -178,6 +179,7 @@ def compile_config(draft: Draft) -> dict[str, Any]:
         _write_fields(part, stack.fields, settings, draft.structure.stack_config(stack))
         _write_fields(config, stack.root_fields, settings, draft.structure.checkpoint.config)
     write_untied(config, draft)
+    config.pop(NAMED_IN_CONFIG, None)  # what is written has the usual names
     return config
 
 

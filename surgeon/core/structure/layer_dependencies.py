@@ -5,12 +5,13 @@ Each raises ArchitectureError when an edit would break it, naming the config fie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from surgeon.core.structure.layer_fields import Config
+from surgeon.core.structure.layouts import Layout
 from surgeon.errors import ArchitectureError
 
 
@@ -158,3 +159,21 @@ class UnexplainedDifference(msgspec.Struct, frozen=True):
                 hint="what decides it must be declared for this model type in surgeon/architectures",
             )
         return {}
+
+
+def unexplained_difference(
+    layouts: Sequence[Layout], settings: Sequence[Mapping[str, Any]]
+) -> UnexplainedDifference | None:
+    """Find layers of which the config says the same, but which are built differently."""
+    known = {
+        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
+        for layout in dict.fromkeys(layouts)
+    }
+    builds = [known[layout] for layout in layouts]
+    kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
+    seen: dict[str, int] = {}
+    clash = any(
+        seen.setdefault(repr(setting), kinds[build]) != kinds[build]
+        for setting, build in zip(settings, builds, strict=True)
+    )
+    return UnexplainedDifference(tuple(kinds[build] for build in builds)) if clash else None
