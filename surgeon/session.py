@@ -16,7 +16,7 @@ from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
-from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
+from surgeon.core.jobs import CheckJob, LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
 from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
@@ -35,6 +35,7 @@ from surgeon.core.recipe.recipe import (
     step_from_builtins,
     step_of,
     step_to_builtins,
+    trusting,
 )
 from surgeon.core.scoring.requests import answers
 from surgeon.core.scoring.score import Score
@@ -75,7 +76,7 @@ class Session:
     _digest: str = ""
 
     @classmethod
-    def open(cls, model: str, recipe_path: Path | None = None) -> Session:
+    def open(cls, model: str, recipe_path: Path | None = None, *, trust_remote_code: bool = False) -> Session:
         """Open a model and, if one is given, its recipe; recover what a crash left unsaved.
 
         Raises:
@@ -83,7 +84,9 @@ class Session:
         """
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        checkpoint = open_checkpoint(locate_model(model))
+        trusted = trust_remote_code or recipe.base.of(model).trust_remote_code
+        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=trusted)
+        recipe = trusting(recipe, trusted)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
@@ -181,7 +184,7 @@ class Session:
             step=step, draft=draft, plan=plan,
             parameters_change=plan.parameters - self.plan.parameters,
             bytes_change=plan.nbytes - self.plan.nbytes,
-            command=command_line(step, self.model),
+            command=command_line(step, self.model, trust_remote_code=self.checkpoint.trust_remote_code),
         )  # fmt: skip
 
     def apply(self, step: Step) -> Preview:
@@ -241,6 +244,10 @@ class Session:
     def close(self, *, keep_journal: bool = False) -> None:
         """End the session; `keep_journal` leaves unsaved steps to be recovered."""
         self.journal.close(keep=keep_journal)
+
+    def check_job(self) -> CheckJob:
+        """Return a `check` job on the base."""
+        return CheckJob(model=self.model, trust_remote_code=self.checkpoint.trust_remote_code)
 
     def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> ScoreJob:
         """Return a `score` job for the current draft; measured as a run of the recipe measures."""

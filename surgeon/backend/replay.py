@@ -69,7 +69,7 @@ def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
 def replayed_draft(request: RecipeJob, job: JobContext) -> Draft:
     """Return the model after the recipe of a job."""
     recipe = recipe_from_builtins(request.recipe)
-    return replay(recipe, open_base(recipe, "recipe"), request, job)[0]
+    return replay(recipe, open_base(recipe, "recipe", job), request, job)[0]
 
 
 def _measure(

@@ -110,7 +110,7 @@ def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
     Raises:
         CheckpointError, ArchitectureError, RecipeError: the model cannot be read, or a step does not fit it.
     """
-    checkpoint = open_checkpoint(locate_model(recipe.base.model))
+    checkpoint = open_checkpoint(locate_model(recipe.base.model), trust_remote_code=recipe.base.trust_remote_code)
     if recipe.base.fingerprint:  # that of hundreds of gigabytes takes seconds: not in vain
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(where or "recipe"))
     drafts = [draft_of(read_structure(checkpoint))]

@@ -63,7 +63,8 @@ def command_of(name: str) -> click.Command:
 
 def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleReporter) -> None:
     """Build the recipe of one step that a command line says, and run it, show it, or write it down."""
-    save, model, seed = values.pop("save_recipe"), values.pop("model"), values.pop("seed")
+    save, seed = values.pop("save_recipe"), values.pop("seed")
+    base = Base(model=values.pop("model"), trust_remote_code=values.pop("trust_remote_code"))
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
@@ -73,7 +74,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
     if issubclass(kind, (LearningStep, ReadOnlyStep)):
         fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
     step = _step(kind, fields, _from(data, root), protect)
-    recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))
+    recipe = Recipe(base=base, seed=seed, steps=(step,))
     order = RunOptions(root=root, **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:

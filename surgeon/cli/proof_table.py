@@ -13,8 +13,15 @@ Proof = Mapping[str, Any]
 
 def proof_table(proof: Proof) -> str:
     """Write the checks, one a line."""
-    rows = [[name, "passed" if check["passed"] else "FAILED", str(check["detail"])] for name, check in proof.items()]
-    return table(["check", "", "detail"], rows)
+    return table(
+        ["check", "", "detail"], [[name, _outcome(check), str(check["detail"])] for name, check in proof.items()]
+    )
+
+
+def _outcome(check: Mapping[str, Any]) -> str:
+    if not check["passed"]:
+        return "FAILED"
+    return "passed" if check.get("proved", True) else "not proved"
 
 
 def failed_checks(proof: Proof) -> list[str]:

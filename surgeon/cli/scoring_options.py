@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
+from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins, trusting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,7 +38,12 @@ def base_recipe(model: str, recipe: Path | None) -> Recipe:
     if recipe is None:
         return Recipe(base=Base(model=model))
     loaded = load_recipe(recipe)
-    return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=model))
+    return msgspec.structs.replace(loaded, base=loaded.base.of(model))
+
+
+def measured_recipe(model: str, recipe: Path | None, settings: dict[str, Any]) -> Recipe:
+    """Return the same, whether code of the model may be run taken from the options."""
+    return trusting(base_recipe(model, recipe), settings.pop("trust_remote_code"))
 
 
 def job_fields(measured: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:

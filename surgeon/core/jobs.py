@@ -11,7 +11,7 @@ import msgspec
 
 from surgeon.errors import WorkerError
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 Plain = dict[str, Any]
 """Plain data, as JSON has it."""
@@ -68,10 +68,21 @@ class RunJob(RecipeJob, frozen=True, kw_only=True, tag="run"):
 
 
 class VerifyJob(Job, frozen=True, kw_only=True, tag="verify"):
-    """Check an export; `base` replaces the base that its recipe names."""
+    """Check an export; `base` replaces the base that its recipe names.
+
+    trust_remote_code: whether code that export and base bring may be run, whatever the recipe in the export says.
+    """
 
     directory: str
     base: str | None = None
+    trust_remote_code: bool = False
+
+
+class CheckJob(Job, frozen=True, kw_only=True, tag="check"):
+    """Judge whether a model holds what the class that loads it expects."""
+
+    model: str
+    trust_remote_code: bool = False
 
 
 class DemoJob(Job, frozen=True, kw_only=True, tag="demo"):
@@ -82,7 +93,7 @@ class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | DemoJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | CheckJob | DemoJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,13 +163,21 @@ class VerifyResult(_Result, frozen=True, kw_only=True, tag="verify"):
     proof: Proof
 
 
+class CheckResult(_Result, frozen=True, kw_only=True, tag="check"):
+    """The judgement, as plain data of `Fit`, and the same in a sentence; `whole`: the model fits."""
+
+    fit: Plain
+    text: str
+    whole: bool
+
+
 class DemoResult(_Result, frozen=True, kw_only=True, tag="demo"):
     """The directory of the demo model."""
 
     path: str
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult
+AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | CheckResult | DemoResult
 
 
 encode = msgspec.json.Encoder().encode

@@ -14,7 +14,7 @@ from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
 def learn_job(request: LearnJob, job: JobContext) -> LearnResult:
     """Perform a `learn` job."""
     recipe = recipe_from_builtins(request.recipe)
-    _, recipe = replay(recipe, open_base(recipe, "recipe"), request, job)
+    _, recipe = replay(recipe, open_base(recipe, "recipe", job), request, job)
     addresses = [step.resolved[LEARNED][0] for step in recipe.steps if step.resolved and LEARNED in step.resolved]
     reports = {str(address): dict(result_report(str(address))) for address in addresses}
     return LearnResult(recipe=recipe_to_builtins(recipe), reports=reports)

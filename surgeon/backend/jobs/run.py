@@ -11,8 +11,10 @@ from pathlib import Path
 
 from surgeon.backend.base import open_base
 from surgeon.backend.data.rows import require_data
-from surgeon.backend.jobs.verify import verify_directory
+from surgeon.backend.jobs.verify import verify_checkpoint
 from surgeon.backend.replay import replay
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.checkpoint.locating import known_elsewhere
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, RunJob, RunResult
@@ -20,10 +22,14 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import seen_from
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
+from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
-from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
+from surgeon.errors import ArchitectureError
 from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
 from surgeon.export.publish import published, refuse_existing, refuse_inside
+
+_UNPROVED = "--no-verify does without it, and writes the result unproved"
 
 
 def run_job(request: RunJob, job: JobContext) -> RunResult:
@@ -33,24 +39,60 @@ def run_job(request: RunJob, job: JobContext) -> RunResult:
         SurgeonError: the recipe does not fit, a gate is not met, or the export could not be written or proved.
     """
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe")
+    base = open_base(recipe, "recipe", job)
     out = output_directory(recipe, request.out)
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
     require_data(recipe, job.root)
+    needs_model = any(map(_needs_model, recipe.steps))
+    if out is not None and request.verify and needs_model:
+        _require_fit(base, hint="")
     results: list[EvaluationResult] = []
     draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
     plan = compile_plan(draft)
     proof = None
     if out is not None:
+        if request.verify or plan.adapters:
+            _require_fit(base, hint="" if needs_model or plan.adapters else _UNPROVED)
+        else:
+            _tell_unproved(base, job)
         export = _Export(draft, plan, seen_from(recipe, job.root, out), out, results, request.verify, job)
         proof = export.adapter() if plan.adapter_alone else export.checkpoint()
     return RunResult(
         out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
         recipe=recipe_to_builtins(recipe), proof=proof, evaluations=evaluations_to_builtins(results),
     )  # fmt: skip
+
+
+def _needs_model(step: Step) -> bool:
+    """Whether a step cannot be carried out without loading the model."""
+    operation = step.operation
+    unmeasured = step.resolved is None and bool(operation.ranked())
+    return unmeasured or isinstance(operation, LearningStep | ReadOnlyStep)
+
+
+def _require_fit(base: Draft, hint: str) -> None:
+    """Refuse a base that could not be verified against, before anything is measured or written.
+
+    `hint` is added to what is said of one that cannot be loaded here at all.
+    """
+    from surgeon.backend.model.fit import require_fit
+
+    try:
+        require_fit(base.structure.checkpoint)
+    except ArchitectureError as error:
+        more = "; ".join(filter(None, (error.hint, hint)))
+        raise ArchitectureError(error.what, where=error.where, allowed=error.allowed, hint=more) from error
+
+
+def _tell_unproved(base: Draft, job: JobContext) -> None:
+    """Say what nobody has looked at, and what is known to be wrong with the base."""
+    fit = kept_fit(base.structure.checkpoint)
+    if fit is not None and not fit.whole:
+        job.warn(f"{base.structure.checkpoint.path.name} {fit.text}")
+    job.warn("not verified: that transformers loads it, and that it computes what was planned, is not proved")
 
 
 def _evaluation_of(
@@ -98,8 +140,11 @@ class _Export:
     def _finish(self, directory: Path) -> Proof | None:
         if self.plan.adapters:
             # The checkpoint beside it: a path that stays true wherever the two are moved together.
-            self._write_adapter(directory, "..", directory / ADAPTER)
-        return verify_directory(directory, self.draft, self.job) if self.verify else None
+            self._write_adapter(self._open(directory), "..", directory / ADAPTER)
+        return verify_checkpoint(self._open(directory), self.draft, self.job) if self.verify else None
+
+    def _open(self, directory: Path) -> Checkpoint:
+        return open_checkpoint(directory, trust_remote_code=self.draft.structure.checkpoint.trust_remote_code)
 
     def adapter(self) -> Proof | None:
         """Write a PEFT adapter alone, where the base's weights are as they were; return the proof."""
@@ -108,8 +153,7 @@ class _Export:
 
         with published(self.out) as directory:
             self._proceed(0, "writing")
-            base = self.draft.structure.checkpoint.path
-            self._write_adapter(base, known_elsewhere(self.recipe.base.model), directory)
+            self._write_adapter(self.draft.structure.checkpoint, known_elsewhere(self.recipe.base.model), directory)
             write_records(self.plan, self.recipe, directory, self.results)
             if not self.verify:
                 return None
@@ -122,8 +166,8 @@ class _Export:
         self.job.stop_if_cancelled()
         self.job.progress(done, 2, "steps", what)
 
-    def _write_adapter(self, base: Path, called: str, directory: Path) -> None:
-        """Write the draft's adapters for the checkpoint in `base`, which the adapter's config calls `called`."""
+    def _write_adapter(self, base: Checkpoint, called: str, directory: Path) -> None:
+        """Write the draft's adapters for a checkpoint, which the adapter's config calls `called`."""
         from surgeon.backend.device import choose_device
         from surgeon.backend.model.adapters import write_adapter
         from surgeon.backend.model.loading import load_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from surgeon.backend.base import open_base
-from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
 from surgeon.core.plan.draft import Draft
@@ -18,12 +18,12 @@ from surgeon.errors import CheckpointError, RecipeError
 from surgeon.export.checkpoint_writer import RECIPE
 
 
-def verify_directory(directory: Path, draft: Draft | None, job: JobContext) -> Proof:
+def verify_checkpoint(written: Checkpoint, draft: Draft | None, job: JobContext) -> Proof:
     """Run every check on a written checkpoint; see `export_proof.verify`."""
     from surgeon.backend.device import choose_device
     from surgeon.backend.verification.export_proof import verify
 
-    return verify(directory, draft, choose_device(job.device), job)
+    return verify(written, draft, choose_device(job.device), job)
 
 
 def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
@@ -31,36 +31,39 @@ def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
     directory = Path(request.directory)
     if (directory / RECIPE).is_file() and (directory / "adapter_config.json").is_file():
         return VerifyResult(proof=_verify_adapter(directory, request, job))
-    open_checkpoint(directory)
+    written = open_checkpoint(directory, trust_remote_code=request.trust_remote_code)
+    for note in written.notes:
+        job.warn(f"{directory.name}: {note}")
     draft: Draft | None = None
     missing = "not at hand"
     if (directory / RECIPE).is_file():
-        recipe = _own_recipe(directory, request.base)
+        recipe = _own_recipe(directory, request)
         try:
-            draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
+            draft = fold(open_base(recipe, str(directory / RECIPE), job), recipe.steps)
             if compile_plan(unfrozen(draft)).pending:
                 draft, missing = None, "what its steps learned is no longer kept on this machine"
         except (CheckpointError, RecipeError) as error:
             job.warn(f"not compared with the base: {error}")
     else:
         job.warn(f"not compared with the base: there is no {RECIPE}")
-    proof = verify_directory(directory, draft, job)
+    proof = verify_checkpoint(written, draft, job)
     if draft is None:
-        proof["base"] = {"passed": True, "detail": f"{missing}: nothing was compared with it"}
+        proof["base"] = {"passed": True, "detail": f"{missing}: nothing was compared with it", "proved": False}
     return VerifyResult(proof=proof)
 
 
-def _own_recipe(directory: Path, base: str | None) -> Recipe:
+def _own_recipe(directory: Path, request: VerifyJob) -> Recipe:
+    """Return the recipe of an export. That it trusts the base's code says nothing of who verifies it here."""
     recipe = load_recipe(directory / RECIPE)
-    if base:
-        recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=base))
-    return recipe
+    base = recipe.base.of(request.base or recipe.base.model)
+    base = msgspec.structs.replace(base, trust_remote_code=request.trust_remote_code)
+    return msgspec.structs.replace(recipe, base=base)
 
 
 def _verify_adapter(directory: Path, request: VerifyJob, job: JobContext) -> Proof:
     from surgeon.backend.device import choose_device
     from surgeon.backend.verification.adapter_proof import prove_adapter
 
-    recipe = _own_recipe(directory, request.base)
-    draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
+    recipe = _own_recipe(directory, request)
+    draft = fold(open_base(recipe, str(directory / RECIPE), job), recipe.steps)
     return prove_adapter(draft, directory, choose_device(job.device))

@@ -71,6 +71,6 @@ def teaching(request: TrainingRequest, objective: Objective) -> Iterator[nn.Modu
     if not objective.teacher:
         yield None
         return
-    teacher = load_model(request.draft.structure.checkpoint.path, torch.float32, request.device).model
+    teacher = load_model(request.draft.structure.checkpoint, torch.float32, request.device).model
     teacher.requires_grad_(requires_grad=False)
     yield teacher

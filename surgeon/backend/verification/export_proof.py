@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +17,73 @@ import torch
 
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
-from surgeon.backend.verification.checks import Check, Proof, difference, model_logits, random_tokens, realign
+from surgeon.backend.verification.checks import (
+    LENGTH,
+    TEXTS,
+    Check,
+    Proof,
+    difference,
+    model_logits,
+    random_tokens,
+    realign,
+    token_rows,
+    working_tokenizer,
+)
+from surgeon.backend.verification.named_files import check_named_files
+from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
-_TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
 _NEW_TOKENS = 12
 _PROMPTS = 3
+_OTHER_INPUTS = ("vision_config", "audio_config")
 
 
 @torch.inference_mode()
-def verify(directory: Path, draft: Draft | None, device: torch.device, job: JobContext) -> Proof:
+def verify(written: Checkpoint, draft: Draft | None, device: torch.device, job: JobContext) -> Proof:
     """Run every check on a written checkpoint; `draft` is what it should be, None where the base is not at hand.
 
     Everything is computed in the checkpoint's own dtype, but for the comparison of generation with and without a
     cache, which is made in float32: their sums are ordered differently.
 
     Raises:
-        VerifyError: any check failed; the message names the first.
+        CheckpointError, ArchitectureError: the base does not fit its class, or cannot be loaded; without a base, the
+            checkpoint itself. VerifyError: any check failed; the message names the first.
     """
-    reloaded = load_model(directory, None, device)
-    base = load_model(draft.structure.checkpoint.path, None, device) if draft is not None else None
+    directory = written.path
+    base = load_model(draft.structure.checkpoint, None, device) if draft is not None else None
+    # The base is in order, so what is wrong with the export is the export's.
+    reloaded = load_model(written, None, device, whole=base is None)
     steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
-    if base is not None and draft is not None:
+    texts = _Texts(draft.structure.checkpoint, written) if draft is not None else None
+    if base is not None and draft is not None and texts is not None:
         steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
-        steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
+        steps += [texts.check_tokenizer, lambda: texts.check_logits(reloaded, base, draft)]
     steps += [
         lambda: _trainable(reloaded, directory),
-        lambda: _adapter(reloaded, directory, base, draft),
+        lambda: _adapter(reloaded, directory, base, draft, texts.before if texts else None),
+        lambda: check_named_files(directory, draft.structure.checkpoint.path if draft is not None else None),
         lambda: _generation(reloaded, base),
+        lambda: _limits(reloaded, written, device),
     ]
     proof: Proof = {}
     for number, step in enumerate(steps):
         job.stop_if_cancelled()
         job.progress(number, len(steps), "checks", "verifying")
         check = step()
-        check.require(directory)
-        proof[check.name] = {"passed": check.passed, "detail": check.detail}
+        check.require(directory, planned=base is not None)
+        proof[check.name] = check.record
     return proof
 
 
 def _keys(reloaded: Loaded, base: Loaded | None) -> Check:
-    known = {_numberless(key) for key in base.report.get("unexpected_keys", [])} if base else set()
-    wrong = [f"{kind.removesuffix('_keys')} {key}" for kind, keys in reloaded.report.items() for key in keys
-             if not (kind == "unexpected_keys" and _numberless(key) in known)]  # fmt: skip
+    fit, known = reloaded.fit, {_numberless(key) for key in base.fit.unexpected} if base else set()
+    wrong = [f"missing {key}" for key in fit.missing]
+    wrong += [f"mismatched {one.name}: {list(one.stored)}, not {list(one.expected)}" for one in fit.mismatched]
+    # Without a base, what the class does not load is told among the limits.
+    wrong += [f"unexpected {key}" for key in fit.unexpected if base is not None and _numberless(key) not in known]
     return Check("keys", not wrong, "; ".join(wrong[:5]) or "none missing, unexpected or mismatched")
 
 
@@ -69,9 +91,26 @@ def _numberless(key: str) -> str:
     return re.sub(r"\d+", "N", key)
 
 
-def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
-    tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, 32)
+def _limits(reloaded: Loaded, written: Checkpoint, device: torch.device) -> Check:
+    """Say what none of the checks has looked at."""
+    fit, config = reloaded.fit, written.config
+    beyond = [f"sequences of more than {LENGTH} tokens", f"other devices than {device}"]
+    if fit.unexpected:
+        count = len(fit.unexpected)
+        beyond.append(f"{count} tensors that {fit.class_name} does not load, such as {fit.unexpected[0]}")
+    if any(key in config for key in _OTHER_INPUTS):
+        beyond.append("inputs other than text")
+    if written.trust_remote_code and written.own_code:
+        beyond.append("what the model's own code does besides")
+    return Check("limits", True, f"not looked at: {', '.join(beyond)}", proved=False)
 
+
+def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
+    tokens_BT = random_tokens(base.model, next(base.model.parameters()).device, 2, LENGTH)
+    return _compared(reloaded, base, draft, tokens_BT)
+
+
+def _compared(reloaded: Loaded, base: Loaded, draft: Draft, tokens_BT: torch.Tensor) -> Check:
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         with apply_draft(base.model, unfrozen(draft)) as live:
             expected = model_logits(live, tokens_BT)
@@ -113,7 +152,7 @@ def _acts(layer: Layer) -> bool:
 def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
     model: Any = reloaded.model
     if not model.can_generate() or model.config.is_encoder_decoder:
-        return Check("generation", True, "not compared: it does not continue its input")
+        return Check("generation", True, "not compared: it does not continue its input", proved=False)
     same = _cache_agrees(model)
     seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
     if not same and base is not None and not all(_cache_agrees(base.model, seed) for seed in range(_PROMPTS)):
@@ -138,20 +177,45 @@ def _cache_agrees(model: Any, seed: int = 0) -> bool:
         return False  # some models of transformers cannot generate at all; then their base cannot either
 
 
-def _tokenizer(directory: Path, base: Path) -> Check:
-    try:
-        before = load_tokenizer(base)
-        expected = before(_TEXT)["input_ids"]
-    except Exception:  # transformers tells in many ways that files or libraries are missing
-        return Check("tokenizer", True, "the base has none that works")
-    after = load_tokenizer(directory)
-    ids = after(_TEXT)["input_ids"]
-    same = ids == expected
-    back = after.decode(ids, skip_special_tokens=True) == before.decode(ids, skip_special_tokens=True)
-    template = getattr(before, "chat_template", None) == getattr(after, "chat_template", None)
-    passed = same and back and template
-    seen = f"{len(ids)} token ids, their text and the chat template {'equal' if passed else 'differ from'} the base's"
-    return Check("tokenizer", passed, seen)
+class _Texts:
+    """Base and export on text: each with its own tokenizer."""
+
+    def __init__(self, base: Checkpoint, written: Checkpoint) -> None:
+        self.before, self._written = working_tokenizer(base), written
+
+    @cached_property
+    def _after(self) -> Any:
+        return load_tokenizer(self._written)
+
+    def check_tokenizer(self) -> Check:
+        """Compare token ids, the text that they give back, and the chat template."""
+        if self.before is None:
+            return Check("tokenizer", True, "not compared: the base has none that works", proved=False)
+        same, count = True, 0
+        for text in TEXTS:
+            expected, ids = self.before(text)["input_ids"], self._after(text)["input_ids"]
+            count += len(ids)
+            back = (one.decode(ids, skip_special_tokens=True) for one in (self.before, self._after))
+            same = same and ids == expected and len(set(back)) == 1
+        template = getattr(self.before, "chat_template", None) == getattr(self._after, "chat_template", None)
+        passed = same and template
+        seen = f"{count} token ids, their text and the chat template {'equal' if passed else 'differ from'} the base's"
+        return Check("tokenizer", passed, seen)
+
+    def check_logits(self, reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
+        """Compare what the live edited base and the export make of the same texts, each through its tokenizer."""
+        if self.before is None:
+            return Check("text", True, "not compared: the base has no tokenizer that works", proved=False)
+        device = next(base.model.parameters()).device
+        expected = token_rows(self.before, base.model, device)
+        found = token_rows(self._after, reloaded.model, device)
+        if not expected:
+            return Check("text", True, "not compared: the base's tokenizer has ids beyond its embedding", proved=False)
+        if [row.tolist() for row in expected] != [row.tolist() for row in found]:
+            return Check("text", False, "the tokenizers cut it into other tokens")
+        checks = [_compared(reloaded, base, draft, row) for row in expected]
+        worst = next((check for check in checks if not check.passed), checks[0])
+        return replace(worst, name="text", detail=f"{len(checks)} texts, {worst.detail}")
 
 
 def _trainable(reloaded: Loaded, directory: Path) -> Check:
@@ -167,7 +231,7 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     wrong = sorted(
         name
         for name in listed - names
-        if _numberless(name) not in map(_numberless, reloaded.report.get("unexpected_keys", [])) and name not in tied
+        if _numberless(name) not in map(_numberless, reloaded.fit.unexpected) and name not in tied
     )
     return Check(
         "trainable",
@@ -178,9 +242,9 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     )
 
 
-def _adapter(reloaded: Loaded, directory: Path, base: Loaded | None, draft: Draft | None) -> Check:
+def _adapter(reloaded: Loaded, directory: Path, base: Loaded | None, draft: Draft | None, tokenizer: Any) -> Check:
     if not (directory / ADAPTER).is_dir():
         return Check("adapter", True, "none")
     from surgeon.backend.verification.adapter_proof import check_adapter
 
-    return check_adapter(reloaded.model, directory / ADAPTER, base.model if base else None, draft)
+    return check_adapter(reloaded.model, directory / ADAPTER, base.model if base else None, draft, tokenizer)

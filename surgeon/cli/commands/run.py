@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
-from surgeon.core.recipe.recipe import load_recipe
+from surgeon.core.recipe.recipe import load_recipe, trusting
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.errors import UsageError
 
@@ -28,17 +29,19 @@ from surgeon.errors import UsageError
 @as_json
 @click.pass_obj
 def command(
-    reporter: ConsoleReporter, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any
-) -> None:
+    reporter: ConsoleReporter, /, recipe: Path, model: str | None, overrides: tuple[str, ...],
+    trust_remote_code: bool, **order: Any,
+) -> None:  # fmt: skip
     """Carry out RECIPE on its base model and write the result to a new directory.
 
     Measured selections that are not resolved yet are measured on the way. Prints the directory; for a recipe that only
     evaluates, which needs none, what it found.
     """
     values = dict(map(_pair, overrides))
-    if model is not None:
-        values["base.model"] = model
     loaded = load_recipe(recipe, values)
+    if model is not None:
+        loaded = msgspec.structs.replace(loaded, base=loaded.base.of(model))
+    loaded = trusting(loaded, trust_remote_code)
     run_recipe(loaded, RunOptions(root=recipe.absolute().parent, where=recipe, **order), reporter)
 
 

@@ -91,6 +91,22 @@ class Checkpoint:
         with _explaining(self.path):
             return self._digest()
 
+    @cached_property
+    def headers_digest(self) -> str:
+        """A digest of the whole config and of every tensor's name, dtype and shape: of what is known without bytes."""
+        import hashlib
+
+        digest = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
+        texts = {one: f"{one.dtype}{one.shape}" for one in self._types}
+        for shard in self.shards:
+            digest.update("\0".join((*shard.names, *map(texts.__getitem__, shard.types), "\n")).encode())
+        return digest.hexdigest()
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """The files of code that the config names: the model brings classes of its own."""
+        return _own_code(self.config)
+
     def _digest(self) -> str:
         import hashlib  # late: with it comes OpenSSL, and who looks at a model needs neither
 
@@ -156,9 +172,22 @@ def _open(path: Path, *, trust_remote_code: bool) -> Checkpoint:
         side_files=tuple(_side_files(path, {shard.name for shard in files.paths.values()})),
         metadata=MappingProxyType({key: value for shard in placed.shards for key, value in shard.metadata.items()}),
         unlisted=placed.unlisted,
-        notes=(*files.notes, *placed.notes),
+        notes=(*files.notes, *placed.notes, *_code_notes(config, trusted=trust_remote_code)),
         trust_remote_code=trust_remote_code,
     )
+
+
+def _own_code(config: Mapping[str, Any]) -> tuple[str, ...]:
+    named = config.get("auto_map")
+    classes = [one for one in named.values() if isinstance(one, str)] if isinstance(named, dict) else []
+    return tuple(sorted({f"{one.rpartition('.')[0].replace('.', '/')}.py" for one in classes}))
+
+
+def _code_notes(config: Mapping[str, Any], *, trusted: bool) -> Iterator[str]:
+    code = _own_code(config)
+    if code:
+        how = "is run, as trust_remote_code says" if trusted else "is not run"
+        yield f"the model brings code of its own, which {how}: {', '.join(code)}"
 
 
 def _read_shards(files: WeightFiles) -> Placed:

@@ -25,10 +25,19 @@ VERSION = 1
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
+
+    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    """
 
     model: str
     fingerprint: str | None = None
+    trust_remote_code: bool = False
+
+    def of(self, model: str) -> Base:
+        """Return the base under the name `model`; trust in the code of one model says nothing of another's."""
+        trusted = self.trust_remote_code and model == self.model
+        return msgspec.structs.replace(self, model=model, trust_remote_code=trusted)
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -58,6 +67,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
+
+
+def trusting(recipe: Recipe, trust_remote_code: bool) -> Recipe:
+    """Return a recipe whose base's code may be run, where that is asked for; otherwise the recipe as it is."""
+    if not trust_remote_code:
+        return recipe
+    return msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, trust_remote_code=True))
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
@@ -177,8 +193,8 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in ("model", "fingerprint"):
-                problems.unknown((key,), name, ["model", "fingerprint"])
+            if name not in Base.__struct_fields__:
+                problems.unknown((key,), name, list(Base.__struct_fields__))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:
