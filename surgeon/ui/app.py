@@ -58,12 +58,16 @@ class SurgeonApp(App[int]):
         return css_variables(DARK if self.current_theme.dark else LIGHT)
 
     def on_mount(self) -> None:
-        """Handle signals, and say what was recovered."""
+        """Handle signals, and say what there is to know of the base and what was recovered."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             # Textual installs no handler: the alternate screen and mouse reports would stay on.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._exit_on_signal, number)
+        if self.state.base_fault:
+            self.state.set_notice(self.state.base_fault, "error")
+        elif self.state.base_notes:
+            self.state.set_notice("\n".join(self.state.base_notes), "warning")
         recovered = self.session.recovered
         if recovered is not None:
             plural = "" if recovered.applied == 1 else "s"
