@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.recipe.recipe import Recipe
 
 
-def open_base(recipe: Recipe, where: str, job: JobContext | None = None) -> Draft:
-    """Open a recipe's base and check its fingerprint; `job` is told what there is to know of its files.
+def open_base(recipe: Recipe, where: str, root: Path, job: JobContext | None = None) -> Draft:
+    """Open the base of a recipe in the directory `root` and check its fingerprint; `job` is told what to know of it.
 
     Raises:
         CheckpointError, ArchitectureError: as reading it does. RecipeError: it is another model.
     """
-    checkpoint = open_checkpoint(locate_model(recipe.base.model), trust_remote_code=recipe.base.trust_remote_code)
+    place, trusted = locate_base(recipe.base.model, root), recipe.base.trust_remote_code
+    checkpoint = open_checkpoint(place, trust_remote_code=trusted)
     recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
     structure = read_structure(checkpoint)
     if job is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from surgeon.backend.model.fit import fit_of
+from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import CheckJob, CheckResult
 
 
 def check_job(request: CheckJob, job: JobContext) -> CheckResult:
     """Perform a `check` job."""
-    del job
-    fit = fit_of(open_checkpoint(locate_model(request.model), trust_remote_code=request.trust_remote_code))
+    place = locate_base(request.model, job.root)
+    fit = fit_of(open_checkpoint(place, trust_remote_code=request.trust_remote_code))
     return CheckResult(fit=msgspec.to_builtins(fit), text=fit.text, whole=fit.whole)

@@ -14,6 +14,7 @@ from surgeon.core.jobs import (
     AnyJob,
     AnyResult,
     CheckJob,
+    DataJob,
     DemoJob,
     Job,
     LearnJob,
@@ -65,5 +66,6 @@ _MODULES: Mapping[type[Job], str] = {
     VerifyJob: "verify",
     CheckJob: "check",
     DemoJob: "demo",
+    DataJob: "data",
 }
 """The file of each job in this package; it holds a function of its name, such as `run_job`."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def explained(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _refusal(checkpoint: Checkpoint, error: Exception) -> SurgeonError:
     if not checkpoint.trust_remote_code and "trust_remote_code" in str(error):
-        return code_refused(checkpoint)
+        return code_refused(checkpoint.path, checkpoint.own_code)
     if _CONVERSION in str(error):
         gap = _gap(checkpoint)
         what = f"lacks {gap}" if gap else "holds tensors that do not come together as its class expects"
@@ -142,12 +143,12 @@ def _gap(checkpoint: Checkpoint) -> str:
         return ""
 
 
-def code_refused(checkpoint: Checkpoint) -> ArchitectureError:
-    """Return the refusal of a model that cannot be loaded without code that it brings."""
-    files = ", ".join(checkpoint.own_code)
+def code_refused(path: Path, code: Sequence[str]) -> ArchitectureError:
+    """Return the refusal of what cannot be loaded without `code` that it brings, as far as its files are known."""
+    files = ", ".join(code)
     return ArchitectureError(
         f"brings code of its own{f' ({files})' if files else ''}, which surgeon does not run",
-        where=str(checkpoint.path),
+        where=str(path),
         allowed="models that transformers has a class for",
         hint="if you have read that code and trust it: --trust-remote-code, or trust_remote_code: true in the recipe's "
         "base",

@@ -120,19 +120,22 @@ def forget_model() -> None:
     _resident = None
 
 
-def load_tokenizer(source: Checkpoint | Path) -> Any:
-    """Return a checkpoint's tokenizer; of a directory alone no code is run.
+def load_tokenizer(source: Checkpoint | Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a checkpoint or a directory; a checkpoint's code is run where it was opened so.
 
     Raises:
         CheckpointError: there is none that transformers can load.   ArchitectureError: it would run code for it.
     """
-    path, trusted = (source, False) if isinstance(source, Path) else (source.path, source.trust_remote_code)
+    if isinstance(source, Checkpoint):
+        path, trusted, code = source.path, source.trust_remote_code, source.own_code
+    else:
+        path, trusted, code = source, trust_remote_code, ()
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if not trusted and "trust_remote_code" in str(error) and isinstance(source, Checkpoint):
-            raise code_refused(source) from error
-        first = str(error).strip().splitlines()[0]
+        if not trusted and "trust_remote_code" in str(error):
+            raise code_refused(path, code) from error
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"has no tokenizer that transformers can load: {first}",
             where=str(path),

@@ -70,7 +70,7 @@ def _learned(draft: Draft, kind: LearningScore, settings: Settings, job: JobCont
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
     checkpoint = draft.structure.checkpoint
-    base = Base(model=str(checkpoint.path), trust_remote_code=checkpoint.trust_remote_code)
+    base = Base(model=str(checkpoint.path.absolute()), trust_remote_code=checkpoint.trust_remote_code)
     recipe = Recipe(base=base, seed=settings.seed)
     job = replace(job, root=settings.root, device=settings.device)
     after = draft

@@ -17,25 +17,22 @@ from surgeon.errors import VerifyError
 class Check:
     """One thing that was looked at. `detail` says what was seen.
 
-    proved: False where nothing is wrong because nothing could be seen; the detail says what was not.
+    passed: None where it could not be looked at: it is not proved.   hint: what to do where it failed.
     """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
-    proved: bool = True
+    hint: str = "please report this: the export does not do what was planned"
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The check as a proof has it."""
-        return {"passed": self.passed, "detail": self.detail, **({} if self.proved else {"proved": False})}
+    def require(self, where: Path) -> None:
+        """Raise VerifyError if it failed."""
+        if self.passed is False:
+            raise VerifyError(f"{self.name}: {self.detail}", where=str(where), hint=self.hint)
 
-    def require(self, where: Path, *, planned: bool = True) -> None:
-        """Raise VerifyError unless it passed. `planned`: it was compared with a base that is in order."""
-        if not self.passed:
-            report = "please report this: the export does not do what was planned"
-            hint = report if planned else "fetch the model again, or make it again from its base"
-            raise VerifyError(f"{self.name}: {self.detail}", where=str(where), hint=hint)
+    def plain(self) -> dict[str, Any]:
+        """Return what a proof holds of it."""
+        return {"passed": self.passed, "detail": self.detail}
 
 
 Proof = dict[str, dict[str, Any]]

@@ -29,8 +29,8 @@ from surgeon.backend.verification.checks import (
     token_rows,
     working_tokenizer,
 )
-from surgeon.backend.verification.named_files import check_named_files
 from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.fit import Fit
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
@@ -38,7 +38,6 @@ from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _NEW_TOKENS = 12
 _PROMPTS = 3
-_OTHER_INPUTS = ("vision_config", "audio_config")
 
 
 @torch.inference_mode()
@@ -64,17 +63,19 @@ def verify(written: Checkpoint, draft: Draft | None, device: torch.device, job: 
     steps += [
         lambda: _trainable(reloaded, directory),
         lambda: _adapter(reloaded, directory, base, draft, texts.before if texts else None),
-        lambda: check_named_files(directory, draft.structure.checkpoint.path if draft is not None else None),
         lambda: _generation(reloaded, base),
-        lambda: _limits(reloaded, written, device),
     ]
+    if unloaded := _unloaded(reloaded.fit):
+        steps.append(lambda: unloaded)
     proof: Proof = {}
     for number, step in enumerate(steps):
         job.stop_if_cancelled()
         job.progress(number, len(steps), "checks", "verifying")
         check = step()
-        check.require(directory, planned=base is not None)
-        proof[check.name] = check.record
+        if base is None:
+            check = replace(check, hint="fetch the model again, or make it again from its base")
+        check.require(directory)
+        proof[check.name] = check.plain()
     return proof
 
 
@@ -82,7 +83,7 @@ def _keys(reloaded: Loaded, base: Loaded | None) -> Check:
     fit, known = reloaded.fit, {_numberless(key) for key in base.fit.unexpected} if base else set()
     wrong = [f"missing {key}" for key in fit.missing]
     wrong += [f"mismatched {one.name}: {list(one.stored)}, not {list(one.expected)}" for one in fit.mismatched]
-    # Without a base, what the class does not load is told among the limits.
+    # Without a base, what the class does not load is told as what was not proved.
     wrong += [f"unexpected {key}" for key in fit.unexpected if base is not None and _numberless(key) not in known]
     return Check("keys", not wrong, "; ".join(wrong[:5]) or "none missing, unexpected or mismatched")
 
@@ -91,18 +92,12 @@ def _numberless(key: str) -> str:
     return re.sub(r"\d+", "N", key)
 
 
-def _limits(reloaded: Loaded, written: Checkpoint, device: torch.device) -> Check:
-    """Say what none of the checks has looked at."""
-    fit, config = reloaded.fit, written.config
-    beyond = [f"sequences of more than {LENGTH} tokens", f"other devices than {device}"]
-    if fit.unexpected:
-        count = len(fit.unexpected)
-        beyond.append(f"{count} tensors that {fit.class_name} does not load, such as {fit.unexpected[0]}")
-    if any(key in config for key in _OTHER_INPUTS):
-        beyond.append("inputs other than text")
-    if written.trust_remote_code and written.own_code:
-        beyond.append("what the model's own code does besides")
-    return Check("limits", True, f"not looked at: {', '.join(beyond)}", proved=False)
+def _unloaded(fit: Fit) -> Check | None:
+    """Say which tensors none of the checks has looked at; None if there are none."""
+    if not fit.unexpected:
+        return None
+    seen = f"{fit.class_name} does not load {len(fit.unexpected)} tensors, such as {fit.unexpected[0]}"
+    return Check("other tensors", None, f"nothing was computed with them: {seen}")
 
 
 def _logits(reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
@@ -152,7 +147,7 @@ def _acts(layer: Layer) -> bool:
 def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
     model: Any = reloaded.model
     if not model.can_generate() or model.config.is_encoder_decoder:
-        return Check("generation", True, "not compared: it does not continue its input", proved=False)
+        return Check("generation", None, "not compared: it does not continue its input")
     same = _cache_agrees(model)
     seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
     if not same and base is not None and not all(_cache_agrees(base.model, seed) for seed in range(_PROMPTS)):
@@ -190,7 +185,7 @@ class _Texts:
     def check_tokenizer(self) -> Check:
         """Compare token ids, the text that they give back, and the chat template."""
         if self.before is None:
-            return Check("tokenizer", True, "not compared: the base has none that works", proved=False)
+            return Check("tokenizer", None, "not compared: the base has none that works")
         same, count = True, 0
         for text in TEXTS:
             expected, ids = self.before(text)["input_ids"], self._after(text)["input_ids"]
@@ -205,12 +200,12 @@ class _Texts:
     def check_logits(self, reloaded: Loaded, base: Loaded, draft: Draft) -> Check:
         """Compare what the live edited base and the export make of the same texts, each through its tokenizer."""
         if self.before is None:
-            return Check("text", True, "not compared: the base has no tokenizer that works", proved=False)
+            return Check("text", None, "not compared: the base has no tokenizer that works")
         device = next(base.model.parameters()).device
         expected = token_rows(self.before, base.model, device)
         found = token_rows(self._after, reloaded.model, device)
         if not expected:
-            return Check("text", True, "not compared: the base's tokenizer has ids beyond its embedding", proved=False)
+            return Check("text", None, "not compared: the base's tokenizer has ids beyond its embedding")
         if [row.tolist() for row in expected] != [row.tolist() for row in found]:
             return Check("text", False, "the tokenizers cut it into other tokens")
         checks = [_compared(reloaded, base, draft, row) for row in expected]
