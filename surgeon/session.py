@@ -14,10 +14,9 @@ import msgspec
 
 from surgeon.architectures.reading import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
-from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.locating import locate_model
-from surgeon.core.jobs import CheckJob, LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
+from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
 from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
@@ -77,11 +76,8 @@ class Session:
         """
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        named = model_name(recipe.base.model, recipe_path.parent) if recipe_path is not None else recipe.base.model
-        # Trust in the code of one model says nothing of another's.
-        trusted = trust_remote_code or (recipe.base.trust_remote_code and named == model)
-        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=trusted)
-        recipe = trusting(recipe, trusted)
+        recipe = trusting(recipe, model, recipe_path.parent if recipe_path else Path(), trust=trust_remote_code)
+        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=recipe.base.trust_remote_code)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
@@ -89,8 +85,7 @@ class Session:
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
         session.notes += filter(None, [session.journal.fault])
-        session._digest = recipe_digest(recipe_path)
-        session.position = len(recipe.steps)
+        session._digest, session.position = recipe_digest(recipe_path), len(recipe.steps)
         session._show(recipe.steps, str(recipe_path))
         session._saved = session.steps
         session._recover()
@@ -249,10 +244,6 @@ class Session:
     def close(self, *, keep_journal: bool = False) -> None:
         """End the session; `keep_journal` leaves unsaved steps to be recovered."""
         self.journal.close(keep=keep_journal)
-
-    def check_job(self) -> CheckJob:
-        """Return a `check` job on the base."""
-        return CheckJob(model=self.model, trust_remote_code=self.checkpoint.trust_remote_code)
 
     def score_job(self, names: tuple[str, ...], data: str | None, **settings: Any) -> ScoreJob:
         """Return a `score` job for the current draft; measured as a run of the recipe measures."""

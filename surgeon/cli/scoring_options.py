@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from surgeon.core.checkpoint.base_path import named_from_here
+from surgeon.core.checkpoint.base_path import model_name, named_from_here
 from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins, trusting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,17 +34,14 @@ def measuring(function: Function) -> Function:
     return function
 
 
-def base_recipe(model: str, recipe: Path | None) -> Recipe:
-    """Return what is to be done to a model before it is measured."""
+def base_recipe(model: str, recipe: Path | None, *, trust: bool) -> Recipe:
+    """Return what is to be done to a model before it is measured; `trust`: code that it brings may be run."""
     if recipe is None:
-        return Recipe(base=Base(model=model))
-    loaded = load_recipe(recipe)
-    return msgspec.structs.replace(loaded, base=loaded.base.of(named_from_here(model, recipe.absolute().parent)))
-
-
-def measured_recipe(model: str, recipe: Path | None, settings: dict[str, Any]) -> Recipe:
-    """Return the same, whether code of the model may be run taken from the options."""
-    return trusting(base_recipe(model, recipe), settings.pop("trust_remote_code"))
+        return Recipe(base=Base(model=model, trust_remote_code=trust))
+    root = recipe.absolute().parent
+    named = named_from_here(model, root)
+    loaded = trusting(load_recipe(recipe), model_name(named, root), root, trust=trust)
+    return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))
 
 
 def job_fields(measured: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,6 @@ def _judge_base(base: Draft, steps: Sequence[Step], job: JobContext, *, writes: 
         fit = kept_fit(checkpoint)
         if fit is not None and not fit.whole:
             job.warn(f"{checkpoint.path.name} {fit.text}")
-        job.warn("not verified: that transformers loads it, and that it computes what was planned, is not proved")
 
 
 def _require_fit(checkpoint: Checkpoint, hint: str) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, dynamic_module_utils
+from transformers.utils import logging as transformers_logging
 
 from surgeon.architectures.reading import read_structure
 from surgeon.backend.out_of_memory import is_out_of_memory
@@ -23,6 +24,11 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement, keep_fit, kept_fit
 from surgeon.core.structure.gaps import first_gap
 from surgeon.errors import ArchitectureError, CheckpointError, SurgeonError
+
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+# Whether to run a stranger's code is never asked, whichever library comes to it: without this it is read from stdin.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _INSTALL = re.compile(r"pip install ([^`\n]+)")
 _CONVERSION = "automatic conversion of the weights"

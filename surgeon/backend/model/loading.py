@@ -17,8 +17,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgeon.backend.model.fit import code_refused, explained, model_class, own_config, require_fit
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
@@ -26,11 +25,6 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement
 from surgeon.core.structure.structure import Structure
 from surgeon.errors import CheckpointError
-
-transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-# Whether to run a stranger's code is never asked, whichever library comes to it: without this it is read from stdin.
-dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 
 @dataclass(frozen=True)

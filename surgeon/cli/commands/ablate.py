@@ -11,7 +11,7 @@ import click
 from surgeon.cli.formatting import print_json, table, value_text
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.cli.scoring_options import job_fields, measured_recipe, measuring
+from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
 from surgeon.core.events import DecileAblated, Event
 from surgeon.core.jobs import AblateJob, AblateResult
 from surgeon.errors import UsageError
@@ -42,7 +42,7 @@ def command(
     named = list(dict.fromkeys(role.strip() for part in roles for role in part.split(",") if role.strip()))
     if not named:
         raise UsageError("names no role", where="--roles", allowed="mlp.up, mlp.down, attention.output, …")
-    measured = measured_recipe(model, recipe, settings)
+    measured = base_recipe(model, recipe, trust=settings.pop("trust_remote_code"))
     job = AblateJob(roles=tuple(named), **job_fields(measured, recipe, data, settings))
     found = run_job(job, lambda event: _on_event(reporter, event), worker)
     assert isinstance(found, AblateResult)

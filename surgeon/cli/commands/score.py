@@ -17,7 +17,7 @@ from surgeon.cli.formatting import print_json, table, value_text
 from surgeon.cli.heat_map import heat_map
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.cli.scoring_options import job_fields, measured_recipe, measuring
+from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
 from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.jobs import ScoreJob, ScoreResult
 from surgeon.core.plan.draft import Draft
@@ -67,7 +67,7 @@ def command(
     from surgeon.client import run_job
 
     names = _names(by)
-    measured = measured_recipe(model, recipe, settings)
+    measured = base_recipe(model, recipe, trust=settings.pop("trust_remote_code"))
     draft = _draft(measured, recipe, worker)
     tokens = settings["sequences"] * settings["length"]
     if draft is not None and (cost := cost_text(requested_scores(names), draft, tokens)):

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
@@ -35,11 +36,6 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     fingerprint: str | None = None
     trust_remote_code: bool = False
-
-    def of(self, model: str) -> Base:
-        """Return the base under the name `model`; trust in the code of one model says nothing of another's."""
-        trusted = self.trust_remote_code and model == self.model
-        return msgspec.structs.replace(self, model=model, trust_remote_code=trusted)
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -87,11 +83,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[Step, ...] = ()
 
 
-def trusting(recipe: Recipe, trust_remote_code: bool) -> Recipe:
-    """Return a recipe whose base's code may be run, where that is asked for; otherwise the recipe as it is."""
-    if not trust_remote_code:
-        return recipe
-    return msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, trust_remote_code=True))
+def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
+    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
+    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
+    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
+    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:

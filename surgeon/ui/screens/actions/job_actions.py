@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from surgeon.core.jobs import AnyJob, AnyResult
+from surgeon.core.jobs import AnyJob, AnyResult, CheckJob
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.screens.main_layout import MainLayout
 
@@ -42,7 +42,9 @@ class JobActions:
 
     async def _check_base(self) -> None:
         """Have the worker judge the base, and say so only where something is wrong."""
-        fault = await self._runner.check(self._state.session.check_job())
+        session = self._state.session
+        job = CheckJob(model=session.model, trust_remote_code=session.checkpoint.trust_remote_code)
+        fault = await self._runner.check(job)
         if fault and not self._state.base_fault:
             self._state.take_fault(fault)
             self._layout.header_bar.refresh()
