@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from surgeon.core.checkpoint.base_path import model_name, named_from_here
+from surgeon.core.checkpoint.base_path import model_name, resolved_model_name
 from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins, trusting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +39,7 @@ def base_recipe(model: str, recipe: Path | None, *, trust: bool) -> Recipe:
     if recipe is None:
         return Recipe(base=Base(model=model, trust_remote_code=trust))
     root = recipe.absolute().parent
-    named = named_from_here(model, root)
+    named = resolved_model_name(model, root)
     loaded = trusting(load_recipe(recipe), model_name(named, root), root, trust=trust)
     return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))
 

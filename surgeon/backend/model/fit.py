@@ -18,7 +18,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement, keep_fit, kept_fit

@@ -78,7 +78,7 @@ def resident_model(
     key = (*made_of, dtype, device, stream)
     if _resident is None or _resident[0] != key:
         _resident = None
-        device_map = offload_map(skeleton(checkpoint), structure, device) if stream else None
+        device_map = offload_map(meta_model(checkpoint), structure, device) if stream else None
         _resident = (key, load_model(checkpoint, dtype, device, device_map))
     return _resident[1]
 
@@ -89,7 +89,7 @@ def _written(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
     return tuple((status.st_size, status.st_mtime_ns, status.st_ino) for status in map(Path.stat, shards))
 
 
-def skeleton(checkpoint: Checkpoint) -> nn.Module:
+def meta_model(checkpoint: Checkpoint) -> nn.Module:
     """Return the model without any weights."""
     with explained(checkpoint), torch.device("meta"):
         config = own_config(checkpoint)

@@ -11,13 +11,13 @@ from typing import Any
 import click
 import msgspec
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.fit import Fit, kept_fit
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.jobs import CheckJob, CheckResult
 from surgeon.core.plan.draft import draft_of

@@ -19,7 +19,7 @@ from typing import Any
 
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.headers import read_header
-from surgeon.core.checkpoint.placement import Placed, find_copies, settle
+from surgeon.core.checkpoint.placement import Placed, finalize, find_copies
 from surgeon.core.checkpoint.shard_index import INDEX
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 from surgeon.core.checkpoint.weight_files import OTHER_WEIGHTS, SINGLE, WeightFiles, find_weight_files
@@ -207,7 +207,7 @@ def _read_shards(files: WeightFiles) -> Placed:
             agreed = agreed and set(listed) == set(shard.names)
         shards.append(shard)
     # An index lists each tensor once: where they agree, no shard repeats another's.
-    return Placed(tuple(shards), frozenset(), ()) if agreed else settle(shards, files.index)
+    return Placed(tuple(shards), frozenset(), ()) if agreed else finalize(shards, files.index)
 
 
 def _refuse_empty(shards: Iterable[Shard]) -> None:

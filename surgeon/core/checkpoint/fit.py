@@ -16,7 +16,7 @@ import msgspec
 
 from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.checkpoint.weight_files import listed
 from surgeon.errors import CheckpointError
 

@@ -26,7 +26,7 @@ class Placed:
     notes: tuple[str, ...]
 
 
-def settle(shards: Sequence[Shard], index: ShardIndex | None) -> Placed:
+def finalize(shards: Sequence[Shard], index: ShardIndex | None) -> Placed:
     """Decide which copy of each tensor counts.
 
     Raises:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import INDEX, SINGLE, open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import step_of
 from tests.core.refusals import refusal
 from tests.export.handmade_shards import (
