@@ -10,16 +10,19 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.headers import read_header
-from surgeon.core.checkpoint.placement import Placed, finalize, find_copies
+from surgeon.core.checkpoint.placement import Placed, find_copies, place_tensors
 from surgeon.core.checkpoint.shard_index import INDEX
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 from surgeon.core.checkpoint.weight_files import OTHER_WEIGHTS, SINGLE, WeightFiles, find_weight_files
@@ -135,6 +138,7 @@ def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
     return [(piece * stride, _SAMPLE_BYTES) for piece in range(4)]
 
 
+@nothing_collected()
 def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Read and check a checkpoint directory. `trust_remote_code`: code that it brings may be run when it is loaded.
 
@@ -202,12 +206,13 @@ def _read_shards(files: WeightFiles) -> Placed:
             raise
         listed = files.index.names[name] if files.index else ()
         if listed == shard.names:
-            shard = replace(shard, names=listed)  # the same texts: of 90,000 names, once in memory is enough
+            # The same texts: of 90,000 names, once in memory is enough.
+            shard = msgspec.structs.replace(shard, names=listed)
         else:
             agreed = agreed and set(listed) == set(shard.names)
         shards.append(shard)
     # An index lists each tensor once: where they agree, no shard repeats another's.
-    return Placed(tuple(shards), frozenset(), ()) if agreed else finalize(shards, files.index)
+    return Placed(tuple(shards), frozenset(), ()) if agreed else place_tensors(shards, files.index)
 
 
 def _refuse_empty(shards: Iterable[Shard]) -> None:

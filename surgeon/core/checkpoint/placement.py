@@ -7,9 +7,11 @@ counts. What the index says of tensors it reads only to find the shards.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+
+import msgspec
 
 from surgeon.core.checkpoint.shard_index import ShardIndex
 from surgeon.core.checkpoint.tensors import Shard
@@ -26,7 +28,7 @@ class Placed:
     notes: tuple[str, ...]
 
 
-def finalize(shards: Sequence[Shard], index: ShardIndex | None) -> Placed:
+def place_tensors(shards: Sequence[Shard], index: ShardIndex | None) -> Placed:
     """Decide which copy of each tensor counts.
 
     Raises:
@@ -101,6 +103,6 @@ def without(shard: Shard, names: Collection[str]) -> list[Shard]:
         if at == len(shard.names) or name in names:
             if at > first:
                 names_of, types_of = shard.names[first:at], shard.types[first:at]
-                parts.append(replace(shard, names=names_of, types=types_of, start=starts[first]))
+                parts.append(msgspec.structs.replace(shard, names=names_of, types=types_of, start=starts[first]))
             first = at + 1
     return parts
