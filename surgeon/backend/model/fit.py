@@ -92,6 +92,8 @@ def is_packed(config: PreTrainedConfig) -> bool:
 def model_class(checkpoint: Checkpoint, config: Any = None) -> Any:
     """Return the class of transformers that the config names, or AutoModelForCausalLM where it names none."""
     config = own_config(checkpoint) if config is None else config
+    if checkpoint.trust_remote_code and AutoModelForCausalLM.__name__ in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM  # it takes the class of the model's own code
     found = (getattr(transformers, name, None) for name in config.architectures or ())
     # Some types borrow another's class but not its config: only the Auto class keeps them apart.
     return next((cls for cls in found if getattr(cls, "config_class", None) is type(config)), AutoModelForCausalLM)

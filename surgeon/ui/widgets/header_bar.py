@@ -24,7 +24,7 @@ class HeaderBar(StatusBar):
             Text(session.structure.model_type, styles.dim),
         ]
         if self.state.base_fault:
-            parts.insert(1, Text("! does not fit its class", styles.error))
+            parts.insert(1, Text("! cannot be loaded", styles.error))
         elif notes := len(self.state.base_notes):
             parts.append(Text(f"{notes} note{'' if notes == 1 else 's'} on its files", styles.warning))
         left = Text(no_wrap=True).append(" surgeon ", styles.badge)

@@ -102,7 +102,7 @@ def test_an_index_in_the_order_of_its_shards_is_compared_with_them_alone(
     """Nothing else has to be looked for then; in another order too."""
     base = write_llama(tmp_path / "base", shards=3)
     monkeypatch.setattr(shard_index, "_checked_weight_map", _not_needed)
-    monkeypatch.setattr(checkpoint_module, "settle", _not_needed)
+    monkeypatch.setattr(checkpoint_module, "place_tensors", _not_needed)
     told = open_checkpoint(base)
     weight_map = json.loads((base / INDEX).read_text())["weight_map"]
     write_index(base, dict(sorted(weight_map.items(), reverse=True)))

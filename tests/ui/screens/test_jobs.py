@@ -140,7 +140,7 @@ async def test_a_base_that_does_not_fit_is_told_once_the_worker_runs(drive: Driv
         await driver.measure()
         await driver.wait_until(lambda: driver.state.base_fault)
         await driver.job_ended()
-        assert "! does not fit its class" in driver.text.splitlines()[0]
+        assert "! cannot be loaded" in driver.text.splitlines()[0]
         assert "lm_head.weight" in driver.state.base_fault
         assert len(driver.session.scores) == 2
 

@@ -121,6 +121,6 @@ async def test_a_base_that_was_judged_before_and_does_not_fit_is_shown_at_once(t
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.pause()
         text = AppDriver(app, pilot).text
-        assert "! does not fit its class" in text.splitlines()[0]
+        assert "! cannot be loaded" in text.splitlines()[0]
         assert "lacks lm_head.weight" in text
     session.close()
