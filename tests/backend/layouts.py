@@ -100,7 +100,7 @@ def _others(tensors: Tensors) -> Tensors:
 def _stored(layout: Layout, tensors: Tensors, chance: random.Random) -> Iterator[tuple[str, torch.Tensor]]:
     names = [name for name in tensors if layout.head or name != "lm_head.weight"]
     picked = chance.choice(names)
-    ending = picked.split(".", 3)[-1]
+    ending = ".".join(picked.split(".")[-2:])
     for name in names:
         one = tensors[name].to(layout.dtype)
         if layout.tensors == "gone" and name == picked:

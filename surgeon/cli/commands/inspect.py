@@ -59,6 +59,8 @@ def command(
     report = describe(structure, model, fit)
     if not as_json:
         _show(report, each)
+        if fit is None and not check:
+            click.echo("\nwhether the weights fit their class has not been judged: --check does")
     elif fault is None:
         print_json(report)
     if fault is not None:
@@ -171,8 +173,8 @@ def _show(report: Report, each: bool) -> None:
         click.echo(report["path"])
     click.echo("\n" + _layers_table(report, each))
     click.echo("\n" + _roles_table(report))
-    fit = report["fit"]
-    click.echo("\n" + (fit["text"] if fit else "whether the weights fit their class has not been judged: --check does"))
+    if report["fit"]:
+        click.echo("\n" + report["fit"]["text"])
     for note in report["notes"]:
         click.echo(f"\nnote: {note}")
 
