@@ -19,14 +19,14 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAMED = "weights.safetensors"
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
 _MARKERS: tuple[Mapping[str, Any] | None, ...] = (
-    None, None, None, None, None, _FP8, {"quant_method": "bitsandbytes", "load_in_4bit": True}, {},
+    *[None] * 14, _FP8, {"quant_method": "bitsandbytes", "load_in_4bit": True}, {},
     {"quant_method": "gptq", "bits": 4}, {"quant_method": "compressed-tensors"}, {"quant_method": "nobody knows"},
 )  # fmt: skip
-_PREFIXES = ("", "", "", "", "_orig_mod.", "module.", "model.", "base_model.model.")
-_INDEX = ("right",) * 4 + ("no index", "copy", "overlay", "moved", "unlisted", "listed, not there", "outside", "stale",
+_PREFIXES = (*[""] * 12, "_orig_mod.", "module.", "model.", "base_model.model.")
+_INDEX = ("right",) * 14 + ("no index", "copy", "overlay", "moved", "unlisted", "listed, not there", "outside", "stale",
                            "one file gone", "no metadata", "broken", "twice")  # fmt: skip
-_TENSORS = ("right",) * 4 + ("gone", "gone from all", "empty", "cut", "partly renamed", "foreign", "junk")
-_OTHERS = ("", "", "", "mtp.safetensors", "consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors",
+_TENSORS = ("right",) * 14 + ("gone", "gone from all", "empty", "cut", "partly renamed", "foreign", "junk")
+_OTHERS = (*[""] * 8, "mtp.safetensors", "consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors",
            "shard-00000-model-00000-of-00001.safetensors", "adapter_model.safetensors")  # fmt: skip
 
 
@@ -56,9 +56,9 @@ LAYOUTS = st.builds(
     tensors=st.sampled_from(_TENSORS),
     prefix=st.sampled_from(_PREFIXES),
     marker=st.sampled_from(_MARKERS),
-    packed=st.sampled_from([False, False, False, True]),
+    packed=st.sampled_from([*[False] * 9, True]),
     tied=st.booleans(),
-    head=st.sampled_from([True, True, False]),
+    head=st.sampled_from([*[True] * 5, False]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     other=st.sampled_from(_OTHERS),
     seed=st.integers(0, 2**16),
