@@ -46,7 +46,7 @@ def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
         job.warn(f"not compared with the base: there is no {RECIPE}")
     proof = verify_directory(directory, draft, job)
     if draft is None:
-        proof["base"] = {"passed": True, "detail": f"{missing}: nothing was compared with it"}
+        proof["base"] = {"passed": None, "detail": f"{missing}: nothing was compared with it"}
     return VerifyResult(proof=proof)
 
 

@@ -15,7 +15,7 @@ from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.locating import cache_directory
 
-_VERSION = 4
+_VERSION = 5
 """Raised whenever the mathematics of a score changes."""
 MOST_BYTES = 200_000_000
 

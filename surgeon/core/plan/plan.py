@@ -16,6 +16,7 @@ from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first
 from surgeon.core.plan.layer_moves import with_names
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor
+from surgeon.core.plan.planned_files import PlannedFiles, planned_files
 from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, planned_layer
 from surgeon.core.plan.planned_outside import planned_outside
 from surgeon.core.plan.tied_head import outside_tensors, write_untied
@@ -53,6 +54,7 @@ class Plan:
     layers: what each layer consists of, by what the names of its tensors begin with, such as `model.layers.7`; what is
         stored behind the last layer under the numbers that follow is there too.
     frozen: names of tensors that later training leaves as they are.
+    files: what becomes of the files beside the weights.
     """
 
     structure: Structure
@@ -64,6 +66,7 @@ class Plan:
     inserted: tuple[str, ...]
     moved: bool
     layer_counts: Mapping[str, int]
+    files: PlannedFiles
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -157,6 +160,7 @@ def compile_plan(draft: Draft) -> Plan:
         inserted=tuple(prefix for _, _, prefix, layer in _placed(draft) if layer.inserted),
         moved=draft.moved,
         layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
+        files=planned_files(draft),
     )
 
 

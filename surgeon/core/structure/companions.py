@@ -102,13 +102,6 @@ def companions_among(types: Mapping[str, TensorType]) -> frozenset[str]:
     return frozenset((*dict(_companions(types)), *near))
 
 
-def unscaled(types: Mapping[str, TensorType]) -> Iterator[str]:
-    """Yield packed weights that have no scale, where any other has; without any, nobody knows that there should be."""
-    weights = packed_weights(types).values()
-    if any(weight.scaled for weight in weights):
-        yield from (weight.stored for weight in weights if not weight.scaled)
-
-
 def _companions(types: Mapping[str, TensorType]) -> Iterator[tuple[str, tuple[str, str]]]:
     return ((name, companion) for name in types if (companion := companion_of(name)))
 

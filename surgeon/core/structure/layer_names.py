@@ -170,7 +170,9 @@ class _Renaming:
         run = self._meant(scope)
         numbers = {int(key) for key in value}
         counts = {one.count for one in self.moves.values() if one.count > 1}
-        if not any(map(_TABLE_OF_LAYERS.search, path)) and not any(numbers == set(range(count)) for count in counts):
+        called = any(map(_TABLE_OF_LAYERS.search, path if self.names.config else (self.names.where, *path)))
+        whole = self.names.config and any(numbers == set(range(count)) for count in counts)
+        if not called and not whole:
             return None
         if run is None:
             raise self._refusal(path, "is keyed by numbers of layers, and there are several stacks that it may mean")

@@ -36,12 +36,23 @@ class Quantisation(msgspec.Struct, frozen=True):
     declared: bool = False
     settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
+    @property
+    def block_size(self) -> tuple[int, int] | None:
+        """Rows and columns of the blocks that have a scale each, as transformers or compressed-tensors says it."""
+        groups = self.settings.get("config_groups")
+        said = [self.settings.get("weight_block_size")]
+        for group in groups.values() if isinstance(groups, Mapping) else ():
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            said.append(weights.get("block_structure") if isinstance(weights, Mapping) else None)
+        sizes = {tuple(one) for one in said if isinstance(one, list) and len(one) == 2}
+        return sizes.pop() if len(sizes) == 1 else None
+
     def refusal(self, what: str, allowed: str = "") -> ArchitectureError:
-        """Return the error that refuses to do `what` with such weights."""
+        """Return the error that refuses such weights; `what` says why, such as `training needs their values`."""
         return ArchitectureError(
-            f"{what}: the weights are quantised ({self.method})",
+            f"the weights are quantised ({self.method}), and {what}",
             where=self.where,
-            allowed=allowed or "whole layers moved as they are: prune, expand with init: duplicate, reorder, freeze",
+            allowed=allowed or "moving whole layers: prune, reorder, expand with init: duplicate",
             hint="dequantise the checkpoint first",
         )
 

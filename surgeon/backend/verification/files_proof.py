@@ -1,0 +1,102 @@
+"""Checks of an export that need no model in memory: scales, names of layers, files; and bytes where none can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from surgeon.backend.verification.checks import Check
+from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.structure.quantisation import Quantisation
+from surgeon.core.structure.structure import Structure
+from surgeon.export.written_checks import (
+    differing_bytes,
+    missing_files,
+    quantised_count,
+    stray_names,
+    unplanned_names,
+    unscaled_weights,
+)
+
+_OTHER_INPUTS = ("vision_config", "audio_config", "image_config", "speech_config", "video_config", "talker_config")
+
+
+def file_checks(structure: Structure, draft: Draft | None) -> list[Callable[[], Check]]:
+    """Return the checks of what is written beside the tensors' values."""
+    return [
+        lambda: _scales(structure.checkpoint, draft),
+        lambda: _names(structure, draft),
+        lambda: _files(structure.checkpoint, draft),
+    ]
+
+
+def _scales(written: Checkpoint, draft: Draft | None) -> Check:
+    count = quantised_count(written)
+    if not count:
+        return Check("scales", True, "no weight is quantised")
+    return _check(
+        "scales", unscaled_weights(written), _of_base(draft, unscaled_weights), f"{count} quantised weights have theirs"
+    )
+
+
+def _names(structure: Structure, draft: Draft | None) -> Check:
+    wrong = list(stray_names(structure))
+    if draft is not None:
+        wrong = [*unplanned_names(structure.checkpoint, compile_plan(unfrozen(draft)))]
+    return _check("layer names", wrong, (), "config and files name layers that are there")
+
+
+def _files(written: Checkpoint, draft: Draft | None) -> Check:
+    before = set(_of_base(draft, missing_files))
+    found = list(missing_files(written))
+    if found and before.issuperset(found):
+        return Check("files", True, f"what config files point to is there as far as the base has it: {found[0]}")
+    return _check("files", (one for one in found if one not in before), (), "all that config files point to is there")
+
+
+def _of_base(draft: Draft | None, find: Callable[[Checkpoint], Iterable[str]]) -> Iterable[str]:
+    return find(draft.structure.checkpoint) if draft is not None else ()
+
+
+def _check(name: str, wrong: Iterable[str], of_base: Iterable[str], right: str) -> Check:
+    """Return a check of which nothing may be wrong; where the base is wrong too, that is what to repair."""
+    found, before = list(wrong), list(of_base)
+    if not found:
+        return Check(name, True, right)
+    if before:
+        return Check(name, False, "; ".join(found[:3]), f"the base lacks the same: {before[0]}; repair it first")
+    return Check(name, False, "; ".join(found[:3]))
+
+
+def unloaded_checks(
+    quantisation: Quantisation, structure: Structure, draft: Draft | None, left_out: Iterable[str]
+) -> list[Callable[[], Check]]:
+    """Return the checks of a model that transformers would load without its scales: bytes alone can be compared.
+
+    left_out: the names of the checks that need the model.
+    """
+    reason = (
+        f"the model is not loaded: {quantisation.where} says {quantisation.method}, which transformers does not know"
+    )
+    return [
+        lambda: _bytes(structure.checkpoint, draft),
+        *(lambda name=name: Check(name, None, reason) for name in left_out),
+    ]
+
+
+def _bytes(written: Checkpoint, draft: Draft | None) -> Check:
+    if draft is None:
+        return Check("bytes", None, "there is no base to compare them with")
+    plan = compile_plan(unfrozen(draft))
+    return _check(
+        "bytes", differing_bytes(plan, written), (), f"{plan.tensor_count} tensors are the base's, as planned"
+    )
+
+
+def untried_inputs(config: Mapping[str, Any]) -> Check | None:
+    """Return what checks of a model of several parts do not say; None for a model of text alone."""
+    parts = [key for key in _OTHER_INPUTS if config.get(key)]
+    return Check("other inputs", None, f"only text was given: {', '.join(parts)} took no part") if parts else None
