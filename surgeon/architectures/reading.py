@@ -15,6 +15,7 @@ from surgeon.architectures import shared
 from surgeon.architectures.finding import Found, Group, config_parts, families, find_stacks
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.tensors import Shard, Tensor
+from surgeon.core.structure.companions import is_text
 from surgeon.core.structure.family import Family
 from surgeon.core.structure.layer_dependencies import UnexplainedDifference
 from surgeon.core.structure.layer_fields import LayerField, PerLayerList, of_base
@@ -194,7 +195,7 @@ def _unexplained(
     """Find layers of which config and files say the same, but which are built differently."""
     layouts = [layer.layout for layer in run.layers[: run.count]]
     known = {
-        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
+        layout: frozenset((suffix, None if is_text(suffix) else one.shape) for suffix, one in layout.types.items())
         for layout in dict.fromkeys(layouts)
     }
     builds = [known[layout] for layout in layouts]

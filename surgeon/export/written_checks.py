@@ -16,8 +16,9 @@ from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.expressions import Copy
 from surgeon.core.plan.layer_moves import config_names
 from surgeon.core.plan.plan import Plan
+from surgeon.core.plan.planned_files import RECORDS
 from surgeon.core.structure.companions import packed_weights
-from surgeon.core.structure.layer_names import LayerNames
+from surgeon.core.structure.layer_names import LayerNames, NamedLayer
 from surgeon.core.structure.quantisation import FIELDS, is_quantisation_file
 from surgeon.core.structure.structure import Structure
 
@@ -40,17 +41,23 @@ def quantised_count(checkpoint: Checkpoint) -> int:
     return len(packed_weights(types))
 
 
-def stray_names(structure: Structure) -> Iterator[str]:
-    """Yield entries of config and files that name a layer which is not there."""
+def named_layers(structure: Structure) -> Iterator[tuple[str, NamedLayer]]:
+    """Yield what in config and files names a layer of a stack by its number, and the layer."""
     checkpoint = structure.checkpoint
     searched = [("config.json", config_names(structure), checkpoint.config)]
     for name in documents(checkpoint.side_files):
-        searched.append((name, LayerNames(name, structure.runs), checkpoint.document(name)))
+        if name not in RECORDS:
+            searched.append((name, LayerNames(name, structure.runs), checkpoint.document(name)))
     for where, names, document in searched:
-        for entry, layer in names.numbers(document):
-            there = max(len(layer.run.layers), layer.run.count + _behind(structure.checkpoint.config))
-            if layer.number >= there:
-                yield f"{where}, {entry}: there are {there} layers"
+        yield from ((f"{where}, {entry}", layer) for entry, layer in names.numbers(document))
+
+
+def stray_names(structure: Structure) -> Iterator[str]:
+    """Yield entries of config and files that name a layer which is not there."""
+    for entry, layer in named_layers(structure):
+        there = max(len(layer.run.layers), layer.run.count + _behind(structure.checkpoint.config))
+        if layer.number >= there:
+            yield f"{entry}: there are {there} layers"
 
 
 def _behind(config: Any) -> int:
@@ -76,19 +83,25 @@ def unplanned_names(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
 
 def missing_files(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield what config files point to in the checkpoint's directory and is not there."""
+    for where, name in files_named(checkpoint):
+        if not (checkpoint.path / name).exists():
+            yield f"{where} names {name}"
+
+
+def files_named(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Yield (file, what it names): files and folders of the checkpoint's own directory that config files name."""
     sources: list[tuple[str, Any]] = [("config.json", checkpoint.config)]
     sources += [(name, checkpoint.document(name)) for name in _WITH_CODE if name in checkpoint.side_files]
     for where, document in sources:
         for module in dict.fromkeys(_code(document.get("auto_map") if isinstance(document, Mapping) else None)):
-            if not (checkpoint.path / f"{module}.py").is_file():
-                yield f"{where} names {module}.py"
+            yield where, f"{module}.py"
     for folder, kind in module_folders(checkpoint.path):
         # One that normalises has no settings, so most copies of such a model lack its folder.
-        if not (checkpoint.path / folder).is_dir() and not kind.endswith(".Normalize"):
-            yield f"{MODULES} names {folder}"
+        if not kind.endswith(".Normalize"):
+            yield MODULES, folder
     weights = checkpoint.config.get("transformers_weights")
-    if isinstance(weights, str) and not (checkpoint.path / weights).is_file():
-        yield f"config.json names {weights}"
+    if isinstance(weights, str):
+        yield "config.json", weights
 
 
 def _code(auto_map: Any) -> Iterator[str]:

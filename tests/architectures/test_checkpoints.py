@@ -134,7 +134,7 @@ def test_arithmetic_on_quantised_weights_is_refused_by_name(method: str, init: s
         ("gptq", "dynamic", {"-:.*\\.layers\\.2\\.mlp\\..*": {}, "+:.*\\.layers\\.0\\..*": {"bits": 8}}),
         ("awq", "modules_to_not_convert", ["model.layers.2.mlp"]),
         ("bitsandbytes", "llm_int8_skip_modules", ["lm_head"]),
-        ("mxfp4", "modules_to_not_convert", ["model.layers.*.self_attn", "model.layers.0.mlp.router", "lm_head"]),
+        ("mxfp4", "modules_to_not_convert", ["model.layers.*.self_attn", "lm_head", "model.layers.0.mlp.router"]),
     ],
 )
 def test_names_of_layers_in_the_quantisation_config_are_renumbered(

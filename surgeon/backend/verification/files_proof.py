@@ -14,7 +14,9 @@ from surgeon.core.structure.quantisation import Quantisation
 from surgeon.core.structure.structure import Structure
 from surgeon.export.written_checks import (
     differing_bytes,
+    files_named,
     missing_files,
+    named_layers,
     quantised_count,
     stray_names,
     unplanned_names,
@@ -25,18 +27,23 @@ _OTHER_INPUTS = ("vision_config", "audio_config", "image_config", "speech_config
 
 
 def file_checks(structure: Structure, draft: Draft | None) -> list[Callable[[], Check]]:
-    """Return the checks of what is written beside the tensors' values."""
-    return [
-        lambda: _scales(structure.checkpoint, draft),
-        lambda: _names(structure, draft),
-        lambda: _files(structure.checkpoint, draft),
-    ]
+    """Return the checks of what is written beside the tensors' values, where there is anything to check."""
+    written = structure.checkpoint
+    checks: list[Callable[[], Check]] = []
+    if structure.quantisation is not None:
+        said = f"no packed weights are known, though {structure.quantisation.where} says that there are"
+        checks.append(lambda: _scales(written, draft, said))
+    if any(True for _ in named_layers(structure)) or (draft is not None and draft.structure.quantisation is not None):
+        checks.append(lambda: _names(structure, draft))
+    if any(True for _ in files_named(written)):
+        checks.append(lambda: _files(written, draft))
+    return checks
 
 
-def _scales(written: Checkpoint, draft: Draft | None) -> Check:
+def _scales(written: Checkpoint, draft: Draft | None, unknown: str) -> Check:
     count = quantised_count(written)
     if not count:
-        return Check("scales", True, "no weight is quantised")
+        return Check("scales", None, unknown)
     return _check(
         "scales", unscaled_weights(written), _of_base(draft, unscaled_weights), f"{count} quantised weights have theirs"
     )
@@ -46,7 +53,7 @@ def _names(structure: Structure, draft: Draft | None) -> Check:
     wrong = list(stray_names(structure))
     if draft is not None:
         wrong = [*unplanned_names(structure.checkpoint, compile_plan(unfrozen(draft)))]
-    return _check("layer names", wrong, (), "config and files name layers that are there")
+    return _check("layer names", wrong, (), "config and files name none that is not there")
 
 
 def _files(written: Checkpoint, draft: Draft | None) -> Check:

@@ -19,7 +19,7 @@ RECIPE = "recipe.yaml"
 PROOF = "surgeon_proof.json"
 TRAINABLE = "trainable_parameters.json"
 RESULTS = "surgeon_results.json"
-_RECORDS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
+RECORDS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
 """What is written about each export anew: those of the base do not travel."""
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "depth")
 
@@ -43,7 +43,7 @@ def planned_files(draft: Draft) -> PlannedFiles:
         ArchitectureError: one says how weights are quantised, and cannot say it of the edited model.
     """
     checkpoint = draft.structure.checkpoint
-    names = tuple(name for name in checkpoint.side_files if name not in _RECORDS)
+    names = tuple(name for name in checkpoint.side_files if name not in RECORDS)
     moves = moves_of(draft)
     if not draft.moved:
         return PlannedFiles(names)

@@ -69,6 +69,12 @@ def companion_of(name: str) -> tuple[str, str] | None:
     return (f"{match['module']}.weight", match["kind"]) if match else None
 
 
+def is_text(name: str) -> bool:
+    """Whether a tensor holds text or a sparse form, whose length says nothing of how a layer is built."""
+    companion = companion_of(name)
+    return companion is not None and companion[1].startswith(("quant_state.", "compressed", "bitmask", "row_offsets"))
+
+
 def plain_name(name: str) -> str:
     """Return the name of the weight that a tensor is part of, or its own."""
     if companion := companion_of(name):

@@ -1,7 +1,7 @@
 """Names and numbers of layers inside configs and files, such as the modules that `quantization_config` leaves alone.
 
-Entries of lists and keys of mappings that name a layer go where the layers of their own stack go, in their order; other
-towers keep theirs. What is keyed by the bare number of a layer goes with it too. What cannot be told is refused.
+Entries of lists and keys of mappings that name a layer go where the layers of their own stack go; other towers keep
+theirs. Mappings keep their order, which may decide which key holds. What is keyed by the bare number of a layer goes with it too. What cannot be told is refused.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class _Renaming:
             return self._mapping(value, path, inner)
         if isinstance(value, list):
             listed = self._by_layer(value, path, inner)
-            return list(self._entries(value, path, inner)) if listed is None else listed
+            return self._entries(value, path, inner) if listed is None else listed
         if isinstance(value, str):
             return self._only_text(value, path, inner)
         return value
@@ -207,12 +207,23 @@ class _Renaming:
     def _is_of_quantisation(self, path: Path) -> bool:
         return not self.names.config or any(part.startswith(("quantization", "compression")) for part in path)
 
-    def _entries(self, value: Sequence[Any], path: Path, scope: LayerRun | None) -> Iterator[Any]:
+    def _entries(self, value: Sequence[Any], path: Path, scope: LayerRun | None) -> list[Any]:
+        """Return the entries of a list, those that name layers behind the others."""
+        others: list[Any] = []
+        layers: list[str] = []
         for part in value:
-            if isinstance(part, str):
-                yield from self._texts(part, path, scope)
+            texts = self._texts(part, path, scope) if isinstance(part, str) else None
+            if texts is None:
+                others.append(self.value(part, path, scope))
+            elif texts != [part] or self._is_moved(part, scope):
+                layers += texts
             else:
-                yield self.value(part, path, scope)
+                others.append(part)
+        return [*others, *layers]
+
+    def _is_moved(self, text: str, scope: LayerRun | None) -> bool:
+        named = None if is_pattern(text) else self.names.named(text, scope)
+        return named is not None and named.run.name in self.moves
 
     def _only_text(self, text: str, path: Path, scope: LayerRun | None) -> str:
         if not any(re.search(rf"{run.container}\\?\.", text) for run in self.names.runs if run.name):
