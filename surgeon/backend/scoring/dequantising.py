@@ -41,7 +41,7 @@ def require_readable(structure: Structure, layouts: Sequence[Layout]) -> None:
         packed = structure.packed_weights(layout)
         known = companions_among(layout.types) | {weight.stored for weight in packed.values()}
         odd = [name for name, one in layout.types.items() if _is_unknown(name, one, known)]
-        odd += [weight.stored for weight in packed.values() if _way(weight, layout.types, quantisation) is None]
+        odd += [weight.stored for weight in packed.values() if not is_readable(weight, layout.types, quantisation)]
         if odd:
             raise quantisation.refusal(
                 f"the values of {odd[0]!r} are not known",
@@ -60,6 +60,11 @@ def dequantised(
     way = _way(weight, types, quantisation)
     assert way is not None, "require_readable refuses all others"
     return way(weight, read, quantisation)
+
+
+def is_readable(weight: PackedWeight, types: Mapping[str, TensorType], quantisation: Quantisation) -> bool:
+    """Whether the values of a weight are known."""
+    return _way(weight, types, quantisation) is not None
 
 
 def _way(weight: PackedWeight, types: Mapping[str, TensorType], quantisation: Quantisation) -> _Dequantise | None:

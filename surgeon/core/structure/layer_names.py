@@ -1,7 +1,8 @@
 """Names and numbers of layers inside configs and files, such as the modules that `quantization_config` leaves alone.
 
 Entries of lists and keys of mappings that name a layer go where the layers of their own stack go; other towers keep
-theirs. Mappings keep their order, which may decide which key holds. What is keyed by the bare number of a layer goes with it too. What cannot be told is refused.
+theirs. Mappings keep their order, which may decide which key holds. What is keyed by the bare number of a layer goes
+with it too. What cannot be told is refused.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ class _Renaming:
             else:
                 new = self._of_nothing(text, run, moves)
             if new is None or len(found) != 1:
-                raise self._refusal(path, f"names layers by a pattern, {text!r}, which cannot be renumbered")
+                raise self._refusal(path, f"names layers by a pattern, '{text}', which cannot be renumbered")
             if new != [text]:
                 found = new
         return found
