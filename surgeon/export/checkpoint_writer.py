@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.planned_files import PROOF, RECIPE, RESULTS, TRAINABLE
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
+from surgeon.core.structure.companions import plain_name
 from surgeon.errors import CheckpointError, VerifyError
 from surgeon.export.model_card import model_card
 from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
@@ -119,13 +120,17 @@ def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence
     if results:
         (directory / RESULTS).write_bytes(pretty({"evaluations": evaluations_to_builtins(results)}))
     if plan.frozen or plan.inserted:
-        names = plan.structure.memory_names
         record = {
-            "trainable": names(plan.trainable),
-            "frozen": names(sorted(plan.frozen)),
+            "trainable": _parameters(plan, plan.trainable),
+            "frozen": _parameters(plan, sorted(plan.frozen)),
             "inserted": list(plan.inserted),
         }
         (directory / TRAINABLE).write_bytes(pretty(record))
+
+
+def _parameters(plan: Plan, names: Iterable[str]) -> list[str]:
+    """Return the parameters that tensors are; scales and zeros go by the name of their weight."""
+    return plan.structure.memory_names(map(plain_name, names))
 
 
 def check_written(plan: Plan, directory: Path) -> None:

@@ -24,6 +24,7 @@ from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.structure.companions import plain_name
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
@@ -183,11 +184,11 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     if not path.is_file():
         return Check("trainable", True, "nothing frozen")
     record = msgspec.json.decode(path.read_bytes())
-    names = {name for name, _ in reloaded.model.named_parameters()} | {
-        name for name, _ in reloaded.model.named_buffers()
-    }
+    model = reloaded.model
+    stored = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    names = stored | set(map(plain_name, stored))  # a quantised weight goes by the name that it has without
     listed = {*record["trainable"], *record["frozen"]}
-    tied = set(getattr(reloaded.model, "_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
     wrong = sorted(
         name
         for name in listed - names

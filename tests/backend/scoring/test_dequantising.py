@@ -21,6 +21,7 @@ from surgeon.errors import ArchitectureError
 from tests.backend.quantised_bases import (
     FP8_BLOCKS,
     NF4,
+    Pack,
     edit_config,
     fp8_blocks,
     fp8_whole,
@@ -38,6 +39,7 @@ _DTYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8", torch.int32: "I32",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0",
 }  # fmt: skip
+_PACKED: dict[str, tuple[Pack, dict[str, Any]]] = {"fp8": (fp8_blocks, FP8_BLOCKS), "nf4": (nf4, NF4)}
 _OF_BITSANDBYTES = json.loads(Path(__file__).with_name("nf4_of_bitsandbytes.json").read_text())
 
 
@@ -73,7 +75,8 @@ def test_fp8_blocks_are_those_of_transformers(shape: tuple[int, ...], dtype: tor
     weight, grid = _fp8(*shape), (*shape[:-2], shape[-2] // 128, shape[-1] // 128)
     scale = (0.01 + torch.rand(grid)).to(dtype)
 
-    expected = Fp8Dequantize(None)._dequantize_one(weight, scale, torch.float32)
+    operation: Any = Fp8Dequantize
+    expected = operation(None)._dequantize_one(weight, scale, torch.float32)
     assert torch.equal(_values({name: weight, f"{name}_scale_inv": scale}, weight_block_size=[128, 128]), expected)
 
 
@@ -185,8 +188,7 @@ def test_scores_of_weights_see_the_weights_and_never_their_scales(kind: str, pla
     if kind == "modelopt":
         base = modelopt_base(plain, tmp_path / "base")
     else:
-        pack, config = {"fp8": (fp8_blocks, FP8_BLOCKS), "nf4": (nf4, NF4)}[kind]
-        base = quantised_base(plain, tmp_path / "base", pack, config)
+        base = quantised_base(plain, tmp_path / "base", *_PACKED[kind])
     expected, found = _scored(plain, *_WEIGHT_SCORES), _scored(base, *_WEIGHT_SCORES)
 
     for key, value in expected["weight_norm"]["values"].items():
@@ -199,8 +201,7 @@ def test_scores_of_weights_see_the_weights_and_never_their_scales(kind: str, pla
 
 @pytest.mark.parametrize("kind", ["fp8", "nf4"])
 def test_a_selection_by_weights_takes_the_layers_of_the_plain_model(kind: str, plain: Path, tmp_path: Path) -> None:
-    pack, config = {"fp8": (fp8_blocks, FP8_BLOCKS), "nf4": (nf4, NF4)}[kind]
-    base = quantised_base(plain, tmp_path / "base", pack, config)
+    base = quantised_base(plain, tmp_path / "base", *_PACKED[kind])
     result = run(base, tmp_path / "out", {"prune": {"layers": {"lowest": 2, "by": "weight_norm"}}})
 
     assert list(result["recipe"]["steps"][0]["resolved"]["layers"]) == [4, 5]
