@@ -18,6 +18,7 @@ from surgeon.core.plan.layer_moves import config_names
 from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.planned_files import RECORDS
 from surgeon.core.structure.companions import packed_weights
+from surgeon.core.structure.layer_dependencies import TwoCounts
 from surgeon.core.structure.layer_names import LayerNames, NamedLayer
 from surgeon.core.structure.quantisation import FIELDS, is_quantisation_file
 from surgeon.core.structure.structure import Structure
@@ -50,6 +51,14 @@ def named_layers(structure: Structure) -> Iterator[tuple[str, NamedLayer]]:
             searched.append((name, LayerNames(name, structure.runs), checkpoint.document(name)))
     for where, names, document in searched:
         yield from ((f"{where}, {entry}", layer) for entry, layer in names.numbers(document))
+
+
+def two_counts(structure: Structure) -> Iterator[str]:
+    """Yield the counts of the same layers that differ."""
+    for stack in structure.stacks.values():
+        for field in stack.fields:
+            if isinstance(field, TwoCounts):
+                yield f"config.json: {' and '.join(field.fields)} say {field.counts[0]} and {field.counts[1]}"
 
 
 def stray_names(structure: Structure) -> Iterator[str]:

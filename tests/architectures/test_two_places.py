@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from surgeon.errors import ArchitectureError
+from surgeon.errors import ArchitectureError, VerifyError
 from tests.export.replaying import run
+from tests.jobs import keep_silent, never, perform
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -81,3 +82,13 @@ def test_a_count_at_the_top_that_differs_is_refused_by_both_names(nested: Path, 
         run(both, tmp_path / "out", {"prune": {"layers": [1, 2]}})
     assert caught.value.where == "config fields text_config.num_hidden_layers and num_hidden_layers"
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_finds_counts_that_differ(nested: Path, tmp_path: Path) -> None:
+    """Transformers reads the one and leaves the other; another program may not."""
+    run(_repeating(nested, tmp_path / "both"), tmp_path / "out", {"prune": {"layers": [1, 2]}})
+    config = _config(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 6}))
+
+    with pytest.raises(VerifyError, match=r"layer names: config\.json: text_config\.num_hidden_layers and num_hidden"):
+        perform("verify", {"directory": str(tmp_path / "out")}, keep_silent, never)

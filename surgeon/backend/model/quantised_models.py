@@ -53,9 +53,13 @@ def require_known_quantisation(path: Path, device: torch.device) -> Quantisation
         ArchitectureError: it names the config field, the file or the tensor that says how it is quantised.
     """
     try:
-        checkpoint = open_checkpoint(path)
+        return known_quantisation(open_checkpoint(path), device)
     except CheckpointError:
         return None  # whoever loads it says what is wrong
+
+
+def known_quantisation(checkpoint: Checkpoint, device: torch.device) -> Quantisation | None:
+    """Do as `require_known_quantisation` does with a checkpoint that is open."""
     quantisation = unread_quantisation(checkpoint)
     if quantisation is not None:
         raise quantisation.refusal("transformers does not know it: it would compute without their scales")

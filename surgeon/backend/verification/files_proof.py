@@ -19,6 +19,7 @@ from surgeon.export.written_checks import (
     named_layers,
     quantised_count,
     stray_names,
+    two_counts,
     unplanned_names,
     unscaled_weights,
 )
@@ -33,7 +34,8 @@ def file_checks(structure: Structure, draft: Draft | None) -> list[Callable[[], 
     if structure.quantisation is not None:
         said = f"no packed weights are known, though {structure.quantisation.where} says that there are"
         checks.append(lambda: _scales(written, draft, said))
-    if any(True for _ in named_layers(structure)) or (draft is not None and draft.structure.quantisation is not None):
+    quantised = draft is not None and draft.structure.quantisation is not None
+    if quantised or any(True for _ in (*named_layers(structure), *two_counts(structure))):
         checks.append(lambda: _names(structure, draft))
     if any(True for _ in files_named(written)):
         checks.append(lambda: _files(written, draft))
@@ -50,9 +52,10 @@ def _scales(written: Checkpoint, draft: Draft | None, unknown: str) -> Check:
 
 
 def _names(structure: Structure, draft: Draft | None) -> Check:
-    wrong = list(stray_names(structure))
-    if draft is not None:
-        wrong = [*unplanned_names(structure.checkpoint, compile_plan(unfrozen(draft)))]
+    if draft is None:
+        wrong = [*two_counts(structure), *stray_names(structure)]
+    else:  # what is odd with the base's may stay so
+        wrong = [*two_counts(structure), *unplanned_names(structure.checkpoint, compile_plan(unfrozen(draft)))]
     return _check("layer names", wrong, (), "config and files name none that is not there")
 
 

@@ -15,7 +15,7 @@ DEMO = "demo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = (
     "*.json", "*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe", "*.codes",
-    "*.py", "[0-9]*_*/*", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md",
+    "*.py", "[1-9]*_*/*", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md",
 )  # fmt: skip
 """Weights, tokenizers, code that is carried along and not run, folders of sentence-transformers, and notices."""
 
