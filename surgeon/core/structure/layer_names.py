@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -87,11 +88,10 @@ class LayerNames:
 
     def named_or_unclear(self, text: str, scope: LayerRun | None) -> NamedLayer | str | None:
         """Return the layer that a plain name means, None if it means none, or its beginning if nobody can tell."""
-        containers = dict.fromkeys(run.container for run in self.runs if run.name)
-        for container in containers:
-            match = re.fullmatch(
-                rf"(?P<head>(?:.*?[^A-Za-z0-9_])?{container})\.(?P<number>\d+)(?P<rest>(?:\..*)?)", text
-            )
+        if not self.mentions(text):
+            return None
+        for expression in self._expressions:
+            match = expression.fullmatch(text)
             if match is None:
                 continue
             run = run_of(self.runs, match["head"], scope)
@@ -100,6 +100,19 @@ class LayerNames:
             if isinstance(run, LayerRun):
                 return NamedLayer(run, int(match["number"]), f"{match['head']}.", match["rest"])
         return None
+
+    def mentions(self, text: str) -> bool:
+        """Whether the word that stands before the numbers of a stack's layers occurs in a text."""
+        return any(container in text for container in self._containers)
+
+    @cached_property
+    def _containers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.container for run in self.runs if run.name))
+
+    @cached_property
+    def _expressions(self) -> list[re.Pattern[str]]:
+        ends = r"\.(?P<number>\d+)(?P<rest>(?:\..*)?)"
+        return [re.compile(rf"(?P<head>(?:.*?[^A-Za-z0-9_])?{word}){ends}") for word in self._containers]
 
     def scope_of(self, path: Path, part: Any, scope: LayerRun | None) -> LayerRun | bool | None:
         """Return the run that a part of the config is about; False where it is about another model than the text's."""
@@ -160,8 +173,8 @@ class _Renaming:
                 found[key] = part
                 continue
             says = self.value(part, (*path, str(key)), scope)
-            for name in self._texts(str(key), path, scope):
-                found[name] = copy.deepcopy(says)
+            for number, name in enumerate(self._texts(str(key), path, scope)):
+                found[name] = copy.deepcopy(says) if number else says
         return found
 
     def _table(self, value: Mapping[str, Any], path: Path, scope: LayerRun | None) -> dict[str, Any] | None:
@@ -201,12 +214,10 @@ class _Renaming:
             return [copy.deepcopy(value[origin]) for origin in moves.origins]
         numbers = [part for part in value if isinstance(part, int) and not isinstance(part, bool)]
         rising = all(first < second for first, second in pairwise(numbers))
-        if self._is_of_quantisation(path) and len(numbers) == len(value) and rising and numbers[-1] < moves.count:
+        quantised = not self.names.config or any(part.startswith(("quantization", "compression")) for part in path)
+        if quantised and len(numbers) == len(value) and rising and numbers[-1] < moves.count:
             raise self._refusal(path, f"seems to list layers by their bare numbers, {numbers}")
         return None
-
-    def _is_of_quantisation(self, path: Path) -> bool:
-        return not self.names.config or any(part.startswith(("quantization", "compression")) for part in path)
 
     def _entries(self, value: Sequence[Any], path: Path, scope: LayerRun | None) -> list[Any]:
         """Return the entries of a list, those that name layers behind the others."""
@@ -227,7 +238,7 @@ class _Renaming:
         return named is not None and named.run.name in self.moves
 
     def _only_text(self, text: str, path: Path, scope: LayerRun | None) -> str:
-        if not any(re.search(rf"{run.container}\\?\.", text) for run in self.names.runs if run.name):
+        if not self.names.mentions(text):
             return text
         found = self._texts(text, path, scope)
         if len(found) != 1:
@@ -266,12 +277,15 @@ class _Renaming:
         return found
 
     def _of_nothing(self, text: str, run: LayerRun, moves: Moves) -> list[str] | None:
-        """Renumber a pattern that matches nothing here, as one of layers behind the last that were left out does."""
+        """Renumber a pattern of what is not there: of modules, or of layers behind the last, that were left out."""
         if re.search(rf"{run.container}\\?\.[\[(\\]?\d", text) is None:
             return [text]
         pattern = Pattern(text)
         match = pattern.number(run.container)
-        if match is None or int(match[1]) < run.count:
+        if match is None:
+            return None
+        head = pattern.body[: match.start()].replace("\\.", ".").rstrip(".")
+        if int(match[1]) < run.count and run_of(self.names.runs, head, None) is not run:
             return None
         return [pattern.with_number(match, place)[0] for place in moves.places(int(match[1]))]
 

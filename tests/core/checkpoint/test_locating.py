@@ -76,9 +76,9 @@ def test_a_hub_id_is_fetched_without_weights_in_other_formats(monkeypatch: pytes
         return any(fnmatch(name, pattern) for pattern in asked["patterns"])
 
     belonging = (
-        "model.safetensors", "config.json", "tokenizer.model", "tokenizer.model.v3", "vocab.bpe", "LICENSE", "NOTICE.txt",
-        "additional_chat_templates/x.jinja", "modeling_own.py", "USE_POLICY.md", "1_Pooling/config.json",
-        "2_Dense/pytorch_model.bin",
+        "model.safetensors", "config.json", "tokenizer.model", "tokenizer.model.v3", "vocab.bpe", "LICENSE",
+        "NOTICE.txt", "additional_chat_templates/x.jinja", "modeling_own.py", "USE_POLICY.md",
+        "1_Pooling/config.json",        "2_Dense/pytorch_model.bin",
     )  # fmt: skip
     for name in belonging:
         assert wanted(name), name

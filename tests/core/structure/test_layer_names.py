@@ -101,6 +101,16 @@ def test_entries_of_layers_behind_the_last_that_were_left_out_stay_behind_it(tmp
     assert _ignored(base, pruned(0, 2)) == ["model.layers.2.eh_proj", "re:.*layers\\.2\\.shared_head"]
 
 
+def test_a_pattern_of_modules_that_are_not_there_is_renumbered_where_its_layer_is_named(tmp_path: Path) -> None:
+    """ModelOpt lists what it leaves alone in each layer, whether the layer has it or not; a guess is refused."""
+    base = _llama(tmp_path / "base", ["model.layers.3.linear_attn*", "re:model\\.layers\\.0\\.linear_attn.*"])
+
+    assert _ignored(base, pruned(0)) == ["model.layers.2.linear_attn*"]
+    unknown = _llama(tmp_path / "unknown", ["re:.*blk.*layers\\.3\\.linear_attn"])
+    with pytest.raises(ArchitectureError, match="names layers by a pattern"):
+        plan_of(unknown, pruned(0))
+
+
 def test_a_repeated_layer_has_its_entries_twice_and_a_moved_one_moves_them(tmp_path: Path) -> None:
     base = _llama(tmp_path / "base", ["model.layers.1.mlp", "model.layers.3.mlp"])
 
