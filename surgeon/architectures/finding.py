@@ -136,15 +136,18 @@ def _with_twins(found: Found, parts: Mapping[Path, Mapping[str, Any]]) -> Found:
     for path, part in parts.items():
         if path == found.path or (path and path not in shared.TEXT_PARTS):
             continue
-        stated = {key: part[key] for key in keys if isinstance(part.get(key), int)}
-        odd = next((key for key, count in stated.items() if count != found.count), None)
-        if odd is not None and found.count_keys:
-            names = [".".join((*found.path, found.count_keys[0])), ".".join((*path, odd))]
-            conflict = TwoCounts((names[0], names[1]), (found.count, stated[odd]))
-            return msgspec.structs.replace(found, conflict=conflict)
+        odd = next((key for key in found.count_keys if _is_other_count(part.get(key), found.count)), None)
+        if odd is not None:
+            names = [".".join((*found.path, odd)), ".".join((*path, odd))]
+            return msgspec.structs.replace(found, conflict=TwoCounts((names[0], names[1]), (found.count, part[odd])))
+        stated = tuple(key for key in keys if part.get(key) == found.count)
         # Where a text model's own part does not count its layers, transformers takes the default of its class.
-        twins.append(Twin(path, tuple(stated) or (found.count_keys[:1] if path else ())))
+        twins.append(Twin(path, stated or (found.count_keys[:1] if path else ())))
     return msgspec.structs.replace(found, twins=tuple(twins))
+
+
+def _is_other_count(value: Any, count: int) -> bool:
+    return isinstance(value, int) and value != count
 
 
 def _keys_of(found: Found) -> tuple[str, ...]:

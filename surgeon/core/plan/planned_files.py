@@ -79,7 +79,7 @@ def _after(name: str, before: Any, draft: Draft, moves: Mapping[str, Moves]) -> 
 def _stated(value: Any, counts: Set[int]) -> Iterator[tuple[str, int]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
-            if key in _COUNTS and part in counts and not isinstance(part, bool):
+            if key in _COUNTS and isinstance(part, int) and part in counts:
                 yield key, part
             yield from _stated(part, counts)
     elif isinstance(value, list):

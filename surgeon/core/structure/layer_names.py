@@ -259,21 +259,14 @@ class _Renaming:
     def _patterns(self, text: str, path: Path) -> list[str]:
         if not Pattern(text).numbered:
             return [text]
-        found = [text]
-        for run in self.names.runs:
-            moves = self.moves.get(run.name)
-            if moves is None or not moves.moved:
-                continue
-            if means(text, run):
-                new = renumbered(text, run, moves)
-            elif any(means(text, other) for other in self.names.runs):
-                continue
-            else:
-                new = self._of_nothing(text, run, moves)
-            if new is None or len(found) != 1:
-                raise self._refusal(path, f"names layers by a pattern, '{text}', which cannot be renumbered")
-            if new != [text]:
-                found = new
+        if any(means(text, run) for run in self.names.runs):
+            found = renumbered(text, self.names.runs, self.moves)
+        else:
+            moved = [run for run in self.names.runs if run.name in self.moves and self.moves[run.name].moved]
+            new = [self._of_nothing(text, run, self.moves[run.name]) for run in moved]
+            found = new[0] if all(one == new[0] for one in new) else None
+        if found is None:
+            raise self._refusal(path, f"names layers by a pattern, '{text}', which cannot be renumbered")
         return found
 
     def _of_nothing(self, text: str, run: LayerRun, moves: Moves) -> list[str] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from surgeon.core.structure.layer_runs import LayerRun, Moves
@@ -87,28 +87,37 @@ def means(text: str, run: LayerRun) -> bool:
     return any(matched(text, run, number, number) for number in range(len(run.layers)))
 
 
-def renumbered(text: str, run: LayerRun, moves: Moves) -> list[str] | None:
-    """Return the texts that mean in the edited model what one means in the base; None if there are none known."""
-    pairs = list(moves.pairs(run.tail))
-    wanted = {place: matched(text, run, origin, origin) for place, origin in pairs}
-    if _mean([text], wanted, pairs, run):
-        return [text]
+def renumbered(text: str, runs: Sequence[LayerRun], moves: Mapping[str, Moves]) -> list[str] | None:
+    """Return the texts that mean in the edited model what one means in the base; None if there are none known.
+
+    They have to mean it of every tower: an expression for layer 3 may be of the vision tower's too.
+    """
+    pairs = {run: list(_pairs(run, moves)) for run in runs}
+    wanted = {run: [matched(text, run, origin, origin) for _, origin in pairs[run]] for run in runs}
+
+    def mean(texts: Sequence[str]) -> bool:
+        return all(
+            frozenset(match for one in texts for match in matched(one, run, place, origin)) == before
+            for run in runs
+            for (place, origin), before in zip(pairs[run], wanted[run], strict=True)
+        )
+
+    return next((texts for texts in _candidates(text, runs, moves) if mean(texts)), None)
+
+
+def _pairs(run: LayerRun, moves: Mapping[str, Moves]) -> Iterator[tuple[int, int]]:
+    if run.name in moves:
+        yield from moves[run.name].pairs(run.tail)
+    else:
+        yield from ((number, number) for number in range(len(run.layers)))
+
+
+def _candidates(text: str, runs: Sequence[LayerRun], moves: Mapping[str, Moves]) -> Iterator[list[str]]:
+    yield [text]
     pattern = Pattern(text)
-    match = pattern.number(run.container)
-    if match is None:
-        return None
-    forms = [pattern.with_number(match, place) for place in moves.places(int(match[1]))]
-    for form in range(2):
-        texts = [choices[min(form, len(choices) - 1)] for choices in forms]
-        if _mean(texts, wanted, pairs, run):
-            return texts
-    return None
-
-
-def _mean(
-    texts: Sequence[str], wanted: dict[int, frozenset[tuple[str, str]]], pairs: Sequence[tuple[int, int]], run: LayerRun
-) -> bool:
-    return all(
-        frozenset(match for text in texts for match in matched(text, run, place, origin)) == wanted[place]
-        for place, origin in pairs
-    )
+    for run in runs:
+        match = pattern.number(run.container) if run.name in moves else None
+        if match is not None:
+            forms = [pattern.with_number(match, place) for place in moves[run.name].places(int(match[1]))]
+            for form in range(2):
+                yield [choices[min(form, len(choices) - 1)] for choices in forms]

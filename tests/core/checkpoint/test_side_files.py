@@ -133,11 +133,13 @@ def test_a_file_that_counts_the_bases_layers_is_left_out_and_said(content: Any, 
     """Mistral's params.json goes with consolidated weights, which do not travel either."""
     base = write_llama(tmp_path / "base")
     (base / "params.json").write_text(json.dumps(content))
+    (base / "other_sizes.json").write_text('{"depth": [2, 2], "num_layers": "4"}')
     (base / "consolidated.safetensors").write_text("the same weights once more")
     told: list[str] = []
     run(base, tmp_path / "out", PRUNE, emit=lambda kind, body: told.append(str(body.get("text"))))
 
     assert not (tmp_path / "out" / "params.json").exists()
+    assert (tmp_path / "out" / "other_sizes.json").exists()
     assert any(text.startswith("params.json is left out: states") for text in told)
     assert any("consolidated.safetensors" in text for text in told)
     run(base, tmp_path / "same", {"freeze": {"layers": [0]}})

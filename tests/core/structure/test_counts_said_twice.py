@@ -63,6 +63,15 @@ def test_two_counts_that_differ_are_refused_by_both_names(top: int, inner: int, 
     assert plan_of(base, {"freeze": {"layers": [0]}}).config["num_hidden_layers"] == top
 
 
+def test_another_word_for_a_count_is_one_where_it_says_the_same(tmp_path: Path) -> None:
+    """`num_layers` at the top may be of a projector: where it differs, it is neither refused nor changed."""
+    same = _model(tmp_path / "same", {"n_layer": 4}, {"num_hidden_layers": 4})
+    other = _model(tmp_path / "other", {"num_layers": 2}, {"num_hidden_layers": 4})
+
+    assert plan_of(same, pruned(0)).config["n_layer"] == 3
+    assert plan_of(other, pruned(0)).config["num_layers"] == 2
+
+
 def test_the_count_of_another_tower_is_no_second_count(tmp_path: Path) -> None:
     forms = layer_forms("language_model.model.layers", range(4)) | layer_forms("vision_tower.encoder.layers", range(4))
     vision = {"model_type": "clip_vision_model", "num_hidden_layers": 4, "layer_types": KINDS}

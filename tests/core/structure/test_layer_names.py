@@ -180,6 +180,29 @@ def test_a_pattern_is_held_to_what_it_matches_and_not_to_how_it_is_written(
     assert found == expected
 
 
+def test_a_pattern_that_means_layers_of_two_towers_is_not_changed_for_one(tmp_path: Path) -> None:
+    """Renumbered for the text model, it would mean another layer of the vision tower, which lost none."""
+    base = _towers(tmp_path / "base", ["re:.*layers\\.2\\.mlp.*"])
+    with pytest.raises(ArchitectureError, match="names layers by a pattern"):
+        plan_of(base, pruned(0))
+    own = _towers(tmp_path / "own", ["re:.*language_model.*layers\\.2\\.mlp.*", "re:vision.*layers\\.2\\.mlp.*"])
+    assert sorted(_ignored(own, pruned(0))) == [
+        "re:.*language_model.*layers\\.1\\.mlp.*", "re:vision.*layers\\.2\\.mlp.*",
+    ]  # fmt: skip
+
+
+def test_a_pattern_that_means_both_stacks_is_renumbered_where_both_move_alike(tmp_path: Path) -> None:
+    forms = layer_forms("model.decoder.layers", range(4)) | layer_forms("model.encoder.layers", range(4))
+    config = {"model_type": "bart", "decoder_layers": 4, "encoder_layers": 4}
+    config["quantization_config"] = {"ignore": ["re:.*layers\\.3\\.mlp.*"]}
+    base = write_model(tmp_path / "base", forms, config)
+
+    both = [pruned(0, stack="decoder"), pruned(1, stack="encoder")]
+    assert _ignored(base, *both) == ["re:.*layers\\.2\\.mlp.*"]
+    with pytest.raises(ArchitectureError, match="names layers by a pattern"):
+        plan_of(base, both[0])
+
+
 def test_a_wildcard_that_would_mean_more_layers_is_written_more_narrowly(tmp_path: Path) -> None:
     """ModelOpt's `model.layers.61*` is layer 61 alone; `model.layers.1*` of the shorter model would be eleven."""
     base = _llama(tmp_path / "base", ["model.layers.21*"], layers=22)
