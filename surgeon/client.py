@@ -8,19 +8,20 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
 
 from surgeon.core.checkpoint.locating import state_directory
-from surgeon.core.events import AnyEvent, Event, Hello, JobFailed, JobResult, LogMessage, decode_event
+from surgeon.core.events import AnyEvent, Event, Hello, JobFailed, JobResult, LogMessage, read_event
 from surgeon.core.jobs import PROTOCOL, AnyJob, AnyResult, CancelJob, JobRequest, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
 
 OnEvent = Callable[[Event], None]
 _LINE_LIMIT = 64 * 2**20
 _LEAVE_SECONDS = 3.0
+_DEATHS: Mapping[int, str] = {
+    signal.SIGKILL: "it may have run out of memory",
+    signal.SIGBUS: "a file became shorter while it was read: was the model changed or removed?",
+}
 
 
 def local_command() -> tuple[str, ...]:
@@ -45,6 +46,7 @@ class WorkerClient:
         self._waiting: dict[int, asyncio.Future[AnyResult]] = {}
         self._greeted: asyncio.Future[None] | None = None
         self._starting = asyncio.Lock()
+        self._log_hint = ""
         self._next = 1
 
     @property
@@ -73,17 +75,32 @@ class WorkerClient:
         if self._reader is not None:  # the last words of the one before must not be taken for this one's
             self._signal(signal.SIGKILL)
             await self._reader
-        state_directory().mkdir(parents=True, exist_ok=True)
+        log = self._open_log()
         try:
-            with (state_directory() / "worker.log").open("ab") as log:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                    start_new_session=True, limit=_LINE_LIMIT,
-                )  # fmt: skip
+            self._process = await asyncio.create_subprocess_exec(
+                *self.command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                start_new_session=True, limit=_LINE_LIMIT,
+            )  # fmt: skip
         except OSError as error:
             raise WorkerError(f"cannot be started: {error.strerror}", where=shlex.join(self.command)) from error
+        finally:
+            os.close(log)
         self._greeted = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read(self._process))
+
+    def _open_log(self) -> int:
+        """Open the file for what the worker's libraries say; where it cannot be written, that goes nowhere."""
+        path = state_directory() / "worker.log"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            text = f"the worker keeps no log: {path} cannot be written: {error.strerror}; SURGEON_STATE moves it"
+            self._on_event(Event(id=0, body=LogMessage(level="warning", text=text)))
+            self._log_hint = "SURGEON_STATE names a directory for its log"
+            return os.open(os.devnull, os.O_WRONLY)
+        self._log_hint = f"see {path}"
+        return log
 
     async def submit(self, job: AnyJob, revision: int = 0) -> int:
         """Send a job, starting the worker if need be, and return its id."""
@@ -157,7 +174,7 @@ class WorkerClient:
         broken: WorkerError | None = None
         try:
             async for line in process.stdout:
-                self._take(_event_of(line))
+                self._take(read_event(line))
         except WorkerError as error:
             broken = error
             self._signal(signal.SIGKILL)
@@ -194,7 +211,7 @@ class WorkerClient:
 
     def _ended(self, code: int, broken: WorkerError | None) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        hint = "it may have run out of memory" if code == -signal.SIGKILL else f"see {state_directory() / 'worker.log'}"
+        hint = _DEATHS.get(-code, self._log_hint)
         error = broken or WorkerError(how, where="worker", hint=hint)
         if self._greeted is not None and not self._greeted.done():
             self._greeted.set_exception(error)
@@ -209,31 +226,6 @@ class WorkerClient:
             future.exception()
         for number in pending:
             self._on_event(Event(id=number, body=JobFailed(error=error.to_dict())))
-
-
-class _Greeting(msgspec.Struct):
-    """The greeting of any protocol, of which only `protocol` is sure."""
-
-    body: dict[str, Any]
-
-
-def _event_of(line: bytes) -> Event:
-    """Return the event in a line; one that holds none, such as a library's own output, becomes a warning.
-
-    Raises:
-        WorkerError: it is an event, but not one of this protocol; the message names the field.
-    """
-    try:
-        return decode_event(line)
-    except msgspec.MsgspecError as error:
-        with contextlib.suppress(msgspec.MsgspecError):
-            body = msgspec.json.decode(line, type=_Greeting).body
-            if "protocol" in body:
-                protocol = body["protocol"] if isinstance(body["protocol"], int) else 0
-                return Event(id=0, body=Hello(protocol=protocol, version=str(body.get("version", "?")), pid=0))
-        if line.startswith(b'{"id":'):
-            raise WorkerError(f"sent an event that is not understood: {error}", where="worker") from error
-        return Event(id=0, body=LogMessage(level="warning", text=line.decode(errors="replace").rstrip()))
 
 
 def run_job(job: AnyJob, on_event: OnEvent, worker: str | None = None) -> AnyResult:

@@ -20,8 +20,8 @@ from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob
 from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.command_text import command_line
-from surgeon.core.recipe.data_paths import seen_from
+from surgeon.core.preview import Preview, preview_step
+from surgeon.core.recipe.data_paths import file_digests, seen_from
 from surgeon.core.recipe.fold import apply_step, resolve_step
 from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
 from surgeon.core.recipe.recipe import (
@@ -36,28 +36,19 @@ from surgeon.core.recipe.recipe import (
     step_of,
     step_to_builtins,
 )
+from surgeon.core.recipe.resolution import Resolution
 from surgeon.core.scoring.requests import answers
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.selection import Ranked
 from surgeon.core.structure.structure import Structure
 from surgeon.errors import RecipeError, SelectionError
 
-
-@dataclass(frozen=True)
-class Preview:
-    """What a step would do, before it is done: headers and arithmetic only."""
-
-    step: Step
-    draft: Draft
-    plan: Plan
-    parameters_change: int
-    bytes_change: int
-    command: str
+__all__ = ["Preview", "Session"]
 
 
 @dataclass
 class Session:
-    """A model on the table. Built with `Session.open`."""
+    """A model on the table. Built with `Session.open`. `notes` are what a person has to know of how it was opened."""
 
     model: str
     checkpoint: Checkpoint
@@ -67,6 +58,7 @@ class Session:
     journal: Journal
     position: int = 0
     recovered: Recovery | None = None
+    notes: list[str] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     revision: int = 0
     _drafts: list[Draft] = field(default_factory=list)
@@ -90,9 +82,11 @@ class Session:
             recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
-        session._saved = recipe.steps
+        session.notes += filter(None, [session.journal.fault])
         session._digest = recipe_digest(recipe_path)
         session.position = len(recipe.steps)
+        session._show(recipe.steps, str(recipe_path))
+        session._saved = session.steps
         session._recover()
         session.draft  # noqa: B018 - folding now reports a recipe that does not fit
         return session
@@ -108,9 +102,21 @@ class Session:
                 hint=f"look at {self.journal.path}, keep what you need, delete it and open again",
             )
         steps = tuple(step_from_builtins(plain, str(self.journal.path)) for plain in entry.steps)
-        self.recipe = msgspec.structs.replace(self.recipe, steps=steps)
+        self._show(steps, str(self.journal.path))
         self.position = entry.position
         self.recovered = Recovery(len(steps), entry.position, self.journal.path)
+
+    def _show(self, steps: tuple[Step, ...], where: str) -> None:
+        """Take steps over from a file, as far as what they came to still holds."""
+        shown = self._resolution.to_show(steps, where)
+        stale = [str(number) for number, step in enumerate(steps) if step != shown[number]]
+        if stale:
+            self.notes.append(f"changed since they were made: results of steps {', '.join(stale)}; they are left out")
+        self.recipe = msgspec.structs.replace(self.recipe, steps=shown)
+
+    @property
+    def _resolution(self) -> Resolution:
+        return Resolution(self.recipe, self.checkpoint.fingerprint, file_digests(self.root))
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -150,7 +156,8 @@ class Session:
         step = step_of(operation, fields, operation)
         step = step_of(operation, with_data(fields, step.operation, self.score_for), operation)
         measured = {ranked: self.score_for(ranked) for ranked in step.operation.ranked()}
-        return resolve_step(self.draft, step, self.position, measured)
+        step = resolve_step(self.draft, step, self.position, measured)
+        return self._resolution.signed(step, self.steps[: self.position], measured=True)
 
     def score_for(self, ranked: Ranked) -> Score:
         """Return the score a selection asks for, if it was measured on the current draft.
@@ -175,14 +182,7 @@ class Session:
         Raises:
             RecipeError, ArchitectureError: the step does not fit.
         """
-        draft = apply_step(self.draft, step, self.position)
-        plan = compile_plan(draft)
-        return Preview(
-            step=step, draft=draft, plan=plan,
-            parameters_change=plan.parameters - self.plan.parameters,
-            bytes_change=plan.nbytes - self.plan.nbytes,
-            command=command_line(step, self.model),
-        )  # fmt: skip
+        return preview_step(step, self.position, self.draft, self.plan, self.model)
 
     def apply(self, step: Step) -> Preview:
         """Append a step; steps that were undone are dropped."""
@@ -227,9 +227,11 @@ class Session:
             what = "was changed by someone else meanwhile" if path == self.recipe_path else "is there already"
             raise RecipeError(what, where=str(path), hint="save under another name")
         place = path.absolute().parent
-        write_text(path, dump_recipe(seen_from(self.applied_recipe(), self.root, place), like=path))
-        self.recipe = seen_from(self.recipe, self.root, place)
-        if path != self.recipe_path:
+        here = path == self.recipe_path
+        applied = self.applied_recipe()
+        write_text(path, dump_recipe(applied if here else seen_from(applied, self.root, place), like=path))
+        if not here:
+            self.recipe = seen_from(self.recipe, self.root, place)
             self.recipe_path = path
             self.journal.close(keep=False)
             self.journal = Journal(journal_path(self.checkpoint.fingerprint, path))
@@ -267,8 +269,12 @@ class Session:
             hint = "its result is kept: undo, and the same step is there at once"
             raise RecipeError("the steps before it have changed meanwhile", hint=hint)
         if done[: self.position] != applied:
-            steps = (*done[: self.position], *self.steps[self.position :])
-            self.recipe = msgspec.structs.replace(self.recipe, steps=steps)
+            steps = list(done[: self.position])
+            for step in self.steps[self.position :]:  # what was undone may be stale behind other results
+                if self._resolution.stale(step, steps):
+                    break
+                steps.append(step)
+            self.recipe = msgspec.structs.replace(self.recipe, steps=tuple(steps))
             self._move(self.position)
         del self._drafts[1:]  # the results are there now
         self._plan = None

@@ -18,6 +18,7 @@ from surgeon.client import WorkerClient, local_command, run_job
 from surgeon.core.events import Acknowledged, Event, JobFailed, LogMessage, Progress
 from surgeon.core.jobs import PROTOCOL, AnyResult, ScoreJob, ScoreResult
 from surgeon.errors import Cancelled, RecipeError, WorkerError
+from tests.faults import blocked
 
 FAKE = """
 import json, os, signal, sys, time
@@ -365,3 +366,25 @@ def test_a_second_ctrl_c_ends_a_job_here_that_does_not_look(monkeypatch: pytest.
 
 def test_the_local_worker_is_this_python() -> None:
     assert local_command() == (sys.executable, "-m", "surgeon", "worker")
+
+
+async def test_a_worker_without_a_place_for_its_log_works_with_a_warning(
+    fake: tuple[str, ...], events: list[Event], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A home that is full or read-only."""
+    monkeypatch.setenv("SURGEON_STATE", str(blocked(tmp_path / "state")))
+    client = WorkerClient(events.append, fake)
+    assert told(await client.run(job("echo", {}))) == {"said": {}}
+    (text,) = [event.body.text for event in events if isinstance(event.body, LogMessage)]
+    assert text.startswith(f"the worker keeps no log: {tmp_path / 'state' / 'worker.log'} cannot be written")
+    with pytest.raises(WorkerError, match="was killed by SIGSEGV") as caught:
+        await client.run(job("crash", {}))
+    assert "SURGEON_STATE" in caught.value.hint
+    await client.close()
+
+
+async def test_a_worker_that_a_vanished_file_has_killed_says_so(client: WorkerClient) -> None:
+    """What is mapped into memory cannot be read any more once the file is shorter."""
+    with pytest.raises(WorkerError, match="was killed by SIGBUS") as caught:
+        await client.run(job("crash", {"signal": "SIGBUS"}))
+    assert "became shorter" in caught.value.hint

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
 
 from surgeon.backend.base import open_base
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.fold import Measured, apply_step, resolve_step
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins
+from surgeon.core.recipe.resolution import Resolution, resolved_text, stale_text, unresolved
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.selection import Ranked
 
@@ -34,25 +38,37 @@ def replay(
     """
     draft = base
     steps: list[Step] = []
-    for number, step in enumerate(recipe.steps):
+    fingerprint = base.structure.checkpoint.fingerprint
+    resolution = Resolution(recipe, fingerprint, file_digests(job.root))
+    for number, written in enumerate(recipe.steps):
+        step = _current(written, number, steps, resolution, job)
         if isinstance(step.operation, ResultStep):
-            apply_step(draft, step, number)  # what does not fit is said before hours of training
-            before = msgspec.structs.replace(recipe, steps=tuple(steps))
-            done = _made(draft, step, before, job)
-            draft = apply_step(draft, done, number)
-            steps.append(done)
-            continue
-        if evaluate is not None and isinstance(step.operation, ReadOnlyStep):
-            evaluate(apply_step(draft, step, number), step.operation, number)
-        ranked = step.operation.ranked() if step.resolved is None else ()
-        measured = _measure(draft, ranked, recipe, request, job) if ranked else {}
-        done = resolve_step(draft, step, number, measured)
-        if ranked:
-            job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
+            apply_step(draft, unresolved(step), number)  # what does not fit is said before hours of training
+            done = _made(draft, step, msgspec.structs.replace(recipe, steps=tuple(steps)), job)
+            if written.resolved is not None and done.resolved != written.resolved:
+                job.warn(stale_text(written, number, f"of something else: it is {resolved_text(done)} now"))
+        else:
+            if evaluate is not None and isinstance(step.operation, ReadOnlyStep):
+                evaluate(apply_step(draft, step, number), step.operation, number)
+            ranked = step.operation.ranked() if step.resolved is None else ()
+            done = resolve_step(draft, step, number, _measure(draft, ranked, recipe, request, job) if ranked else {})
+            if ranked:
+                job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
         draft = apply_step(draft, done, number)
-        steps.append(done)
-    known = msgspec.structs.replace(recipe.base, fingerprint=base.structure.checkpoint.fingerprint)
+        steps.append(resolution.signed(done, steps, measured=step.resolved is None))
+    known = msgspec.structs.replace(recipe.base, fingerprint=fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))
+
+
+def _current(step: Step, number: int, before: Sequence[Step], resolution: Resolution, job: JobContext) -> Step:
+    """Return a step without what it came to, if that was for something else; say so where it has to be measured."""
+    reason = resolution.stale(step, before)
+    if not reason:
+        return step
+    if not isinstance(step.operation, ResultStep):  # the result of one has an address of its own, which tells
+        again = "it is measured anew" if step.operation.ranked() else "what the step says counts"
+        job.warn(f"{stale_text(step, number, reason)}; {again}")
+    return unresolved(step)
 
 
 def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
@@ -66,10 +82,13 @@ def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     return merge(draft, step, job)
 
 
-def replayed_draft(request: RecipeJob, job: JobContext) -> Draft:
-    """Return the model after the recipe of a job."""
+@contextmanager
+def replayed_draft(request: RecipeJob, job: JobContext) -> Iterator[Draft]:
+    """Yield the model after the recipe of a job; a base that changes meanwhile is an error that names the file."""
     recipe = recipe_from_builtins(request.recipe)
-    return replay(recipe, open_base(recipe, "recipe"), request, job)[0]
+    base = open_base(recipe, "recipe", job.root)
+    with FileStamps(base.structure.checkpoint).watched():
+        yield replay(recipe, base, request, job)[0]
 
 
 def _measure(

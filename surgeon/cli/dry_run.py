@@ -10,14 +10,16 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.reading import read_structure
+from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.plan.draft import Draft, base_tensors, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
 from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.fold import apply_step, changes_of
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
+from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved
 from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.selection.selection import Ranked
@@ -32,6 +34,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     measure: the scores that must be measured before it is known which layers it means.
     learn: what a learning step trains and the least memory it takes, unless its result is here; None for other steps.
     exact: False where the figures assume an outcome of such a measurement, this step's or an earlier one's.
+    stale: what the recipe says that the step came to and that does not hold any more, and why.
     """
 
     number: int
@@ -44,6 +47,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     measure: tuple[dict[str, str | None], ...]
     exact: bool
     learn: dict[str, int] | None = None
+    stale: str = ""
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,19 +108,27 @@ def _writes(plan: Plan) -> str:
     return "checkpoint and adapter" if plan.moved else "adapter"
 
 
-def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
+def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = None) -> Folded:
     """Fold a recipe over its base. Measured selections are assumed, so that what follows them is checked too.
+
+    `where` is its file; `root` is its directory, where that is another.
 
     Raises:
         CheckpointError, ArchitectureError, RecipeError: the model cannot be read, or a step does not fit it.
     """
-    checkpoint = open_checkpoint(locate_model(recipe.base.model))
-    if recipe.base.fingerprint:  # that of hundreds of gigabytes takes seconds: not in vain
-        recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(where or "recipe"))
+    root = root or (where.absolute().parent if where is not None else Path.cwd())
+    checkpoint = open_checkpoint(locate_base(recipe.base.model, root))
+    # Only where something is compared with it: that of hundreds of gigabytes takes seconds.
+    compared = recipe.base.fingerprint or any(step.resolved_for for step in recipe.steps)
+    fingerprint = checkpoint.fingerprint if compared else ""
+    recipe.base.check(fingerprint, str(checkpoint.path), str(where or "recipe"))
     drafts = [draft_of(read_structure(checkpoint))]
     reports: list[StepReport] = []
     plan, exact = compile_plan(drafts[0]), True
-    for number, step in enumerate(recipe.steps):
+    resolution, steps = Resolution(recipe, fingerprint or None, file_digests(root)), list[Step]()
+    for number, written in enumerate(recipe.steps):
+        reason = resolution.stale(written, steps)
+        step = unresolved(written) if reason else written
         assumed = _assumed(drafts[-1], step)
         try:
             draft = apply_step(drafts[-1], step, number, assumed)
@@ -127,7 +139,10 @@ def fold_recipe(recipe: Recipe, where: Path | None = None) -> Folded:
             unknown = f"whether steps[{number}] fits is known only then: {error.what}"
             return Folded(recipe, tuple(drafts), plan, tuple(reports), unknown)
         exact = exact and not assumed
-        reports.append(_report(number, step, drafts[-1], draft, (plan, after), tuple(assumed), exact))
+        report = _report(number, step, drafts[-1], draft, (plan, after), tuple(assumed), exact)
+        stale = stale_text(written, number, reason) if reason else ""
+        reports.append(msgspec.structs.replace(report, stale=stale))
+        steps.append(step)
         drafts.append(draft)
         plan = after
     return Folded(recipe, tuple(drafts), plan, tuple(reports))

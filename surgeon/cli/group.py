@@ -20,6 +20,7 @@ from surgeon.cli.progress_output import ConsoleReporter
 COMMANDS = {
     "inspect": "Show how a model is built, from its headers alone.",
     "score": "Measure how important each layer is.",
+    "data": "Show how a file of data is read, and what would be trained on.",
     "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
     "run": "Carry out a recipe.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -17,11 +16,10 @@ from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.jobs import RunResult
-from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.core.recipe.data_paths import seen_from
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
-from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.core.selection.matrix_selection import MatrixSelection
@@ -67,14 +65,10 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
-    root = save.absolute().parent if save is not None else Path.cwd()
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    if issubclass(kind, (LearningStep, ReadOnlyStep)):
-        fields |= {name: _from(fields[name], root) for name in ("data", "held_out") if name in fields}
-    step = _step(kind, fields, _from(data, root), protect)
-    recipe = Recipe(base=Base(model=model), seed=seed, steps=(step,))
-    order = RunOptions(root=root, **values)
+    recipe = Recipe(base=Base(model=model), seed=seed, steps=(_step(kind, fields, data, protect),))
+    order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:
         fold_recipe(recipe)
@@ -82,7 +76,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
         result = run_recipe(recipe, order, reporter)
     if save is not None:
         done = recipe if result is None else recipe_from_builtins(result.recipe)
-        write_text(save, dump_recipe(done))
+        write_text(save, dump_recipe(seen_from(done, Path.cwd(), save.absolute().parent)))
         reporter.write_line(f"the recipe is in {save}")
 
 
@@ -96,13 +90,6 @@ def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, prote
     if not ranks and (data, protect) != (None, None):
         raise UsageError("--data and --protect go with layers chosen by a score", allowed='"lowest 4 by SCORE"')
     return step_of(kind.name, fields, "command line")
-
-
-def _from(data: str | None, root: Path) -> str | None:
-    """Name a file as it is seen from `root`; what is no file here may be one where the worker is."""
-    if data is None or not Path(data).exists() or Path(data).is_absolute():
-        return data
-    return os.path.relpath(Path(data).absolute(), root)
 
 
 def _options(function: Any) -> Any:

@@ -14,9 +14,10 @@ from surgeon.cli.dry_run import DryRun, Folded, StepReport, fold_recipe
 from surgeon.cli.formatting import bytes_text, change_text, count_text, print_json, setting_text, table, value_text
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import proof_table, refuse_failed
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.jobs import RunJob, RunResult
 from surgeon.core.recipe.read_only_step import is_read_only
-from surgeon.core.recipe.recipe import Recipe, recipe_to_builtins
+from surgeon.core.recipe.recipe import RESOLVED_KEYS, Recipe, recipe_to_builtins
 from surgeon.errors import ExportError, UsageError
 
 
@@ -42,11 +43,11 @@ def run_recipe(recipe: Recipe, order: RunOptions, reporter: ConsoleReporter) -> 
         SurgeonError: the recipe does not fit, or what the run raised.
     """
     if order.dry_run:
-        show_dry_run(fold_recipe(recipe, order.where), order.as_json)
+        show_dry_run(fold_recipe(recipe, order.where, order.root), order.as_json)
         return None
     # A mistake is told in milliseconds, before torch is loaded. A model that only the worker has cannot be looked at.
-    if order.worker is None or Path(recipe.base.model).expanduser().is_dir():
-        fold_recipe(recipe, order.where)
+    if order.worker is None or Path(model_name(recipe.base.model, order.root)).expanduser().is_dir():
+        fold_recipe(recipe, order.where, order.root)
     if order.out is None and not is_read_only(recipe):
         raise UsageError("--out DIR is missing", hint="name a new directory, or say --dry-run")
     out = None if order.out is None else order.out.expanduser().absolute()
@@ -106,6 +107,8 @@ def show_dry_run(folded: Folded, as_json: bool) -> None:
     click.echo(f"{dry_run.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
     click.echo(_steps_table(dry_run.steps))
     for report in dry_run.steps:
+        if report.stale:
+            click.echo(f"{report.stale}; that is dropped")
         for one in report.measure:
             data = f" on {one['data']}" if one["data"] else ""
             click.echo(f"steps[{report.number}] has to be measured first: {one['score']}{data}")
@@ -141,7 +144,7 @@ def _step_row(report: StepReport) -> list[str]:
 
 
 def _step_text(step: dict[str, Any]) -> str:
-    name = next(key for key in step if key != "resolved")
+    name = next(key for key in step if key not in RESOLVED_KEYS)
     fields = "  ".join(f"{key}={_bare(value)}" for key, value in step[name].items())
     resolved = "".join(f"  [{key}: {_bare(value)}]" for key, value in step.get("resolved", {}).items())
     return f"{name} {fields}{resolved}"

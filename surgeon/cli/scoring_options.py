@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from surgeon.core.checkpoint.base_path import named_from_here
 from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,7 +39,8 @@ def base_recipe(model: str, recipe: Path | None) -> Recipe:
     if recipe is None:
         return Recipe(base=Base(model=model))
     loaded = load_recipe(recipe)
-    return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=model))
+    named = named_from_here(model, recipe.absolute().parent)
+    return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))
 
 
 def job_fields(measured: Recipe, recipe: Path | None, data: str | None, settings: dict[str, Any]) -> dict[str, Any]:

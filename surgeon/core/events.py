@@ -6,11 +6,13 @@ become known.
 
 from __future__ import annotations
 
-from typing import Literal
+import contextlib
+from typing import Any, Literal
 
 import msgspec
 
 from surgeon.core.jobs import AnyResult, Plain
+from surgeon.errors import WorkerError
 
 
 class EventBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
@@ -118,3 +120,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 decode_event = msgspec.json.Decoder(Event).decode
+
+
+class _Greeting(msgspec.Struct):
+    """The greeting of any protocol, of which only `protocol` is sure."""
+
+    body: dict[str, Any]
+
+
+def read_event(line: bytes) -> Event:
+    """Return the event in a line; one that holds none, such as a library's own output, becomes a warning.
+
+    Raises:
+        WorkerError: it is an event, but not one of this protocol; the message names the field.
+    """
+    try:
+        return decode_event(line)
+    except msgspec.MsgspecError as error:
+        with contextlib.suppress(msgspec.MsgspecError):
+            body = msgspec.json.decode(line, type=_Greeting).body
+            if "protocol" in body:
+                protocol = body["protocol"] if isinstance(body["protocol"], int) else 0
+                return Event(id=0, body=Hello(protocol=protocol, version=str(body.get("version", "?")), pid=0))
+        if line.startswith(b'{"id":'):
+            raise WorkerError(f"sent an event that is not understood: {error}", where="worker") from error
+        return Event(id=0, body=LogMessage(level="warning", text=line.decode(errors="replace").rstrip()))

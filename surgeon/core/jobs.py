@@ -83,11 +83,25 @@ class DemoJob(Job, frozen=True, kw_only=True, tag="demo"):
     """Fetch the demo model."""
 
 
+class DataJob(Job, frozen=True, kw_only=True, tag="data"):
+    """Tell how rows are read; with a model, of which tokens they are, and which of them an objective trains on.
+
+    data: a file, a data set, or None for the built-in text.   objective: None for what suits the rows.
+    shown: how many rows are told whole.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    objective: str | None = None
+    shown: int = 3
+    max_length: int = 512
+
+
 class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | DemoJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | DemoJob | DataJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,7 +177,43 @@ class DemoResult(_Result, frozen=True, kw_only=True, tag="demo"):
     path: str
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult
+class ShownRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row, told whole: pieces of text, and whether each is trained on; None where no model was named."""
+
+    where: str
+    pieces: list[tuple[str, bool | None]]
+
+
+class TrainedTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """What an objective makes of rows: sequences, their tokens, the longest, how many are trained on.
+
+    left_out: rows without an answer within the length.
+    """
+
+    objective: str
+    sequences: int
+    tokens: int
+    longest: int
+    trained: int
+    left_out: int
+
+
+class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
+    """How rows are read: the form of the file, rows by their form, keys that nothing reads, some rows whole.
+
+    whole: whether all rows were read, and not the first ones of a data set on the hub.
+    """
+
+    format: str
+    rows: int
+    whole: bool
+    forms: dict[str, int]
+    unread: dict[str, int]
+    shown: list[ShownRow]
+    trained: TrainedTokens | None = None
+
+
+AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult | DataResult
 
 
 encode = msgspec.json.Encoder().encode

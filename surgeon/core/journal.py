@@ -6,15 +6,16 @@ The last whole line counts; a line torn by a crash is passed over. A live sessio
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
 from surgeon.core.checkpoint.locating import state_directory
 from surgeon.errors import SurgeonError
 
@@ -29,25 +30,49 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """One session's journal. Opened for as long as the session lives."""
+    """One session's journal. Opened for as long as the session lives.
+
+    A journal that cannot be written stops nobody: `fault` says so, and why; it is empty while all is well.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open and lock it, or one of its numbered siblings if other live sessions hold it.
 
         One that a dead session left something in comes before an empty one, so that it is found and recovered.
+
+        Raises:
+            SurgeonError: live sessions hold all of them.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.fault = path, ""
+        self._handle: int | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open(path)
+        except OSError as error:
+            self.fault = f"a crash would lose the steps: no journal can be kept at {path}: {error.strerror or error}"
+            return
+        if self._handle is None:
+            raise SurgeonError("all journals are held by other sessions", where=str(path), hint="close some of them")
+
+    def _open(self, path: Path) -> None:
         names = [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 100))]
         for self.path in sorted(names, key=_is_empty):
-            handle = _lock(self.path)
-            if handle is not None:
-                self._handle = handle
+            self._handle, lock = _lock(self.path)
+            if lock is Lock.UNSUPPORTED:
+                self.fault = f"{path.parent} has no locks: a second session on the same would write to {self.path} too"
+            if self._handle is not None:
                 return
-        raise SurgeonError("all journals are held by other sessions", where=str(path), hint="close some of them")
 
     def last(self) -> Entry | None:
         """Return the newest whole entry."""
-        for line in reversed(self.path.read_bytes().splitlines()):
+        if self._handle is None:
+            return None
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError as error:
+            self._fail(error)
+            return None
+        for line in reversed(lines):
             try:
                 return msgspec.json.decode(line, type=Entry)
             except msgspec.MsgspecError:
@@ -56,21 +81,40 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Write an entry and make sure that it is on disk."""
+        if self._handle is None:
+            return
         line = msgspec.json.encode(entry) + b"\n"
-        if os.fstat(self._handle).st_size:
-            line = b"\n" + line  # a torn line before it must not swallow this one
-        os.write(self._handle, line)
-        os.fsync(self._handle)
+        try:
+            if os.fstat(self._handle).st_size:
+                line = b"\n" + line  # a torn line before it must not swallow this one
+            view = memoryview(line)
+            while view:
+                view = view[os.write(self._handle, view) :]
+            sync(self._handle)
+            self.fault = ""
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.fault = f"a crash would lose the last steps: {self.path} cannot be used: {error.strerror or error}"
 
     def clear(self) -> None:
         """Forget everything: the recipe holds it now."""
-        os.ftruncate(self._handle, 0)
+        if self._handle is not None:
+            try:
+                os.ftruncate(self._handle, 0)
+            except OSError as error:
+                self._fail(error)
 
     def close(self, *, keep: bool) -> None:
         """Release it; `keep` leaves what it holds for the next session to recover."""
+        if self._handle is None:
+            return
         if not keep:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         os.close(self._handle)
+        self._handle = None
 
 
 def journal_path(fingerprint: str, recipe_path: Path | None) -> Path:
@@ -92,17 +136,20 @@ def _is_empty(path: Path) -> bool:
         return True
 
 
-def _lock(path: Path) -> int | None:
-    """Return a handle that holds the file's lock, or None if another session holds it."""
+def _lock(path: Path) -> tuple[int | None, Lock]:
+    """Return a handle that holds the file's lock, or None if another session holds it; and what came of locking it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock = try_lock(handle)
+        except OSError:
             os.close(handle)
-            return None
+            raise
+        if lock is Lock.TAKEN:
+            os.close(handle)
+            return None, lock
         if os.fstat(handle).st_nlink:
-            return handle
+            return handle, lock
         os.close(handle)  # its last owner removed it before we had the lock: nobody would find it again
 
 

@@ -6,7 +6,6 @@ come without an account or a hub. Converting happens in a child process, so whoe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
 from surgeon.core.checkpoint.locating import demo_directory
 from surgeon.core.job_context import JobContext
 from surgeon.errors import Cancelled, CheckpointError
@@ -61,9 +62,9 @@ def fetch_demo(job: JobContext) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one_at_a_time(target.parent / ".lock", job) as lock_fd:
+        with _only_one_at_a_time(target.parent / ".lock", job) as preparation:
             if not _is_whole(target):
-                _prepare(target, _Preparation(job, lock_fd))
+                _prepare(target, preparation)
     except OSError as error:
         raise CheckpointError(
             f"the demo model cannot be prepared here: {error.strerror or error}",
@@ -75,8 +76,11 @@ def fetch_demo(job: JobContext) -> Path:
 
 @dataclass(frozen=True)
 class _Preparation:
+    """Who prepares it. Without a lock the directory it works in has a name of its own, `suffix`."""
+
     job: JobContext
     lock_fd: int
+    suffix: str
 
 
 def _is_whole(target: Path) -> bool:
@@ -84,21 +88,21 @@ def _is_whole(target: Path) -> bool:
 
 
 @contextmanager
-def _only_one_at_a_time(lock: Path, job: JobContext) -> Iterator[int]:
+def _only_one_at_a_time(lock: Path, job: JobContext) -> Iterator[_Preparation]:
     with lock.open("w") as file:
         waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    job.log("another surgeon is preparing the demo model; waiting")
-                waiting = True
+        while (state := try_lock(file.fileno())) is Lock.TAKEN:
+            if not waiting:
+                job.log("another surgeon is preparing the demo model; waiting")
+            waiting = True
             if job.is_cancelled():
                 raise Cancelled(where="demo")
             time.sleep(_POLL_SECONDS)
-        yield file.fileno()
+        suffix = ".partial"
+        if state is Lock.UNSUPPORTED:
+            job.warn(f"{lock.parent} has no locks: a surgeon that prepares the demo model meanwhile does it twice")
+            suffix += f"-{uuid4().hex[:8]}"
+        yield _Preparation(job, file.fileno(), suffix)
 
 
 def _prepare(target: Path, preparation: _Preparation) -> None:
@@ -110,7 +114,7 @@ def _prepare(target: Path, preparation: _Preparation) -> None:
             where="demo",
             hint=f"{sys.executable} -m pip install 'model-surgeon[demo]', or just gguf",
         )
-    partial = target.with_name(f"{target.name}.partial")
+    partial = target.with_name(target.name + preparation.suffix)
     # Under the lock nobody else works here: what lies there is what a killed process left.
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -119,6 +123,9 @@ def _prepare(target: Path, preparation: _Preparation) -> None:
         _convert_in_child(gguf, partial / "checkpoint", preparation)
         # Rename last: a reader must never see half a checkpoint.
         (partial / "checkpoint").rename(target)
+    except OSError:
+        if not _is_whole(target):  # another surgeon was faster
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -263,7 +270,7 @@ def convert(gguf: Path, out: Path) -> None:
     shutil.copymode(out / "config.json", out / "model.safetensors")
     for path in out.iterdir():
         with path.open("rb") as file:
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
 
 def _save_tokenizer(gguf: Path, out: Path, max_tokens: int) -> None:

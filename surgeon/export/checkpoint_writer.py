@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import filecmp
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from surgeon.architectures.reading import read_structure
-from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.checkpoint.file_stamps import unreadable
 from surgeon.core.checkpoint.side_files import other_weights, read_document
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
@@ -18,7 +19,7 @@ from surgeon.core.plan.planned_files import PROOF, RECIPE, RESULTS, TRAINABLE
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.core.structure.companions import plain_name
-from surgeon.errors import CheckpointError, VerifyError
+from surgeon.errors import VerifyError
 from surgeon.export.model_card import model_card
 from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
 from surgeon.export.shards import Arithmetic, write_shards
@@ -29,6 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 ADAPTER = "adapter"
+_PIECE = 2**20
 
 Finish = Callable[[Path], dict[str, Any] | None]
 """Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
@@ -46,7 +48,7 @@ def export_checkpoint(
     refuse_existing(out)
     checkpoint = plan.structure.checkpoint
     refuse_inside(out, checkpoint.path)
-    require_space(out, plan.nbytes + sum((checkpoint.path / name).stat().st_size for name in checkpoint.side_files))
+    require_space(out, plan.nbytes + _side_bytes(checkpoint))
     _tell_left_out(plan, job)
     done = 0
 
@@ -55,7 +57,7 @@ def export_checkpoint(
         done += count
         job.progress(done, plan.nbytes, "bytes", "writing")
 
-    with published(out) as directory:
+    with published(out, job.warn) as directory:
         write_shards(plan, directory, arithmetic, advance, job.is_cancelled)
         write_config(plan, directory)
         copy_side_files(plan, directory)
@@ -65,6 +67,14 @@ def export_checkpoint(
         if proof is not None:
             (directory / PROOF).write_bytes(pretty(proof))
     return proof
+
+
+def _side_bytes(checkpoint: Checkpoint) -> int:
+    total = 0
+    for name in checkpoint.side_files:
+        with suppress(OSError):  # copying it says what is wrong
+            total += (checkpoint.path / name).stat().st_size
+    return total
 
 
 def pretty(value: Any) -> bytes:
@@ -104,13 +114,17 @@ def _copy_side_file(source: Path, target: Path) -> None:
         # Opened here, so that a source that vanished is not mistaken for a target that cannot be written.
         file = source.open("rb")
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read any more: {error.strerror}",
-            where=str(source),
-            hint="leave the base alone while it is copied",
-        ) from error
+        raise unreadable(source, error) from error
     with file, target.open("wb") as copy:
-        shutil.copyfileobj(file, copy)
+        while data := _read(file, source):
+            copy.write(data)
+
+
+def _read(file: BinaryIO, source: Path) -> bytes:
+    try:
+        return file.read(_PIECE)
+    except OSError as error:
+        raise unreadable(source, error) from error
 
 
 def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence[EvaluationResult] = ()) -> None:
@@ -156,8 +170,15 @@ def check_written(plan: Plan, directory: Path) -> None:
 def _check_files(plan: Plan, directory: Path) -> None:
     base = plan.structure.checkpoint.path
     for name in plan.files.copied:
-        if not filecmp.cmp(base / name, directory / name, shallow=False):
+        if not _are_equal(base / name, directory / name):
             raise VerifyError("is not the base's", where=str(directory / name))
     for name, document in plan.files.rewritten.items():
         if read_document(directory / name) != document:
             raise VerifyError("is not what was planned", where=str(directory / name))
+
+
+def _are_equal(source: Path, copy: Path) -> bool:
+    try:
+        return filecmp.cmp(source, copy, shallow=False)
+    except OSError as error:
+        raise unreadable(source, error) from error

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from surgeon.core.checkpoint.base_path import is_beside
 from surgeon.core.plan.plan import Plan
 from surgeon.core.recipe.evaluation import EvaluationResult
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
@@ -73,7 +74,8 @@ def _licence(directory: Path) -> list[str]:
 
 
 def _base_line(base: str) -> list[str]:
-    return [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists() else []
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not is_beside(base) and not Path(base).exists()
+    return [f"base_model: {base}"] if on_hub else []
 
 
 def _how_to_load(plan: Plan) -> list[str]:

@@ -1,21 +1,25 @@
 """Puts a directory in its place all at once: written as `OUT.partial`, then renamed. Never overwrites.
 
 Whoever looks sees nothing or all of it. A directory left by a killed run is recognised by a file in it, and emptied.
+Where the file system has no locks, nobody can tell whether such a directory is in use: then each run has one of its
+own.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
+from surgeon.core.checkpoint.file_system import Lock, sync_path, try_lock
 from surgeon.errors import ExportError
 
 _SPARE_BYTES = 16 * 2**20
+Warn = Callable[[str], None]
 _MARK = ".being-written-by-surgeon"
 
 
@@ -41,8 +45,11 @@ def require_space(out: Path, wanted_bytes: int) -> None:
         ExportError: the file system has less free space than `wanted_bytes`.
     """
     parent = next(place for place in (out, *out.parents) if os.path.exists(place))  # noqa: PTH110 - a name too long is no error here
-    free = shutil.disk_usage(parent).free
-    if free < wanted_bytes + _SPARE_BYTES:
+    try:
+        total, _, free = shutil.disk_usage(parent)
+    except OSError:  # the file system does not tell
+        return
+    if total and free < wanted_bytes + _SPARE_BYTES:  # some say 0 of 0
         raise ExportError(
             f"needs {wanted_bytes / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free",
             where=str(parent),
@@ -66,8 +73,10 @@ def refuse_inside(out: Path, base: Path) -> None:
 
 
 @contextmanager
-def published(out: Path) -> Iterator[Path]:
+def published(out: Path, warn: Warn = lambda _: None) -> Iterator[Path]:
     """Yield a directory that holds nothing but a mark; on success it becomes `out`, on any error it is removed.
+
+    `warn` is told what a person has to know of the file system.
 
     Raises:
         ExportError: `out` exists, another process is writing it, or the file system refuses.
@@ -76,9 +85,12 @@ def published(out: Path) -> Iterator[Path]:
         refuse_existing(out)
         partial = out.with_name(out.name + ".partial")
         made = _make_parents(out)
-        handle = -1
+        handle: int | None = None
         try:
             handle = _claim(partial)
+            if handle is None:
+                partial, handle = _claim_own(partial)
+                warn(f"{out.parent} has no locks: a run that is killed here leaves {partial.name} behind")
             refuse_existing(out)
             yield partial
             _sync_tree(partial)
@@ -86,17 +98,17 @@ def published(out: Path) -> Iterator[Path]:
             # The mark goes last: without it a run that was killed here would leave what nobody dares to empty.
             partial.rename(out)
             (out / _MARK).unlink()
-            _sync(out)
-            _sync(out.parent)
+            sync_path(out)
+            sync_path(out.parent)
         except BaseException:
-            if handle >= 0:
+            if handle is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             for parent in made:
                 with suppress(OSError):
                     parent.rmdir()
             raise
         finally:
-            if handle >= 0:
+            if handle is not None:
                 os.close(handle)
     except OSError as error:
         raise _explain(error, out) from error
@@ -109,28 +121,39 @@ def _make_parents(out: Path) -> list[Path]:
     return missing
 
 
-def _claim(partial: Path) -> int:
-    """Lock `partial`, mark it as ours and empty it; return the handle that holds the lock."""
+def _claim(partial: Path) -> int | None:
+    """Lock `partial`, mark it as ours and empty it; return the handle that holds the lock, None without locks."""
     while True:
         partial.mkdir(exist_ok=True)
         handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = try_lock(handle)
+            if lock is Lock.TAKEN:
+                raise ExportError(
+                    "is being written by another process",
+                    where=str(partial),
+                    hint="wait for it, or choose another name",
+                )
             # Whoever held the lock may have renamed or removed this very directory in between.
-            if _is_at(handle, partial):
+            if lock is Lock.OURS and _is_at(handle, partial):
                 _empty(partial)
                 return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise ExportError(
-                "is being written by another process",
-                where=str(partial),
-                hint="wait for it, or choose another name",
-            ) from None
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
+        if lock is Lock.UNSUPPORTED:
+            with suppress(OSError):  # it is not empty: what a killed run left, or someone else's
+                partial.rmdir()
+            return None
+
+
+def _claim_own(partial: Path) -> tuple[Path, int]:
+    """Make and mark a directory that nobody else has; return it and an open handle."""
+    own = partial.with_name(f"{partial.name}-{uuid4().hex[:8]}")
+    own.mkdir()
+    _empty(own)
+    return own, os.open(own, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -160,19 +183,13 @@ def _empty(partial: Path) -> None:
 def _sync_tree(directory: Path) -> None:
     for place, _, names in os.walk(directory):
         for name in names:
-            _sync(Path(place, name))
-        _sync(Path(place))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync_path(Path(place, name))
+        sync_path(Path(place))
 
 
 def _explain(error: OSError, out: Path) -> ExportError:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and os.path.lexists(out):  # another was faster
+        return ExportError("already exists", where=str(out), hint="choose another name, or remove it first")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExportError(
             "the disk is full; what was written has been removed",

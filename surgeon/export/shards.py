@@ -19,11 +19,13 @@ import msgspec
 
 from surgeon.core.checkpoint.checkpoint import INDEX, SINGLE
 from surgeon.core.checkpoint.dtypes import constant_bytes
+from surgeon.core.checkpoint.file_stamps import shortened, unreadable
+from surgeon.core.checkpoint.file_system import sync
 from surgeon.core.job_context import IsCancelled
 from surgeon.core.plan.expressions import Copy, Fill
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.plan import Plan, PlannedTensor
-from surgeon.errors import Cancelled, CheckpointError
+from surgeon.errors import Cancelled
 from surgeon.export.slice_reader import gathered
 from surgeon.export.write_back import written_back
 
@@ -31,8 +33,9 @@ SHARD_BYTES = 5_000_000_000
 SPLIT_BYTES = 1_000_000_000
 _WRITERS = 4
 _PIECE = 64 * 2**20
-# copy_file_range is refused between some file systems, and by some kernels altogether.
-_NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+# Other faults of copy_file_range are met again by reading and writing, which tell whose they are; many mean only that
+# the two file systems, or this kernel, do not have it.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Arithmetic = Callable[[PlannedTensor], bytes]
 """Calculates one tensor and returns its little-endian bytes."""
@@ -175,7 +178,7 @@ def _write_shard(
                         raise Cancelled
                     _write_all(out, data)
                     advance_both(len(data))
-        os.fsync(out)
+        sync(out)
     finally:
         for handle in (out, *sources.values()):
             os.close(handle)
@@ -191,11 +194,7 @@ def _open_source(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read any more: {error.strerror}",
-            where=str(path),
-            hint="leave the base alone while it is copied",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _merge_ranges(tensors: Sequence[PlannedTensor]) -> Iterator[_Piece]:
@@ -246,17 +245,16 @@ def _copy(source: int, piece: _Range, out: int, advance: Advance, cancelled: IsC
             try:
                 moved = os.copy_file_range(source, out, wanted, offset_src=position)
             except OSError as error:
-                if error.errno not in _NO_KERNEL_COPY:
+                if error.errno in _NO_ROOM:
                     raise
             in_kernel = moved > 0
         if not in_kernel:
-            data = os.pread(source, min(wanted, 8 * 2**20), position)
+            try:
+                data = os.pread(source, min(wanted, 8 * 2**20), position)
+            except OSError as error:
+                raise unreadable(piece.path, error) from error
             if not data:
-                raise CheckpointError(
-                    "became shorter while it was copied",
-                    where=str(piece.path),
-                    hint="leave the base alone while it is copied",
-                )
+                raise shortened(piece.path)
             _write_all(out, data)
             moved = len(data)
         position += moved

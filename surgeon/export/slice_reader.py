@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from surgeon.core.checkpoint.file_stamps import shortened, unreadable
 from surgeon.core.plan.layer_slices import Slices
-from surgeon.errors import CheckpointError
 
 _PIECE = 8 * 2**20
 
@@ -28,12 +28,11 @@ def _read(source: int, slices: Slices, start: int, count: int) -> bytearray:
     data = bytearray(count)
     view, position = memoryview(data), slices.tensor.start + start
     while view:
-        done = os.preadv(source, [view], position)
+        try:
+            done = os.preadv(source, [view], position)
+        except OSError as error:
+            raise unreadable(slices.tensor.shard, error) from error
         if not done:
-            raise CheckpointError(
-                "became shorter while it was copied",
-                where=str(slices.tensor.shard),
-                hint="leave the base alone while it is copied",
-            )
+            raise shortened(slices.tensor.shard)
         view, position = view[done:], position + done
     return data

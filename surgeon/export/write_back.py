@@ -5,10 +5,11 @@ Whoever publishes still waits for every byte. A fault found on the way is raised
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from surgeon.core.checkpoint.file_system import sync
 
 _STRIDE_BYTES = 64 * 2**20
 
@@ -31,7 +32,7 @@ def written_back(out: int) -> Iterator[Callable[[int], None]]:
         while wanted.wait() and not over.is_set():
             wanted.clear()
             try:
-                os.fsync(out)
+                sync(out)
             except OSError as error:
                 faults.append(error)
 

@@ -58,19 +58,19 @@ class SurgeonApp(App[int]):
         return css_variables(DARK if self.current_theme.dark else LIGHT)
 
     def on_mount(self) -> None:
-        """Handle signals, and say what was recovered."""
+        """Handle signals, and say what was recovered and what else a person has to know."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             # Textual installs no handler: the alternate screen and mouse reports would stay on.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._exit_on_signal, number)
-        recovered = self.session.recovered
+        notes, recovered = list(self.session.notes), self.session.recovered
         if recovered is not None:
             plural = "" if recovered.applied == 1 else "s"
-            self.state.set_notice(
-                f"recovered {recovered.applied} step{plural} of a session that was interrupted\nw writes the recipe",
-                "warning",
-            )
+            notes.append(f"recovered {recovered.applied} step{plural} of a session that was interrupted")
+            notes.append("w writes the recipe")
+        if notes:
+            self.state.set_notice("\n".join(notes), "warning")
 
     def on_ready(self) -> None:
         """Enable garbage collection, except of what is loaded by now: that alone would pause for milliseconds."""

@@ -104,6 +104,54 @@ def test_data_is_named_as_the_saved_recipe_sees_it(
     assert (ranked.data, ranked.count) == ("../docs.txt", "25%")
 
 
+def test_a_recipe_is_saved_into_a_directory_that_is_made_for_it(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its data is read from here, before there is such a directory; what it came to holds there."""
+    monkeypatch.chdir(tmp_path)
+    Path("docs.txt").write_text("text")
+    saved = tmp_path / "new" / "r.yaml"
+    words = ["--layers", "lowest 1 by weight_norm", "--data", "docs.txt", "--save-recipe", saved]
+    result = run("prune", model, *words, "--out", "out", "--no-verify")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(run("run", saved, "--dry-run", "--json").stdout)
+    assert (report["exact"], report["steps"][0]["stale"]) == (True, "")
+    Path("docs.txt").write_text("another text")
+    assert json.loads(run("run", saved, "--dry-run", "--json").stdout)["exact"] is False
+
+
+def test_so_is_a_base_that_is_a_relative_directory(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the recipe runs from anywhere; what is dry-run or run now is the same model."""
+    monkeypatch.chdir(tmp_path)
+    Path("base").symlink_to(model)
+    for name in ("base", "./base"):
+        saved = tmp_path / "recipes" / f"{len(name)}.yaml"
+        assert run("prune", name, "--layers", "1", "--save-recipe", saved).exit_code == 0
+        assert load_recipe(saved).base.model == "../base"
+        monkeypatch.chdir("/")
+        assert run("run", saved, "--dry-run").exit_code == 0
+        monkeypatch.chdir(tmp_path)
+
+
+def test_a_model_that_is_typed_is_meant_from_the_current_directory(
+    run: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a recipe that lies elsewhere and has a base of that name beside it."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "here" / "base").symlink_to(model)
+    recipe = tmp_path / "recipes" / "r.yaml"
+    recipe.write_text("version: 1\nbase: {model: ./base}\nsteps:\n  - prune: {layers: 1}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("run", recipe, "--dry-run").exit_code == 1
+    assert run("run", recipe, "--dry-run", "--model", "./base").exit_code == 0
+    assert run("score", "./base", "--by", "weight_norm", "--recipe", recipe).exit_code == 0
+    (tmp_path / "recipes" / "base").symlink_to(model)
+    assert run("run", recipe, "--dry-run").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("text", "raw"),
     [

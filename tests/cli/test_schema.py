@@ -106,6 +106,9 @@ def test_it_takes_every_recipe_there_can_be(recipe: Recipe) -> None:
         recipe_with(steps=[{"prune": {"layers": {"first": 1, "protect": "last"}}}]),
         recipe_with(steps=[{"prune": {"layers": 1}, "resolved": {"layer": [1]}}]),
         recipe_with(steps=[{"prune": {"layers": 1}, "resolved": {"layers": ["1"]}}]),
+        recipe_with(steps=[{"prune": {"layers": 1}, "resolved": {"layers": [1]}, "resolved_for": "0" * 16}]),
+        recipe_with(steps=[{"prune": {"layers": 1}, "resolved": {"layers": [1]}, "resolved_for": {"recipe": "0"}}]),
+        recipe_with(steps=[{"prune": {"layers": 1}, "resolved": {"layers": [1]}, "resolved_for": {"base": "0" * 16}}]),
         recipe_with(steps=[{"expand": {"after": 1, "init": "zero"}}]),
         recipe_with(steps=[{"masked_lora": {"layers": 1, "rank": 0}}]),
         recipe_with(steps=[{"masked_lora": {"layers": 1, "alpha": 0}}]),
@@ -129,6 +132,12 @@ def test_it_refuses_what_reading_refuses(plain: dict[str, Any]) -> None:
         {"freeze": {"layers": {"through": "highest", "by": {"semantic_gain": {"train_at_most": 4}}, "data": "docs"}}},
         {"prune": {"layers": {"except": [0, "last 2"]}}},
         {"prune": {"layers": {"original": [3, "5-6"]}}, "resolved": {"layers": [1]}},
+        {"prune": {"layers": 1}, "resolved": {"layers": [1]}, "resolved_for": {"recipe": "0" * 16}},
+        {
+            "prune": {"layers": 1},
+            "resolved": {"layers": [1]},
+            "resolved_for": {"recipe": "a" * 16, "base": "b" * 16, "data": [None, "c" * 16]},
+        },
         {"prune": {"layers": {"block": 3, "by": "removal", "protect": "first"}, "stack": None}},
     ],
 )

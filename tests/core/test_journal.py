@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from surgeon.core.journal import Entry, Journal
 from surgeon.errors import SurgeonError
+from tests.faults import NO_LOCKS, blocked, failing, without_locks
 
 entries = st.lists(
     st.builds(
@@ -142,3 +145,57 @@ def test_too_many_sessions_are_refused_in_words(tmp_path: Path) -> None:
         Journal(tmp_path / "r.journal")
     for journal in journals:
         journal.close(keep=False)
+
+
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_without_locks_a_journal_is_kept_and_says_what_that_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    without_locks(monkeypatch, code)
+    journal = Journal(tmp_path / "r.journal")
+    assert journal.fault == f"{tmp_path} has no locks: a second session on the same would write to {journal.path} too"
+    journal.append(entry(1))
+    journal.close(keep=True)
+    assert reopened(tmp_path / "r.journal") == entry(1)
+
+
+def test_a_journal_that_cannot_be_kept_stops_nobody(tmp_path: Path) -> None:
+    place = blocked(tmp_path / "state")
+    journal = Journal(place / "journals" / "r.journal")
+    assert "a crash would lose the steps" in journal.fault
+    assert str(place) in journal.fault
+    journal.append(entry(1))
+    assert journal.last() is None
+    journal.clear()
+    journal.close(keep=True)
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_told_and_forgiven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """The next entry may succeed, and then all is well: each is the whole state."""
+    with pytest.MonkeyPatch.context() as patch:
+        if call == "open":
+            failing(patch, call, code, lambda path, *_: str(path).endswith(".journal"))
+        journal = Journal(tmp_path / "r.journal")
+        if call != "open":
+            failing(patch, call, code)
+            journal.append(entry(1))
+        assert os.strerror(code) in journal.fault
+        if call == "open":
+            journal.close(keep=True)
+            return
+    journal.append(entry(2))
+    assert journal.fault == ""
+    assert journal.last() == entry(2)
+    journal.close(keep=False)
+
+
+def test_what_is_written_in_part_is_written_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, real = Journal(tmp_path / "r.journal"), os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: real(handle, bytes(data[:5])))
+    journal.append(entry(1))
+    assert journal.last() == entry(1)
+    journal.close(keep=False)

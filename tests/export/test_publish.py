@@ -16,6 +16,7 @@ import pytest
 from surgeon.errors import ExportError
 from surgeon.export.publish import published, refuse_existing, require_space
 from tests.export.replaying import names_in
+from tests.faults import NO_DIRECTORY_SYNC, NO_LOCKS, failing_sync, fault, without_locks
 
 
 def test_a_directory_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -128,11 +129,14 @@ def test_two_processes_never_write_the_same_target(tmp_path: Path) -> None:
     assert names_in(tmp_path / "out") == ["first"]
 
 
-def test_many_processes_at_once_leave_one_whole_directory(tmp_path: Path) -> None:
-    """Whoever wins writes all of it; the others are refused; nothing is left beside it."""
+@pytest.mark.parametrize("locks", [True, False])
+def test_many_processes_at_once_leave_one_whole_directory(tmp_path: Path, locks: bool) -> None:
+    """Whoever wins writes all of it; the others are refused; nothing is left beside it. Without locks too."""
     code = (
         "import sys; from pathlib import Path; from surgeon.export.publish import published\n"
         "from surgeon.errors import ExportError\n"
+        "import pytest; from tests.faults import without_locks\n"
+        f"{'' if locks else 'without_locks(pytest.MonkeyPatch())'}\n"
         "sys.stdin.readline()\n"
         "try:\n"
         f"    with published(Path({str(tmp_path / 'out')!r})) as d:\n"
@@ -181,6 +185,71 @@ def test_a_full_disk_is_told_before_writing_where_it_can_be(tmp_path: Path) -> N
         require_space(tmp_path / "not" / "there", 10**18)
     assert caught.value.where == str(tmp_path)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_without_locks_each_run_has_a_directory_of_its_own(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told; what another run is writing at the same time is not touched, and neither is what one has left."""
+    without_locks(monkeypatch, code)
+    left = tmp_path / "out.partial"
+    left.mkdir()
+    (left / ".being-written-by-surgeon").touch()
+    said: list[str] = []
+    with published(tmp_path / "out", said.append) as directory:
+        assert directory.name.startswith("out.partial-")
+        (directory / "mine").touch()
+        with pytest.raises(ValueError, match="x"), published(tmp_path / "out") as other:
+            assert other != directory
+            raise ValueError("x")
+    assert names_in(tmp_path) == ["out", "out.partial"]
+    assert names_in(tmp_path / "out") == ["mine"]
+    assert said == [f"{tmp_path} has no locks: a run that is killed here leaves {directory.name} behind"]
+
+
+def test_without_locks_the_slower_of_two_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the other comes between the last look and the rename."""
+    without_locks(monkeypatch)
+    out, real = tmp_path / "out", Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        (out / "theirs").mkdir(parents=True)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ExportError, match="already exists"), published(out) as directory:
+        (directory / "mine").touch()
+    assert names_in(out) == ["theirs"]
+    assert names_in(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("code", NO_DIRECTORY_SYNC)
+def test_directories_that_cannot_be_synced_stop_nothing(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing_sync(monkeypatch, code, directories=True)
+    with published(tmp_path / "out") as directory:
+        (directory / "a").write_text("a")
+    assert failed
+    assert names_in(tmp_path / "out") == ["a"]
+
+
+def test_a_file_system_that_does_not_tell_what_is_free_is_no_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some say 0 of 0, some say nothing."""
+    empty = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: empty)
+    require_space(tmp_path, 10**9)
+
+    def unknown(_: Path) -> None:
+        raise fault(errno.ENOSYS)
+
+    monkeypatch.setattr(shutil, "disk_usage", unknown)
+    require_space(tmp_path, 10**9)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

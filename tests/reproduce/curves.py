@@ -26,7 +26,9 @@ def decile_curves(seeds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for state, steps in (("before", []), ("after", plain["steps"])):
         recipe = recipe_from_builtins({**plain, "steps": steps})
-        draft, _ = replay(recipe, open_base(recipe, "curve"), LearnJob(recipe=plain), job_context(root=RECIPES))
+        draft, _ = replay(
+            recipe, open_base(recipe, "curve", RECIPES), LearnJob(recipe=plain), job_context(root=RECIPES)
+        )
         measured = ablate(draft, ROLES, settings, job_context())
         found[state] = {
             role: [[row.rise, row.error, row.energy] for row in measured.rows if row.role == role] for role in ROLES

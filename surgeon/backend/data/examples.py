@@ -1,7 +1,7 @@
 """Training data as token sequences with labels: running text packed, answers and pairs one by one, padded in batches.
 
-Files are JSON lines or plain text, see `read_rows`. Nothing is shuffled here: which examples a step sees is computed
-from the seed and the step's number alone, so that an interrupted run goes on exactly where it was.
+Nothing is shuffled here: which examples a step sees is computed from the seed and the step's number alone, so that an
+interrupted run goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from surgeon.backend.data.rows import Row, Turn, read_rows
-from surgeon.backend.data.text_sources import start_of
+from surgeon.backend.data.chat_template import Rendered, rendered, rendered_row
+from surgeon.backend.data.row import Row
+from surgeon.backend.data.rows import rows_of, unread_by
+from surgeon.backend.data.sources import open_source
+from surgeon.backend.data.tokens import Tokens, TokenStream, ids_of, labelled, start_of, whole_text
 from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Rows
 from surgeon.errors import DataError
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One sequence: `labels[t]` is the token after `tokens[t]`, or -1; `weights` weighs the labels."""
-
-    tokens: list[int]
-    labels: list[int]
-    weights: list[float] | None = None
-
 
 Example = tuple[Tokens, ...]
 """The sequences that belong together: one, or the chosen one and the rejected one."""
@@ -41,11 +33,15 @@ Example = tuple[Tokens, ...]
 
 @dataclass(frozen=True)
 class Examples:
-    """All examples of one source, and the digest of its text. `left_out` rows have no answer within the length."""
+    """All examples of one source, and the digest of its text. `left_out` rows have no answer within the length.
+
+    unread: which keys of the rows nothing reads, in words.
+    """
 
     examples: Sequence[Example]
     digest: str
     left_out: int = 0
+    unread: str = ""
 
     @property
     def weighted(self) -> bool:
@@ -70,37 +66,84 @@ class Examples:
         rest = [example for at, example in enumerate(self.examples) if at % stride != stride - 1]
         if not held or not rest:
             raise DataError(f"{len(self.examples)} examples cannot spare a share of {share:.0%}", where="held_out")
-        return Examples(rest, self.digest, self.left_out), Examples(held, self.digest)
+        return Examples(rest, self.digest, self.left_out, self.unread), Examples(held, self.digest)
 
 
 Rewarding = Callable[[Sequence[Row]], Sequence[Row]]
 """Gives rows the token rewards that they lack."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How much of its data a course sees: so many examples, or so many tokens; all of it where neither is said."""
+
+    examples: int | None = None
+    tokens: int | None = None
+
+
+ALL = Wanted()
+
+
 def read_examples(
-    data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int, rewarding: Rewarding | None = None
-) -> Examples:
-    """Read a source and tokenise it.
+    data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int, rewarding: Rewarding | None = None,
+    wanted: Wanted = ALL,
+) -> Examples:  # fmt: skip
+    """Read a source and tokenise it. Of a source that is streamed, only what is wanted is fetched.
 
     Raises:
         DataError: it cannot be read, a row lacks what the objective needs, or nothing is left.
     """
-    found, digest = read_rows(data, root, tokenizer)
+    source = open_source(data, root)
+    found: list[Row] = []
     if rows == "text":
-        examples: list[Example] = [(one,) for one in _packed(found, tokenizer, max_length)]
+        stream = _kept(rows_of(source), found)
+        most = None
+        if source.streamed:
+            most = wanted.examples or (wanted.tokens and math.ceil(wanted.tokens / max_length))
+        examples: list[Example] = [(one,) for one in _packed(stream, tokenizer, max_length, most)]
         left_out = 0
     else:
+        stream = rows_of(source, wanted.examples if source.streamed else None)
+        cut = wanted.tokens if source.streamed else None
+        found += stream if cut is None else _up_to(stream, cut, tokenizer, max_length)
         given: Sequence[Row] = rewarding(found) if rewarding is not None and rows == "rejected" else found
-        make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[rows]
-        examples = [example for row in given if (example := make(row, tokenizer, max_length))]
-        left_out = len(given) - len(examples)
-        if rows == "rejected":
-            _refuse_mixed(given)
+        examples, left_out = examples_of(given, tokenizer, rows, max_length)
     if not examples:
         what = f"no answer within {max_length} tokens" if found else "nothing to learn from"
         hint = "raise max_length" if found else ""
         raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint=hint)
-    return Examples(examples, digest, left_out)
+    return Examples(examples, source.digest(), left_out, unread_by(data, found, tokenizer))
+
+
+def examples_of(rows: Sequence[Row], tokenizer: Any, kind: Rows, max_length: int) -> tuple[list[Example], int]:
+    """Tokenise rows; return their examples, and how many rows have no answer within the length.
+
+    Raises:
+        DataError: a row lacks what the objective needs.
+    """
+    if kind == "text":
+        return [(one,) for one in _packed(rows, tokenizer, max_length, None)], 0
+    make = {"answers": _answer, "pairs": _pair, "rejected": _rejected}[kind]
+    examples = [example for row in rows if (example := make(row, tokenizer, max_length))]
+    if kind == "rejected":
+        _refuse_mixed(rows)
+    return examples, len(rows) - len(examples)
+
+
+def _up_to(rows: Iterable[Row], tokens: int, tokenizer: Any, length: int) -> Iterator[Row]:
+    """Yield rows until they have so many tokens, each cut at `length`."""
+    read = 0
+    for row in rows:
+        yield row
+        read += min(len(ids_of(whole_text(row, tokenizer), tokenizer)), length)
+        if read >= tokens:
+            return
+
+
+def _kept(rows: Iterable[Row], found: list[Row]) -> Iterator[Row]:
+    for row in rows:
+        found.append(row)
+        yield row
 
 
 def _refuse_mixed(rows: Sequence[Row]) -> None:
@@ -112,102 +155,62 @@ def _refuse_mixed(rows: Sequence[Row]) -> None:
         )  # fmt: skip
 
 
-def _packed(rows: Sequence[Row], tokenizer: Any, length: int) -> Iterator[Tokens]:
+def _packed(rows: Iterable[Row], tokenizer: Any, length: int, most: int | None) -> Iterator[Tokens]:
     """Cut running text, documents parted by the end-of-text token, into sequences of full length."""
     start = start_of(tokenizer)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    ids = [token for row in rows for token in (*_ids(row.whole, tokenizer), *end)]
     room = length - len(start)
+    stream = TokenStream()
+    for row in rows:
+        ids = [*ids_of(whole_text(row, tokenizer), tokenizer), *end]
+        stream.add(ids, ids, row.where)
+        if most is not None and len(stream.ids) >= most * room:
+            break
+    ids = stream.ids
     cuts = range(0, len(ids) - room + 1, room) if len(ids) >= room else range(1 if len(ids) > 1 else 0)
     for at in cuts:
         tokens = start + ids[at : at + room]
         labels = [IGNORED] * max(len(start) - 1, 0) + tokens[max(len(start), 1) :] + [IGNORED]
-        yield Tokens(tokens, labels)
+        yield Tokens(tokens, labels, marks=stream.marks_of(at, at + room, len(start)))
 
 
 def _answer(row: Row, tokenizer: Any, length: int) -> Example | None:
     if row.right is None:
         what = "has a wrong answer alone" if row.wrong is not None else "has no answer"
         raise DataError(what, where=row.where, allowed='{"messages"} with an answer at the end, {"prompt", "response"}')
-    counted = [is_answer for _, is_answer in row.turns]
-    if sum(counted) <= sum(message["role"] == "assistant" for message in row.asked):
+    dialogue = rendered_row(row, tokenizer)
+    if dialogue.rewritten:
         raise DataError(
             "has several answers, and the model's chat template rewrites all but the last", where=row.where,
             hint="give each answer a row of its own, with the messages before it",
         )  # fmt: skip
-    return labelled(row.turns, counted, tokenizer, length)
+    return _alone(labelled(dialogue, dialogue.all_answers, tokenizer, length, row))
 
 
 def _pair(row: Row, tokenizer: Any, length: int) -> Example | None:
-    if row.rejected is None or row.right is None:
+    if row.wrong is None or row.right is None:
         raise DataError('has no "chosen" and "rejected"', where=row.where, allowed='{"prompt", "chosen", "rejected"}')
-    counted = last_alone(row)
-    chosen = labelled(row.turns, counted, tokenizer, length)
-    rejected = labelled((*row.turns[:-1], row.rejected), counted, tokenizer, length)
-    return (*chosen, *rejected) if chosen and rejected else None
+    both = (rendered(row.ended_rightly, row, tokenizer), rendered(row.ended_wrongly, row, tokenizer))
+    chosen, rejected = (_last_alone(one, tokenizer, length, row) for one in both)
+    return (chosen, rejected) if chosen and rejected else None
 
 
 def _rejected(row: Row, tokenizer: Any, length: int) -> Example | None:
-    if row.rejected is None:
+    if row.wrong is None:
         raise DataError(
             "has no wrong answer", where=row.where, allowed='{"prompt", "chosen", "rejected"} or token rewards'
         )
-    turns = (*row.turns[:-1], row.rejected)
-    return labelled(turns, last_alone(row), tokenizer, length, row)
+    dialogue = rendered(row.ended_wrongly, row, tokenizer)
+    return _alone(labelled(dialogue, dialogue.last_alone, tokenizer, length, row, rewarded=True))
 
 
-def last_alone(row: Row) -> list[bool]:
-    """Return which turns count: the last. Earlier answers are the same for all answers to a dialogue's end."""
-    return [False] * (len(row.turns) - 1) + [True]
+def _last_alone(dialogue: Rendered, tokenizer: Any, length: int, row: Row) -> Tokens | None:
+    """Label the last answer: earlier ones are the same for all answers to a dialogue's end."""
+    return labelled(dialogue, dialogue.last_alone, tokenizer, length, row)
 
 
-def labelled(
-    turns: Sequence[Turn], counted: Sequence[bool], tokenizer: Any, length: int, rewarded: Row | None = None
-) -> Example | None:
-    """Return a dialogue with labels on the turns that count, cut at `length`; None where none is left within it."""
-    pieces = list(_pieces([text for text, _ in turns], tokenizer))
-    start = start_of(tokenizer)
-    if pieces[0][: len(start)] == start:  # many chat templates write it themselves
-        start = []
-    tokens = [*start, *(token for piece in pieces for token in piece)]
-    counts = [False] * len(start) + [count for piece, count in zip(pieces, counted, strict=True) for _ in piece]
-    weights = None
-    if rewarded is not None and rewarded.rewards is not None:
-        weights = _spread(rewarded.rewards, counts, rewarded.where, turns[-1][0])[:length]
-    labels = [token if count else IGNORED for token, count in zip(tokens[1:], counts[1:], strict=True)]
-    labels = [*labels[: length - 1], IGNORED]
-    if all(label == IGNORED for label in labels):
-        return None
-    return (Tokens(tokens[:length], labels, weights),)
-
-
-def _pieces(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Yield the tokens of each text as it follows the one before it.
-
-    On its own a text may begin otherwise: tokenizers made with SentencePiece write a space in front of it. Where a
-    token would reach over the border, both are cut on their own, as a prompt is when the model is to answer it.
-    """
-    first = _ids(texts[0], tokenizer)
-    yield first
-    for at, (before, text) in enumerate(pairwise(texts)):
-        asked, both = _ids(before, tokenizer) if at else first, _ids(before + text, tokenizer)
-        yield both[len(asked) :] if both[: len(asked)] == asked else _ids(text, tokenizer)
-
-
-def _spread(rewards: Sequence[float], counts: Sequence[bool], where: str, answer: str) -> list[float]:
-    """Return the weight of each position's label from one number per answer token."""
-    if len(rewards) != sum(counts):
-        raise DataError(
-            f"has {len(rewards)} token rewards for an answer of {sum(counts)} tokens", where=where,
-            hint=f"make them with this model's tokenizer, the end of the turn included: it ends in {answer[-16:]!r}",
-        )  # fmt: skip
-    told = iter(rewards)
-    by_token = [next(told) if counted else 0.0 for counted in counts]
-    return [*by_token[1:], 0.0]
-
-
-def _ids(text: str, tokenizer: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+def _alone(one: Tokens | None) -> Example | None:
+    return None if one is None else (one,)
 
 
 @dataclass(frozen=True)

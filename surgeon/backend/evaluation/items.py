@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from surgeon.backend.data.examples import Tokens, labelled, last_alone
-from surgeon.backend.data.rows import Row, read_rows, rendered
-from surgeon.backend.data.text_sources import start_of
+from surgeon.backend.data.chat_template import rendered
+from surgeon.backend.data.dialogues import PAYLOAD, Messages, assistant, content_of
+from surgeon.backend.data.row import Row
+from surgeon.backend.data.rows import read_rows, unread_by
+from surgeon.backend.data.tokens import Tokens, TokenStream, ids_of, labelled, start_of, whole_text
 from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.evaluation import Measure
 from surgeon.errors import DataError
@@ -26,6 +28,7 @@ class Items:
 
     sizes: for each example tokens, or UTF-8 bytes of each choice.   answers: the right choices.
     texts: the right answers to prompts.   nbytes: UTF-8 bytes of all text.   left_out: rows that are too long.
+    unread: which keys of the rows nothing reads, in words.
     """
 
     examples: Sequence[tuple[Tokens, ...]]
@@ -34,6 +37,7 @@ class Items:
     texts: Sequence[str] = ()
     nbytes: int = 0
     left_out: int = 0
+    unread: str = ""
 
     @property
     def digest(self) -> str:
@@ -49,8 +53,8 @@ def read_items(measure: Measure, data: str | None, root: Path, tokenizer: Any) -
     Raises:
         DataError: it cannot be read, a row lacks what is measured, or nothing fits into `max_length`.
     """
-    rows = read_rows(data, root, tokenizer)[0][: measure.rows]
-    if measure.kind == "text":
+    rows, _ = read_rows(data, root, measure.rows)
+    if measure.kind in ("text", "divergence"):
         items = _windows(rows, tokenizer, measure.max_length)
     elif measure.kind == "responses":
         items = _responses(rows, tokenizer, measure.max_length)
@@ -65,7 +69,7 @@ def read_items(measure: Measure, data: str | None, root: Path, tokenizer: Any) -
             f"holds nothing of at most {measure.max_length} tokens to measure", where=data or "data",
             hint="give other data, or raise max_length",
         )  # fmt: skip
-    return items
+    return replace(items, unread=unread_by(data, rows, tokenizer))
 
 
 def _windows(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
@@ -75,31 +79,31 @@ def _windows(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
     window begins with the token before it, or with BOS where the tokenizer adds one.
     """
     start, end = start_of(tokenizer), tokenizer.eos_token_id
-    nbytes = sum(len(row.whole.encode()) for row in rows)
-    stream: list[int] = []
-    labels: list[int] = []
+    parted = ([end], [IGNORED]) if end is not None else ([], [])
+    stream = TokenStream()
+    nbytes = 0
     for row in rows:
-        ids = tokenizer(row.whole, add_special_tokens=False)["input_ids"]
-        stream += ids
-        labels += ids
-        if end is not None:
-            stream.append(end)
-            labels.append(IGNORED)
-    before: list[int] = start[:1] or ([end] if end is not None else [])
+        text = whole_text(row, tokenizer)
+        ids = ids_of(text, tokenizer)
+        nbytes += len(text.encode())
+        stream.add([*ids, *parted[0]], [*ids, *parted[1]], row.where)
+    before: list[int] = start[:1] or parted[0]
+    first = 0
     if not before:  # nothing can stand before the first token, so it is context alone
-        before, stream, labels = stream[:1], stream[1:], labels[1:]
+        before, first = stream.ids[:1], 1
         nbytes -= len(tokenizer.decode(before).encode())
-    cuts = list(_cuts(stream, labels, start, before, length))
+    cuts = list(_cuts(stream, first, start, before, length))
     windows = [(window,) for window in cuts if any(label != IGNORED for label in window.labels)]
     sizes = [[sum(label != IGNORED for label in window.labels)] for (window,) in windows]
     return Items(windows, sizes, nbytes=nbytes)
 
 
-def _cuts(stream: list[int], labels: list[int], start: list[int], before: list[int], length: int) -> Iterator[Tokens]:
-    for at in range(0, len(stream), length):
-        first = start or (stream[at - 1 : at] if at else before)
-        window = labels[at : at + length]
-        yield Tokens([*first, *stream[at : at + len(window) - 1]], window)
+def _cuts(stream: TokenStream, begin: int, start: list[int], before: list[int], length: int) -> Iterator[Tokens]:
+    for at in range(begin, len(stream.ids), length):
+        first = start or (stream.ids[at - 1 : at] if at > begin else before)
+        labels = stream.labels[at : at + length]
+        tokens = [*first, *stream.ids[at : at + len(labels) - 1]]
+        yield Tokens(tokens, labels, marks=stream.marks_of(at, at + length, len(first)))
 
 
 def _questions(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
@@ -107,23 +111,23 @@ def _questions(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
     for row in rows:
         if not row.choices:
             raise DataError("has no choices", where=row.where, allowed='{"question", "choices": [texts], "answer": 0}')
-        choices = [_sequence(row, choice, tokenizer) for choice in row.choices]
+        choices = [_sequence(row, (*row.asked, assistant(choice)), tokenizer) for choice in row.choices]
         if max(len(one.tokens) for one in choices) > length:
             left_out += 1
             continue
         examples.append(tuple(choices))
         sizes.append([max(1, len(choice.encode())) for choice in row.choices])
-        answers.append(row.choices.index(row.right or ""))
+        answers.append(row.choices.index(content_of(row.right or {})))
     return Items(examples, sizes, answers, left_out=left_out)
 
 
-def _sequence(row: Row, answer: str, tokenizer: Any) -> Tokens:
-    """Return a row's messages with one answer, which alone is labelled."""
-    turns = rendered([*row.asked, {"role": "assistant", "content": answer}], row.where, tokenizer)
-    found = labelled(turns, [False] * (len(turns) - 1) + [True], tokenizer, _UNCUT)
+def _sequence(row: Row, messages: Messages, tokenizer: Any) -> Tokens:
+    """Return a dialogue of a row, of which the last answer alone is labelled."""
+    dialogue = rendered(messages, row, tokenizer)
+    found = labelled(dialogue, dialogue.last_alone, tokenizer, _UNCUT, row)
     if found is None:
         raise DataError("has an answer without any token", where=row.where)
-    return found[0]
+    return found
 
 
 def _responses(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
@@ -136,24 +140,37 @@ def _responses(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
 def _prompts(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
     examples, texts, left_out = [], [], 0
     for row in rows:
-        found = _answered(row, tokenizer)
-        asked = next(at for at, label in enumerate(found.labels) if label != IGNORED) + 1
-        if asked > length:
+        _refuse_unanswered(row)
+        if any((row.right or {}).get(key) for key in PAYLOAD):
+            raise DataError(
+                "has an answer with more than a text, and exact_match compares texts alone", where=row.where,
+                allowed="answers that are texts", hint="measure response_perplexity",
+            )  # fmt: skip
+        asked = _asked(row, tokenizer)
+        if len(asked) > length:
             left_out += 1
             continue
-        examples.append((Tokens(found.tokens[:asked], [IGNORED] * asked),))
-        texts.append((row.right or "").strip())
+        examples.append((Tokens(asked, [IGNORED] * len(asked), marks=((0, row.where),)),))
+        texts.append(content_of(row.right or {}).strip())
     return Items(examples, texts=texts, left_out=left_out)
+
+
+def _asked(row: Row, tokenizer: Any) -> list[int]:
+    """Return what the model is asked with: all that the chat template writes before an answer."""
+    text = rendered(row.messages, row, tokenizer).asked
+    start, ids = start_of(tokenizer), ids_of(text, tokenizer)
+    return ids if ids[: len(start)] == start else [*start, *ids]
 
 
 def _answered(row: Row, tokenizer: Any) -> Tokens:
     """Return a dialogue whose last answer alone is labelled."""
+    _refuse_unanswered(row)
+    return _sequence(row, row.messages, tokenizer)
+
+
+def _refuse_unanswered(row: Row) -> None:
     if row.right is None:
         raise DataError("has no answer", where=row.where, allowed='{"prompt", "response"}, {"messages"}')
-    found = labelled(row.turns, last_alone(row), tokenizer, _UNCUT)
-    if found is None:
-        raise DataError("has an answer without any token", where=row.where)
-    return found[0]
 
 
 def _pairs(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
@@ -163,7 +180,7 @@ def _pairs(rows: Sequence[Row], tokenizer: Any, length: int) -> Items:
             raise DataError(
                 'has no "chosen" and "rejected"', where=row.where, allowed='{"prompt", "chosen", "rejected"}'
             )
-        pair = (_sequence(row, row.right, tokenizer), _sequence(row, row.wrong, tokenizer))
+        pair = (_sequence(row, row.ended_rightly, tokenizer), _sequence(row, row.ended_wrongly, tokenizer))
         if max(len(one.tokens) for one in pair) > length:
             left_out += 1
             continue

@@ -13,5 +13,6 @@ from surgeon.core.jobs import AblateJob, AblateResult
 
 def ablate_job(request: AblateJob, job: JobContext) -> AblateResult:
     """Perform an `ablate` job."""
-    found = ablate(replayed_draft(request, job), request.roles, settings_of(request), job)
+    with replayed_draft(request, job) as draft:
+        found = ablate(draft, request.roles, settings_of(request), job)
     return AblateResult(ablations=msgspec.to_builtins(found))

@@ -9,7 +9,18 @@ from pathlib import Path
 
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.core.job_context import Emit, IsCancelled, JobContext
-from surgeon.core.jobs import AblateJob, AnyJob, AnyResult, DemoJob, Job, LearnJob, RunJob, ScoreJob, VerifyJob
+from surgeon.core.jobs import (
+    AblateJob,
+    AnyJob,
+    AnyResult,
+    DataJob,
+    DemoJob,
+    Job,
+    LearnJob,
+    RunJob,
+    ScoreJob,
+    VerifyJob,
+)
 from surgeon.errors import SurgeonError
 
 
@@ -53,5 +64,6 @@ _MODULES: Mapping[type[Job], str] = {
     RunJob: "run",
     VerifyJob: "verify",
     DemoJob: "demo",
+    DataJob: "data",
 }
 """The file of each job in this package; it holds a function of its name, such as `run_job`."""

@@ -9,19 +9,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from surgeon.backend.base import open_base
 from surgeon.backend.data.rows import require_data
 from surgeon.backend.jobs.verify import verify_directory
 from surgeon.backend.replay import replay
-from surgeon.core.checkpoint.locating import known_elsewhere
+from surgeon.core.checkpoint.base_path import name_elsewhere
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.data_paths import seen_from
+from surgeon.core.recipe.data_paths import file_digests, seen_from
 from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.resolution import Resolution
 from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
 from surgeon.export.publish import published, refuse_existing, refuse_inside
 
@@ -33,19 +37,30 @@ def run_job(request: RunJob, job: JobContext) -> RunResult:
         SurgeonError: the recipe does not fit, a gate is not met, or the export could not be written or proved.
     """
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe")
+    base = open_base(recipe, "recipe", job.root)
     out = output_directory(recipe, request.out)
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
-    require_data(recipe, job.root)
+    resolution = Resolution(recipe, base.structure.checkpoint.fingerprint, file_digests(job.root))
+    require_data(msgspec.structs.replace(recipe, steps=resolution.current(recipe.steps)), job.root)
+    with FileStamps(base.structure.checkpoint).watched() as files:
+        return _carried_out(recipe, base, out, files, request, job)
+
+
+def _carried_out(
+    recipe: Recipe, base: Draft, out: Path | None, files: FileStamps, request: RunJob, job: JobContext
+) -> RunResult:
+    """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
     draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
     plan = compile_plan(draft)
     proof = None
     if out is not None:
-        export = _Export(draft, plan, seen_from(recipe, job.root, out), out, results, request.verify, job)
+        called = name_elsewhere(recipe.base.model, job.root)
+        written = seen_from(recipe, job.root, out)
+        export = _Export(draft, plan, written, called, out, files, results, request.verify, job)
         proof = export.adapter() if plan.adapter_alone else export.checkpoint()
     return RunResult(
         out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
@@ -71,12 +86,17 @@ def _evaluation_of(
 
 @dataclass(frozen=True)
 class _Export:
-    """A model to be written to `out`."""
+    """A model to be written to `out`. `recipe` is as it stands there; `base` is what other programs call its base.
+
+    files: those of the base, which must not change until all is written.
+    """
 
     draft: Draft
     plan: Plan
     recipe: Recipe
+    base: str
     out: Path
+    files: FileStamps
     results: Sequence[EvaluationResult]
     verify: bool
     job: JobContext
@@ -99,23 +119,26 @@ class _Export:
         if self.plan.adapters:
             # The checkpoint beside it: a path that stays true wherever the two are moved together.
             self._write_adapter(directory, "..", directory / ADAPTER)
-        return verify_directory(directory, self.draft, self.job) if self.verify else None
+        proof = verify_directory(directory, self.draft, self.job) if self.verify else None
+        self.files.check()  # the last moment at which nothing is published
+        return proof
 
     def adapter(self) -> Proof | None:
         """Write a PEFT adapter alone, where the base's weights are as they were; return the proof."""
         from surgeon.backend.device import choose_device
         from surgeon.backend.verification.adapter_proof import prove_adapter
 
-        with published(self.out) as directory:
+        with published(self.out, self.job.warn) as directory:
             self._proceed(0, "writing")
             base = self.draft.structure.checkpoint.path
-            self._write_adapter(base, known_elsewhere(self.recipe.base.model), directory)
+            self._write_adapter(base, self.base, directory)
             write_records(self.plan, self.recipe, directory, self.results)
-            if not self.verify:
-                return None
-            self._proceed(1, "verifying")
-            proof = prove_adapter(self.draft, directory, choose_device(self.job.device))
-            (directory / PROOF).write_bytes(pretty(proof))
+            proof = None
+            if self.verify:
+                self._proceed(1, "verifying")
+                proof = prove_adapter(self.draft, directory, choose_device(self.job.device))
+                (directory / PROOF).write_bytes(pretty(proof))
+            self.files.check()
         return proof
 
     def _proceed(self, done: int, what: str) -> None:
@@ -125,8 +148,10 @@ class _Export:
     def _write_adapter(self, base: Path, called: str, directory: Path) -> None:
         """Write the draft's adapters for the checkpoint in `base`, which the adapter's config calls `called`."""
         from surgeon.backend.device import choose_device
+        from surgeon.backend.disk_faults import disk_faults
         from surgeon.backend.model.adapters import write_adapter
         from surgeon.backend.model.loading import load_model
 
         model = load_model(base, None, choose_device(self.job.device)).model
-        write_adapter(model, self.plan, called, self.recipe.seed, directory)
+        with disk_faults():
+            write_adapter(model, self.plan, called, self.recipe.seed, directory)

@@ -13,5 +13,6 @@ from surgeon.core.jobs import ScoreJob, ScoreResult
 
 def score_job(request: ScoreJob, job: JobContext) -> ScoreResult:
     """Perform a `score` job."""
-    scores = measure(replayed_draft(request, job), request.names, settings_of(request), job)
+    with replayed_draft(request, job) as draft:
+        scores = measure(draft, request.names, settings_of(request), job)
     return ScoreResult(scores=[msgspec.to_builtins(score) for score in scores])

@@ -8,12 +8,15 @@ import msgspec
 
 from surgeon.backend.base import open_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.fold import fold, unfrozen
 from surgeon.core.recipe.recipe import Recipe, load_recipe
+from surgeon.core.recipe.resolution import Resolution, stale_text
 from surgeon.errors import CheckpointError, RecipeError
 from surgeon.export.checkpoint_writer import RECIPE
 
@@ -27,40 +30,80 @@ def verify_directory(directory: Path, draft: Draft | None, job: JobContext) -> P
 
 
 def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
-    """Perform a `verify` job."""
+    """Perform a `verify` job.
+
+    Raises:
+        RecipeError: the export's own recipe says one thing, and what its steps came to is of another.
+    """
     directory = Path(request.directory)
     if (directory / RECIPE).is_file() and (directory / "adapter_config.json").is_file():
         return VerifyResult(proof=_verify_adapter(directory, request, job))
     open_checkpoint(directory)
-    draft: Draft | None = None
-    missing = "not at hand"
-    if (directory / RECIPE).is_file():
-        recipe = _own_recipe(directory, request.base)
-        try:
-            draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
-            if compile_plan(unfrozen(draft)).pending:
-                draft, missing = None, "what its steps learned is no longer kept on this machine"
-        except (CheckpointError, RecipeError) as error:
-            job.warn(f"not compared with the base: {error}")
-    else:
+    if not (directory / RECIPE).is_file():
         job.warn(f"not compared with the base: there is no {RECIPE}")
-    proof = verify_directory(directory, draft, job)
-    if draft is None:
-        proof["base"] = {"passed": None, "detail": f"{missing}: nothing was compared with it"}
-    return VerifyResult(proof=proof)
+        return VerifyResult(proof=_alone(directory, "not at hand", job))
+    recipe, base = _own_recipe(directory, request.base, job)
+    if base is None:
+        return VerifyResult(proof=_alone(directory, "not at hand", job))
+    draft = fold(base, recipe.steps)
+    if compile_plan(unfrozen(draft)).pending:
+        missing = "what its steps learned is no longer kept on this machine"
+        return VerifyResult(proof=_alone(directory, missing, job))
+    with FileStamps(base.structure.checkpoint).watched():
+        return VerifyResult(proof=verify_directory(directory, draft, job))
 
 
-def _own_recipe(directory: Path, base: str | None) -> Recipe:
+def _alone(directory: Path, missing: str, job: JobContext) -> Proof:
+    """Check an export without its base, and say why."""
+    proof = verify_directory(directory, None, job)
+    return {**proof, "base": {"passed": None, "detail": f"{missing}: nothing was compared with it"}}
+
+
+def _own_recipe(directory: Path, base: str | None, job: JobContext) -> tuple[Recipe, Draft | None]:
+    """Return the recipe of an export, and its base where that is at hand; `base` replaces the one that it names."""
     recipe = load_recipe(directory / RECIPE)
-    if base:
-        recipe = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=base))
-    return recipe
+    try:
+        found: Draft | None = _open_base(recipe, directory, base)
+    except (CheckpointError, RecipeError) as error:
+        job.warn(f"not compared with the base: {error}")
+        found = None
+    fingerprint = found.structure.checkpoint.fingerprint if found is not None else recipe.base.fingerprint
+    _refuse_stale(recipe, Resolution(recipe, fingerprint, file_digests(directory)), directory / RECIPE, job)
+    return recipe, found
+
+
+def _open_base(recipe: Recipe, directory: Path, base: str | None) -> Draft:
+    if base is None:
+        return open_base(recipe, str(directory / RECIPE), directory)
+    named = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=base))
+    return open_base(named, str(directory / RECIPE), Path.cwd())
+
+
+def _refuse_stale(recipe: Recipe, resolution: Resolution, where: Path, job: JobContext) -> None:
+    """Refuse a recipe that was changed since its steps came to what they did: it does not say what was exported.
+
+    Data that has changed since is told of: the export is not made of it.
+
+    Raises:
+        RecipeError: it was.
+    """
+    for number, step in enumerate(recipe.steps):
+        reason = resolution.stale(step, recipe.steps[:number])
+        if reason and reason == resolution.other_data(step):
+            job.warn(f"{stale_text(step, number, reason)}: run the recipe to measure it anew")
+        elif reason:
+            raise RecipeError(
+                stale_text(step, number, reason), where=str(where),
+                allowed="the recipe as the export's own run wrote it",
+                hint="run the recipe again for a model that is what it says, or undo the change",
+            )  # fmt: skip
 
 
 def _verify_adapter(directory: Path, request: VerifyJob, job: JobContext) -> Proof:
     from surgeon.backend.device import choose_device
     from surgeon.backend.verification.adapter_proof import prove_adapter
 
-    recipe = _own_recipe(directory, request.base)
-    draft = fold(open_base(recipe, str(directory / RECIPE)), recipe.steps)
-    return prove_adapter(draft, directory, choose_device(job.device))
+    recipe, base = _own_recipe(directory, request.base, job)
+    base = base or _open_base(recipe, directory, request.base)  # an adapter is nothing without it
+    with FileStamps(base.structure.checkpoint).watched():
+        return prove_adapter(fold(base, recipe.steps), directory, choose_device(job.device))

@@ -12,6 +12,7 @@ import torch
 from surgeon.backend.model.matrices import truncate
 from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.checkpoint.file_stamps import shortened, unreadable
 from surgeon.core.plan.draft import Mean, Original, Source
 from surgeon.core.plan.expressions import Copy, Expression, Fill, LearnedOf, TruncatedOf
 from surgeon.core.plan.layer_slices import Slices
@@ -37,7 +38,7 @@ class TensorReader:
         """Return one stored tensor in its own dtype and shape.
 
         Raises:
-            ArchitectureError: torch has no such dtype.
+            ArchitectureError: torch has no such dtype.   CheckpointError: its file cannot be read any more.
         """
         if stored.dtype not in DTYPES:
             raise ArchitectureError(
@@ -46,15 +47,18 @@ class TensorReader:
                 allowed=", ".join(DTYPES),
             )
         if stored.shard not in self._handles:
-            self._handles[stored.shard] = os.open(stored.shard, os.O_RDONLY)
+            self._handles[stored.shard] = _opened(stored.shard)
         if not stored.nbytes:
             return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
         data = bytearray(stored.nbytes)
         view, position = memoryview(data), stored.start
         while view:
-            count = os.preadv(self._handles[stored.shard], [view], position)
+            try:
+                count = os.preadv(self._handles[stored.shard], [view], position)
+            except OSError as error:
+                raise unreadable(stored.shard, error) from error
             if not count:
-                raise OSError(f"{stored.shard} became shorter while it was read")
+                raise shortened(stored.shard)
             view, position = view[count:], position + count
         return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
 
@@ -90,6 +94,13 @@ class TensorReader:
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
+
+
+def _opened(shard: Path) -> int:
+    try:
+        return os.open(shard, os.O_RDONLY)
+    except OSError as error:
+        raise unreadable(shard, error) from error
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, job: JobConte
     """
     draft = weights_alone(draft, job)
     _require_roles(draft, roles)
-    calibration = calibration_of(draft, settings)
+    calibration = calibration_of(draft, settings, job)
     rows: list[Ablation] = []
     base: list[float] = []
     with (

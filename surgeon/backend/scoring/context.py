@@ -16,6 +16,7 @@ from torch import nn
 from surgeon.backend.data.calibration import Calibration, read_calibration
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
@@ -133,17 +134,16 @@ def _text_digest(calibration: Calibration) -> str:
     return hashlib.sha256(msgspec.json.encode((calibration.digest, tokens))).hexdigest()[:16]
 
 
-def calibration_of(draft: Draft, settings: Settings) -> Calibration:
-    """Read the calibration text with the model's own tokenizer."""
+def calibration_of(draft: Draft, settings: Settings, job: JobContext | None = None) -> Calibration:
+    """Read the calibration text with the model's own tokenizer; say which keys of its rows nothing reads."""
     tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
-    return read_calibration(
-        settings.data,
-        settings.root,
-        tokenizer,
-        sequences=settings.sequences,
-        length=settings.length,
-        seed=settings.seed,
-    )
+    calibration = read_calibration(
+        settings.data, settings.root, tokenizer,
+        sequences=settings.sequences, length=settings.length, seed=settings.seed,
+    )  # fmt: skip
+    if calibration.unread and job is not None:
+        job.warn(calibration.unread)
+    return calibration
 
 
 @contextmanager
@@ -162,6 +162,7 @@ def scoring_context(
         if stream:
             stack.enter_context(freed_memory_returned())
         model = resident_model(draft.structure, dtype, device, stream=stream).model
+        refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
         batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)

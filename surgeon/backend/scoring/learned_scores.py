@@ -69,7 +69,7 @@ def _learned(draft: Draft, kind: LearningScore, settings: Settings, job: JobCont
     """Carry out a score's steps; return what those that learn report."""
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
-    recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path)), seed=settings.seed)
+    recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path.absolute())), seed=settings.seed)
     job = replace(job, root=settings.root, device=settings.device)
     after = draft
     reports: list[Mapping[str, Any]] = []

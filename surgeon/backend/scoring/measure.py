@@ -81,7 +81,7 @@ class _Measurement:
         self.settings, self.job, self.lenient = settings, job, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
-        self.calibration: Calibration | None = calibration_of(draft, settings) if needs_text else None
+        self.calibration: Calibration | None = calibration_of(draft, settings, job) if needs_text else None
         self.origins = {kind.name: self._origin(kind) for kind in asked}
         self.asked = asked
 
@@ -163,6 +163,7 @@ class _Measurement:
     def _kept(self, kind: ScoreKind, score: Score) -> Score:
         _require_finite(score)
         score = msgspec.structs.replace(score, provenance=self.origins[kind.name])
+        self.cache.check()
         self.cache.put(score, *self._made_of(kind))
         if kind.local:
             for layer, (key, value) in enumerate(score.values.items()):

@@ -13,6 +13,7 @@ import msgspec
 from surgeon.backend.digests import content_digest
 from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.locating import cache_directory
 
 _VERSION = 5
@@ -27,6 +28,7 @@ class ScoreCache:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Name the checkpoint by all of its bytes."""
+        self._files = FileStamps(checkpoint)
         self._root = cache_directory() / "scores"
         self._content = content_digest(checkpoint)
 
@@ -50,8 +52,20 @@ class ScoreCache:
         with contextlib.suppress(OSError):
             write_bytes(self._path(made_of), msgspec.msgpack.encode(value))
 
+    def check(self) -> None:
+        """Refuse to keep what is measured on a checkpoint that has changed since it was named.
+
+        Raises:
+            CheckpointError: it has changed or vanished.
+        """
+        self._files.check()
+
     def trim(self, most_bytes: int = MOST_BYTES) -> None:
         """Drop what has not been used for longest until the scores of all checkpoints take at most that much."""
+        with contextlib.suppress(OSError):  # a directory that is read-only, or no directory, is not worth a failure
+            self._trim(most_bytes)
+
+    def _trim(self, most_bytes: int) -> None:
         files = []
         for path in self._root.glob("*/*"):
             with contextlib.suppress(OSError):  # another process trims too

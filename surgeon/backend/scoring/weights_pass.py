@@ -58,6 +58,8 @@ def weights_pass(
                 row = rows[kind.name][layer.key] = known[kind.name] or fresh[kind.name]
                 if not kind.compares:
                     _tell(kind, layer.key, row.matrices, job)
+            if missing:
+                cache.check()
             for kind in missing:
                 cache.put(fresh[kind.name], *_made_of(kind, layer))
     job.progress(len(layers), len(layers), "layers", "weights")

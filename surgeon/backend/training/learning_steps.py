@@ -6,7 +6,6 @@ settings, the bytes of its data, the seed. So undo and redo cost nothing, and a 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,8 +24,11 @@ from surgeon.backend.device import choose_device
 from surgeon.backend.distributed import run_on_all_ranks
 from surgeon.backend.out_of_memory import explain_out_of_memory
 from surgeon.backend.training.result_address import address_of
+from surgeon.backend.training.result_store import keep, require_place, told_of_cache
 from surgeon.backend.training.resume_state import remove_abandoned
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
+from surgeon.core.checkpoint.file_stamps import FileStamps
+from surgeon.core.checkpoint.file_system import Lock, try_lock
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.layer_means import refuse_quantised
@@ -34,7 +36,6 @@ from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, resul
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
-from surgeon.export.publish import published
 
 _WAIT_SECONDS = 0.2
 
@@ -45,6 +46,7 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     `recipe` holds the steps before it, resolved.
     """
     assert isinstance(step.operation, LearningStep)
+    files = FileStamps(draft.structure.checkpoint)
     request = TrainingRequest(
         draft, step.operation, recipe.data, job.root, recipe.seed,
         choose_device(job.device), job,
@@ -56,11 +58,13 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
         refuse_quantised(draft.structure, "training")
         with _alone(address, request) as state:
             if not is_learned(address):
+                require_place(state.parent, step.operation, draft)
                 with (
                     explain_out_of_memory(request.step, adapted=draft.adapted),
                     run_on_all_ranks(_call(step, recipe, job, state)),
                 ):
                     result = carry_out(request, state)
+                files.check()
                 _keep(address, result, request)
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})
 
@@ -78,7 +82,7 @@ def train_along(call: Mapping[str, Any]) -> None:
     *before, step = recipe.steps
     assert isinstance(step.operation, LearningStep)
     request = TrainingRequest(
-        fold(open_base(recipe, "recipe"), before), step.operation, recipe.data, job.root,
+        fold(open_base(recipe, "recipe", job.root), before), step.operation, recipe.data, job.root,
         recipe.seed, choose_device(job.device), job,
     )  # fmt: skip
     carry_out(request, Path(call["state"]))
@@ -91,7 +95,8 @@ def _alone(address: str, request: TrainingRequest) -> Iterator[Path]:
     The state goes once the result is there, and stays where it is not.
     """
     place = result_directory(address).with_suffix(".state")
-    handle = _locked(place, request)
+    with told_of_cache():
+        handle = _locked(place, request)
     try:
         for old, nbytes in remove_abandoned(place.parent):
             text = f"{old.name} is of a run that was broken off and forgotten: removed, {nbytes / 1e6:.1f} MB"
@@ -114,30 +119,36 @@ def _locked(place: Path, request: TrainingRequest) -> int:
         except FileNotFoundError:
             continue  # removed in between
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), place.stat()):
+            lock = try_lock(handle)
+            if lock is Lock.UNSUPPORTED:
+                request.job.warn(f"{place.parent} has no locks: of two processes that learn the same, both train")
+            if lock is not Lock.TAKEN and os.path.samestat(os.fstat(handle), place.stat()):
+                for broken in place.glob("*.partial") if lock is Lock.OURS else ():
+                    broken.unlink(missing_ok=True)
                 return handle
-        except BlockingIOError:
+        except FileNotFoundError:
+            lock = Lock.OURS  # whoever held it has finished and removed it in between
+        except OSError:
+            os.close(handle)
+            raise
+        os.close(handle)
+        if lock is Lock.TAKEN:
             if not told:
                 request.job.warn("another process is learning the same: waiting for it")
             told = True
             time.sleep(_WAIT_SECONDS)
-        except FileNotFoundError:
-            pass  # whoever held it has finished and removed it in between
-        os.close(handle)
         request.job.stop_if_cancelled()
 
 
 def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> None:
-    place = result_directory(address)
-    # Whoever was killed while writing it held the lock that is held here.
-    shutil.rmtree(place.with_name(place.name + ".partial"), ignore_errors=True)
-    with published(place) as directory:
+    def write(directory: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in result.tensors.items()}
         save_file(tensors, directory / TENSORS)
         settings = msgspec.to_builtins(request.step, enc_hook=lambda value: value.plain)
         report = {"step": {request.step.name: settings}, **result.report}
         (directory / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    keep(address, write, request.job)
 
 
 PROCEDURES: Mapping[str, str] = {

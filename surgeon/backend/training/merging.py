@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from surgeon.backend.digests import content_digest, digest_of
 from surgeon.backend.model.rounding import Rounding
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
+from surgeon.backend.training.result_store import keep
+from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (
@@ -22,14 +24,12 @@ from surgeon.core.plan.learned_results import (
     TENSORS,
     adapter_tensors,
     is_learned,
-    result_directory,
     result_report,
     result_tensors,
 )
 from surgeon.core.plan.plan import Adapter, compile_plan
 from surgeon.core.recipe.learning_step import LEARNED, draft_state, result_names
 from surgeon.core.recipe.recipe import Step
-from surgeon.export.publish import published
 
 _VERSION = 1
 """Raised whenever the same inputs would give another result."""
@@ -38,13 +38,18 @@ _VERSION = 1
 def merge(draft: Draft, step: Step, job: JobContext) -> Step:
     """Merge the adapters of a draft unless that was done before; return the step with the result's address."""
     thawed = {name: tuple(replace(one, frozen=frozenset()) for one in layers) for name, layers in draft.stacks.items()}
+    files = FileStamps(draft.structure.checkpoint)
     state = draft_state(replace(draft, stacks=thawed, frozen=frozenset(), mask=None))
     address = digest_of((_VERSION, step.operation.name, content_digest(draft.structure.checkpoint), state))
     if not is_learned(address):
-        with published(result_directory(address)) as directory:
+
+        def write(directory: Path) -> None:
             report = _merge(draft, directory)
+            files.check()
             (directory / REPORT).write_text(json.dumps({"step": {step.operation.name: {}}, **report}))
-        job.log(f"{step.operation.name}: {report['merged']} matrices")
+
+        keep(address, write, job)
+        job.log(f"{step.operation.name}: {result_report(address)['merged']} matrices")
     for remark in result_report(address).get("remarks", ()):
         job.warn(f"{step.operation.name}: {remark}")
     return msgspec.structs.replace(step, resolved={**(step.resolved or {}), LEARNED: (address,)})

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from surgeon.backend.data.chat_template import is_marked
 from surgeon.backend.data.rows import source_digest
 from surgeon.backend.digests import content_digest, digest_of, side_digest
+from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.token_rewards import rewriter_digest
-from surgeon.core.recipe.learning_step import LearningStep, draft_state
+from surgeon.core.recipe.learning_step import WITHOUT_EFFECT, LearningStep, draft_state
 
 if TYPE_CHECKING:
     from surgeon.backend.training.training_request import TrainingRequest
@@ -29,6 +31,8 @@ def address_of(request: TrainingRequest) -> str:
     choice = getattr(request.step, "minimised", None) or getattr(request.step, "objective", None)
     if choice is not None and choice.objective.token_rewards is not None:
         digests["rewriter"] = rewriter_digest(choice.objective, request.root)
+    if choice is not None and choice.objective.rows != "text" and is_marked(load_tokenizer(checkpoint.path)):
+        digests["answers"] = "as the chat template marks them"
     made_of = (_VERSION, content_digest(checkpoint), side_digest(checkpoint), draft_state(request.draft),
                request.step.name, settings, digests, request.seed)  # fmt: skip
     return digest_of(made_of)
@@ -37,7 +41,7 @@ def address_of(request: TrainingRequest) -> str:
 def _settings(step: LearningStep) -> dict[str, Any]:
     """Return the settings that change a weight."""
     settings: dict[str, Any] = msgspec.to_builtins(step, enc_hook=lambda value: value.plain)
-    for name in ("save_steps", "eval_steps", "gradient_checkpointing"):
+    for name in WITHOUT_EFFECT:
         settings.pop(name, None)
     objective = settings.get("objective")
     if isinstance(objective, dict):  # a rewriter is known by its bytes, wherever it lies

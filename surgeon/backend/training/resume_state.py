@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pickle
 import shutil
@@ -11,8 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+
+from surgeon.backend.disk_faults import disk_faults
+from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
 
 DAYS = 30
 """How long what a broken run left is kept. A state takes three times what is trained, and serves that run alone."""
@@ -37,10 +40,8 @@ def _locked(place: Path) -> Iterator[bool]:
     """Lock a directory if no other run has; yield whether it is locked."""
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield os.path.samestat(os.fstat(handle), place.stat())
-    except BlockingIOError:
-        yield False
+        # Without locks nobody knows whether a run is using it.
+        yield try_lock(handle) is Lock.OURS and os.path.samestat(os.fstat(handle), place.stat())
     finally:
         os.close(handle)
 
@@ -48,12 +49,13 @@ def _locked(place: Path) -> Iterator[bool]:
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state beside its place and rename it: whoever goes on sees the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # A name of its own: without locks another process may be saving the same.
+    partial = path.with_suffix(f".{uuid4().hex[:8]}.partial")
     try:
-        with partial.open("wb") as file:
+        with disk_faults(), partial.open("wb") as file:
             torch.save(dict(state), file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

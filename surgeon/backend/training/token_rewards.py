@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.data.examples import Rewarding, Tokens, collate, labelled, last_alone
-from surgeon.backend.data.rows import Row, rendered
+from surgeon.backend.data.chat_template import rendered
+from surgeon.backend.data.dialogues import PAYLOAD, assistant, content_of, user
+from surgeon.backend.data.examples import Rewarding, collate
+from surgeon.backend.data.row import Row
+from surgeon.backend.data.tokens import Tokens, labelled
 from surgeon.backend.digests import content_digest, side_digest
 from surgeon.backend.model.loading import forget_model, load_model, load_tokenizer
 from surgeon.backend.model.losses import IGNORED, label_log_probs
 from surgeon.backend.training.training_run import logits_of
+from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.objective import Objective
 from surgeon.errors import DataError
@@ -33,7 +36,7 @@ _BATCH = 8
 
 def _rewriter_path(objective: Objective, root: Path) -> Path:
     name = str(objective.token_rewards)
-    return root / name if (root / name).is_dir() else locate_model(name)
+    return root / name if (root / name).is_dir() else locate_base(name, root)
 
 
 def rewriter_digest(objective: Objective, root: Path) -> str:
@@ -74,24 +77,31 @@ def _sequence(row: Row, own: Any, tokenizer: Any) -> Tokens:
     Raises:
         DataError: an answer is missing, or the two models cut it into other tokens.
     """
-    if row.right is None or row.wrong is None or row.rejected is None:
+    if row.right is None or row.wrong is None:
         raise DataError(
             "has no right answer beside the wrong one, which the rewriter is to see", where=row.where,
             allowed='{"prompt", "chosen", "rejected"}', hint="or give token rewards",
         )  # fmt: skip
-    asked = "\n\n".join(str(message["content"]) for message in row.asked)
-    told = {"role": "user", "content": TASK.format(asked=asked, right=row.right, wrong=row.wrong)}
-    turns = rendered([told, {"role": "assistant", "content": row.wrong}], row.where, own)
-    found = labelled(turns, [False] * (len(turns) - 1) + [True], own, sys.maxsize)
+    if any(answer.get(key) for answer in (row.right, row.wrong) for key in PAYLOAD):
+        raise DataError(
+            "has an answer with more than a text, and a rewriter is told texts alone", where=row.where,
+            allowed="answers that are texts", hint="or give token rewards",
+        )  # fmt: skip
+    asked = "\n\n".join(map(content_of, row.asked_wrong))
+    told = TASK.format(asked=asked, right=content_of(row.right), wrong=content_of(row.wrong))
+    # What it is told stands in one message: it needs no tools and no variables of the row's own template.
+    judged = rendered((user(told), assistant(content_of(row.wrong))), Row(row.where), own)
+    found = labelled(judged, judged.last_alone, own, sys.maxsize, row)
     if found is None:
         raise DataError("has an empty wrong answer", where=row.where, hint="leave the row out")
-    wanted = labelled((*row.turns[:-1], row.rejected), last_alone(row), tokenizer, sys.maxsize)
-    if wanted is None or _answer_of(found[0]) != _answer_of(wanted[0]):
+    dialogue = rendered(row.ended_wrongly, row, tokenizer)
+    wanted = labelled(dialogue, dialogue.last_alone, tokenizer, sys.maxsize, row)
+    if wanted is None or _answer_of(found) != _answer_of(wanted):
         raise DataError(
             "is cut into other tokens by the rewriter, so its rewards fit none of the model's", where=row.where,
             allowed="a rewriter with the same tokenizer and chat template",
         )  # fmt: skip
-    return found[0]
+    return found
 
 
 def _answer_of(one: Tokens) -> list[int]:

@@ -51,6 +51,7 @@ def remarks(request: TrainingRequest, objective: Objective, data: Examples) -> l
     if data.left_out:
         rows, length = len(data.examples) + data.left_out, request.step.max_length
         found.append(f"{data.left_out} of {rows} rows have no answer within {length} tokens and are left out")
+    found.append(data.unread)
     for text in filter(None, found):
         request.job.warn(text)
     return list(filter(None, found))

@@ -20,8 +20,8 @@ from transformers import get_scheduler
 from surgeon.backend.data.examples import Examples, collate, examples_of_step
 from surgeon.backend.distributed import all_gather, broadcast
 from surgeon.backend.model.dropout import without_dropout
+from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.losses import label_log_probs
-from surgeon.backend.model.position_limit import refuse_too_long
 from surgeon.backend.training.accelerator import training_accelerator
 from surgeon.backend.training.resume_state import load_state, save_state
 from surgeon.backend.training.training_run import BatchOutputs, TrainingReport, TrainingRun, is_stable, logits_of
@@ -36,7 +36,8 @@ def train(training: TrainingRun) -> TrainingReport:
         Cancelled: between two steps; the state is saved.
     """
     for data in filter(None, (training.data, training.held_out)):
-        refuse_too_long(training.model, data.longest, training.step.name, "max_length")
+        sequences = (one for example in data.examples for one in example)
+        refuse_unreadable(training.model, sequences, training.step.name, "max_length")
     steady = without_dropout(training.model) if training.objective.reference else nullcontext()
     with training_accelerator(training.step, training.device) as accelerator, steady:
         return _Trainer(training, accelerator).train()
@@ -219,7 +220,11 @@ class _Trainer:
             "scheduler": self.scheduler.state_dict(),
             "report": vars(self.report),
         }
-        save_state(training.state, state)
+        try:
+            save_state(training.state, state)
+        except OSError as error:  # what is trained is worth more than what a broken run could go on from
+            reason = error.strerror or error
+            training.job.warn(f"a run that is broken off would begin anew: no state in {training.state}: {reason}")
 
     def _resume(self) -> int:
         training, state = self.training, load_state(self.training.state, self.training.device)

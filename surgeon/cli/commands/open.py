@@ -9,6 +9,7 @@ import click
 
 from surgeon.cli.interface import open_model, show_help
 from surgeon.cli.options import SurgeonCommand, computing
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.recipe import load_recipe
 
 
@@ -23,7 +24,7 @@ from surgeon.core.recipe.recipe import load_recipe
 def command(context: click.Context, /, model: str | None, recipe: Path | None, **settings: Any) -> None:
     """Open MODEL, or the model of a recipe, in the interface."""
     if model is None and recipe is not None:
-        model = load_recipe(recipe).base.model
+        model = model_name(load_recipe(recipe).base.model, recipe.parent)
     if model is None:
         show_help(context)
     else:

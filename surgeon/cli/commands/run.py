@@ -10,7 +10,8 @@ import click
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
-from surgeon.core.recipe.recipe import load_recipe
+from surgeon.core.checkpoint.base_path import named_from_here
+from surgeon.core.recipe.overrides import load_changed_recipe
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.errors import UsageError
 
@@ -32,14 +33,14 @@ def command(
 ) -> None:
     """Carry out RECIPE on its base model and write the result to a new directory.
 
-    Measured selections that are not resolved yet are measured on the way. Prints the directory; for a recipe that only
+    Measured selections that are not resolved yet are measured on the way, and those that were resolved for other words,
+    another base or other data are measured anew. Prints the directory; for a recipe that only
     evaluates, which needs none, what it found.
     """
-    values = dict(map(_pair, overrides))
+    values, root = dict(map(_pair, overrides)), recipe.absolute().parent
     if model is not None:
-        values["base.model"] = model
-    loaded = load_recipe(recipe, values)
-    run_recipe(loaded, RunOptions(root=recipe.absolute().parent, where=recipe, **order), reporter)
+        values["base.model"] = named_from_here(model, root)
+    run_recipe(load_changed_recipe(recipe, values), RunOptions(root=root, where=recipe, **order), reporter)
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -20,6 +20,7 @@ from surgeon.core.selection.selection import GRAMMAR, Selection
 _SELECTION = {"$ref": "#/$defs/Selection"}
 _OBJECTIVE = {"$ref": "#/$defs/Objective"}
 _POSITION = {"type": "integer", "minimum": 0}
+_DIGEST = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 
 
 @click.command("schema", cls=SurgeonCommand)
@@ -99,7 +100,13 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     chosen = [key for key, value in properties.items() if "Selection" in str(value)]
     learned = {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
     resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
-    return _closed({name: body if body["required"] else _or_null(body), "resolved": resolved}, [name])
+    step = {name: body if body["required"] else _or_null(body), "resolved": resolved, "resolved_for": _resolved_for()}
+    return _closed(step, [name])
+
+
+def _resolved_for() -> dict[str, Any]:
+    digests = {"recipe": _DIGEST, "base": _or_null(_DIGEST), "data": {"type": "array", "items": _or_null(_DIGEST)}}
+    return {**_closed(digests, ["recipe"]), "description": "written by a run: what `resolved` was resolved for"}
 
 
 def _spelled_out(schema: Any, parts: Mapping[str, Any]) -> Any:

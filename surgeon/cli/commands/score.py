@@ -18,6 +18,7 @@ from surgeon.cli.heat_map import heat_map
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.jobs import ScoreJob, ScoreResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.recipe import Recipe
@@ -96,7 +97,8 @@ def _names(by: Sequence[str]) -> list[str]:
 
 def _draft(measured: Recipe, where: Path | None, worker: str | None) -> Draft | None:
     """Return the model that is measured, where it can be looked at from here."""
-    if worker is not None and not Path(measured.base.model).expanduser().is_dir():
+    root = where.absolute().parent if where is not None else Path.cwd()
+    if worker is not None and not Path(model_name(measured.base.model, root)).expanduser().is_dir():
         return None
     folded = fold_recipe(measured, where)
     return folded.drafts[-1] if all(one.exact for one in folded.reports) else None

@@ -31,7 +31,7 @@ def command(context: click.Context, /, directory: Path, worker: str | None, as_j
 
     reporter = context.ensure_object(ConsoleReporter)
     directory = directory.expanduser().absolute()
-    if worker is None:
+    if worker is None and not (directory / "adapter_config.json").is_file():
         open_checkpoint(directory)  # what is broken on disk is told before torch is loaded
     result = run_job(VerifyJob(directory=str(directory), **settings), reporter.on_event, worker)
     assert isinstance(result, VerifyResult)

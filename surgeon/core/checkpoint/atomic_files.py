@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from surgeon.core.checkpoint.file_system import sync
 from surgeon.errors import RecipeError
 
 
@@ -18,7 +19,7 @@ def write_text(path: Path, text: str) -> None:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)

@@ -1,16 +1,24 @@
-"""Data of a recipe: what it will read, and what files named relative to its directory are called in another."""
+"""Data of a recipe: what it will read, and what files named relative to its directory are called in another.
+
+Its base too, where that is a directory: see `base_path`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import msgspec
 
+from surgeon.core.checkpoint.base_path import name_seen_from
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_from_builtins, step_to_builtins
+from surgeon.core.recipe.resolution import FileDigest, resigned
 
 _DATA = ("data", "held_out")
 _FIELDS = (*_DATA, "rewriter")
@@ -22,6 +30,8 @@ def seen_from(recipe: Recipe, old: Path, new: Path) -> Recipe:
 
     What is not there relative to `old` keeps its name: the recipe's own names, shares, hub ids, absolute paths.
     """
+    base = msgspec.structs.replace(recipe.base, model=name_seen_from(recipe.base.model, old, new))
+    recipe = msgspec.structs.replace(recipe, base=base)
     if old.resolve() == new.resolve():
         return recipe
 
@@ -35,7 +45,28 @@ def seen_from(recipe: Recipe, old: Path, new: Path) -> Recipe:
         return step if changed == plain else step_from_builtins(changed, "recipe")
 
     data = {name: renamed(file) for name, file in recipe.data.items()}
-    return msgspec.structs.replace(recipe, data=data, steps=tuple(map(moved, recipe.steps)))
+    return resigned(recipe, msgspec.structs.replace(recipe, data=data, steps=tuple(map(moved, recipe.steps))))
+
+
+def file_digests(root: Path) -> FileDigest:
+    """Return what gives the digest of a data file in the recipe's directory `root`; None for what is no file here."""
+
+    def digest(name: str) -> str | None:
+        path = root / Path(name).expanduser()
+        try:
+            status = path.stat()
+            return _digest(path, status.st_size, status.st_mtime_ns) if S_ISREG(status.st_mode) else None
+        except OSError:
+            return None
+
+    return digest
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, size: int, written_ns: int) -> str:
+    del size, written_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def named_data(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.recipe import Step
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
+from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
 from surgeon.core.selection.selection import Ranked
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
@@ -49,27 +50,48 @@ def apply_step(draft: Draft, step: Step, number: int, measured: Measured | None 
 
 
 def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen:
-    layers = draft.layers(step.operation.stack)
-    chosen: dict[str, tuple[Any, ...]] = {}
-    if step.resolved is not None and LEARNED in step.resolved:
-        chosen[LEARNED] = step.resolved[LEARNED]
-    for field, selection in step.operation.selections().items():
-        if step.resolved is not None and field in step.resolved:
-            where = f"steps[{number}].resolved.{field}"
-            if isinstance(selection, MatrixSelection):
-                _in_range(list(roles_by_position(step.resolved[field])), len(layers), where)
-                chosen[field] = step.resolved[field]
-            else:
-                chosen[field] = _in_range(step.resolved[field], len(layers), where)
-            continue
+    layers, resolved = draft.layers(step.operation.stack), step.resolved or {}
+    selections = step.operation.selections()
+    chosen: dict[str, tuple[Any, ...]] = {LEARNED: resolved[LEARNED]} if LEARNED in resolved else {}
+    stray = [field for field in resolved if field not in (LEARNED, *selections)]
+    if stray:
+        raise _contradicts(step, number, stray[0], "says nothing of it")
+    for field, selection in selections.items():
         try:
-            if isinstance(selection, MatrixSelection):
+            if field in resolved:
+                chosen[field] = _resolved(draft, step, number, field)
+            elif isinstance(selection, MatrixSelection):
                 chosen[field] = selection.spots(draft, step.operation.stack, measured)
             else:
                 chosen[field] = selection.positions(layers, measured)
         except SelectionError as error:
             raise _at(error, f"steps[{number}].{step.operation.name}", field) from error
     return chosen
+
+
+def _resolved(draft: Draft, step: Step, number: int, field: str) -> tuple[Any, ...]:
+    """Return what a field was resolved to, where that can be what its words come to on this draft."""
+    assert step.resolved is not None
+    selection, found, stack = step.operation.selections()[field], step.resolved[field], step.operation.stack
+    layers, where = draft.layers(stack), f"steps[{number}].resolved.{field}"
+    if isinstance(selection, MatrixSelection):
+        _in_range(list(roles_by_position(found)), len(layers), where)
+        says = matrix_contradiction(selection, tuple(map(str, found)), draft, stack)
+    else:
+        found = _in_range(found, len(layers), where)
+        says = layer_contradiction(selection, found, layers)
+    if says:
+        raise _contradicts(step, number, field, f"says {selection}, which {says}")
+    return found
+
+
+def _contradicts(step: Step, number: int, field: str, says: str) -> SelectionError:
+    assert step.resolved is not None
+    return SelectionError(
+        f"is {', '.join(map(str, step.resolved[field])) or 'none'}, but {step.operation.name} {says}",
+        where=f"steps[{number}].resolved.{field}",
+        hint="take `resolved` out, and it is resolved anew; or put back the words that it was resolved for",
+    )
 
 
 def _in_range(positions: Sequence[Any], count: int, where: str) -> tuple[int, ...]:

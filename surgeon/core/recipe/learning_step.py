@@ -22,6 +22,9 @@ from surgeon.errors import RecipeError
 LEARNED = "learned"
 """The key under which a step's `resolved` holds the address of its result."""
 
+WITHOUT_EFFECT = ("save_steps", "eval_steps", "gradient_checkpointing")
+"""Settings of learning steps that change no weight."""
+
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Schedule = Literal["constant", "linear", "cosine", "constant_with_warmup"]

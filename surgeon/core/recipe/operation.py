@@ -6,7 +6,7 @@ Its fields are the YAML schema, the command-line options and the form on screen,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 import msgspec
 
@@ -56,6 +56,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ArchitectureError: the model cannot express the result.
         """
         raise NotImplementedError
+
+
+def selection_fields(kind: type[Operation]) -> list[str]:
+    """Return the fields of an operation that may hold selections, by their name in YAML, the main one first."""
+    return [field.encode_name for field in msgspec.structs.fields(kind) if _holds_selection(field.type)]
+
+
+def _holds_selection(kind: Any) -> bool:
+    return (isinstance(kind, type) and issubclass(kind, Selection)) or any(map(_holds_selection, get_args(kind)))
 
 
 def operations() -> dict[str, type[Operation]]:

@@ -1,7 +1,7 @@
 """A recipe: base, seed, data and steps. The document, the undo history and what a replay needs.
 
 Every fault of a document is reported at once, with its line, what is allowed and the nearest spelling.
-`load(dump(recipe)) == recipe`, and comments survive a save; the YAML itself is `document.py`'s business.
+`load(dump(recipe)) == recipe`, and comments survive a save; the YAML itself is `yaml_document.py`'s business.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
-from surgeon.core.recipe.operation import Operation, operations
+from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.validation import Problems, Spot, built_in
 from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError
 
 VERSION = 1
+RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
+"""The keys of a step that say what it came to, beside its operation."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,11 +46,27 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
 
 
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+
+class ResolvedFor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the resolved part of a step was resolved for; see `resolution`.
+
+    recipe: digest of the step's own words, the seed, and what the steps before it came to.
+    base: fingerprint of the base.   data: digest of each data file that its selections were measured on.
+    """
+
+    recipe: Digest
+    base: Digest | None = None
+    data: tuple[Digest | None, ...] = ()
+
+
 class Step(msgspec.Struct, frozen=True):
     """One operation with its arguments. `resolved` holds what measured selections came to, by field."""
 
     operation: Operation
     resolved: dict[str, tuple[int | str, ...]] | None = None
+    resolved_for: ResolvedFor | None = None
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +97,8 @@ def step_to_builtins(step: Step) -> dict[str, Any]:
     plain: dict[str, Any] = {step.operation.name: fields}
     if step.resolved is not None:
         plain["resolved"] = {name: list(positions) for name, positions in step.resolved.items()}
+        if step.resolved_for is not None:
+            plain["resolved_for"] = built_in(msgspec.to_builtins(step.resolved_for))
     return plain
 
 
@@ -104,14 +124,12 @@ def recipe_to_builtins(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def recipe_from_builtins(plain: Any, where: str = "recipe", overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Check plain data and build the recipe; `overrides` maps dotted paths such as `steps.0.prune.layers` to values.
+def recipe_from_builtins(plain: Any, where: str = "recipe") -> Recipe:
+    """Check plain data and build the recipe.
 
     Raises:
         RecipeError: anything is unknown, missing or of the wrong type; all faults at once.
     """
-    for path, value in (overrides or {}).items():
-        _override(plain, path, value)
     problems = Problems(where, plain)
     recipe = _recipe(plain, problems)
     problems.raise_any()
@@ -119,23 +137,7 @@ def recipe_from_builtins(plain: Any, where: str = "recipe", overrides: Mapping[s
     return recipe
 
 
-def _override(document: Any, path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    spot = document
-    try:
-        for key in parents:
-            spot = spot[int(key)] if isinstance(spot, list) else spot[key]
-        if isinstance(spot, list):
-            spot[int(last)] = value
-        else:
-            spot[last] = value
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise RecipeError(
-            "leads nowhere in this recipe", where=f"--set {path}", allowed="a path such as steps.0.prune.layers"
-        ) from error
-
-
-def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
@@ -145,7 +147,7 @@ def load_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recip
         read_document,  # YAML takes a while to load, and a screen may never need it
     )
 
-    return recipe_from_builtins(read_document(path), str(path), overrides)
+    return recipe_from_builtins(read_document(path), str(path))
 
 
 def dump_recipe(recipe: Recipe, like: Path | None = None) -> str:
@@ -198,7 +200,7 @@ def _steps(plain: Any, problems: Problems) -> list[Step]:
 
 def _step(plain: Any, path: Spot, problems: Problems) -> Step | None:
     known = operations()
-    names = [key for key in plain if key != "resolved"] if isinstance(plain, Mapping) else []
+    names = [key for key in plain if key not in RESOLVED_KEYS] if isinstance(plain, Mapping) else []
     if len(names) != 1:
         problems.add(path, "a step is one operation", ", ".join(known))
         return None
@@ -207,8 +209,13 @@ def _step(plain: Any, path: Spot, problems: Problems) -> Step | None:
         problems.unknown(path, name, list(known))
         return None
     operation = _operation(known[name], {} if plain[name] is None else plain[name], (*path, name), problems)
-    resolved = _resolved(plain["resolved"], operation or known[name], path, problems) if "resolved" in plain else None
-    return Step(operation, resolved) if operation is not None else None
+    resolved = _resolved(plain["resolved"], known[name], path, problems) if "resolved" in plain else None
+    made_for = (
+        _resolved_for(plain["resolved_for"], path, problems)
+        if resolved is not None and "resolved_for" in plain
+        else None
+    )
+    return Step(operation, resolved, made_for) if operation is not None else None
 
 
 def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems) -> Operation | None:
@@ -235,17 +242,23 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
     return kind(**values) if len(problems.faults) == before else None
 
 
+def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | None:
+    try:
+        return msgspec.convert(built_in(plain), ResolvedFor)
+    except msgspec.ValidationError as error:
+        problems.add((*path, "resolved_for"), str(error), "what a run wrote there; leave it out")
+        return None
+
+
 def _resolved(
-    plain: Any, operation: Operation | type[Operation], path: Spot, problems: Problems
+    plain: Any, operation: type[Operation], path: Spot, problems: Problems
 ) -> dict[str, tuple[int | str, ...]] | None:
     try:
         resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
     except msgspec.ValidationError as error:
         problems.add((*path, "resolved"), str(error))
         return None
-    fields = [field.encode_name for field in msgspec.structs.fields(operation)]
-    known = list(operation.selections()) if isinstance(operation, Operation) else fields
-    known += [LEARNED] if issubclass(operation if isinstance(operation, type) else type(operation), ResultStep) else []
+    known = [*selection_fields(operation), *([LEARNED] if issubclass(operation, ResultStep) else [])]
     for name, chosen in resolved.items():
         kind = str if name in ("matrices", LEARNED) else int
         if name not in known:

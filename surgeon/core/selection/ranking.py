@@ -19,7 +19,7 @@ def extreme_layers(order: str, count: str, score: Score, layers: Sequence[Layer]
     free = [position for position in range(len(layers)) if position not in protected]
     if order == "through":
         return _through(count, score, layers, free)
-    number = _number(count, len(layers))
+    number = number_of(count, len(layers))
     if number > len(free):
         raise SelectionError(f"{order} {count} asks for {number} of {len(free)} layers that are not protected")
     values = _finite(score, layers)
@@ -56,5 +56,6 @@ def _finite(score: Score, layers: Sequence[Layer]) -> list[float]:
     return [score.values[layer.key] for layer in layers]
 
 
-def _number(text: str, layers: int) -> int:
+def number_of(text: str, layers: int) -> int:
+    """Return how many a count such as `4` or `25%` means."""
     return round(int(text[:-1]) / 100 * layers) if text.endswith("%") else int(text)

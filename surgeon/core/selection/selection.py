@@ -66,11 +66,13 @@ class _Named:
 
 
 @dataclass(frozen=True, slots=True)
-class _Except:
+class Except:
+    """Everything but a selection."""
+
     of: Selection
 
 
-Term = Ranked | _Positions | _Named | _Except
+Term = Ranked | _Positions | _Named | Except
 
 
 class Selection:
@@ -104,7 +106,7 @@ class Selection:
         for term in self.terms:
             if isinstance(term, Ranked):
                 yield term
-            elif isinstance(term, _Except):
+            elif isinstance(term, Except):
                 yield from term.of.ranked()
 
     def positions(self, layers: Sequence[Layer], scores: Mapping[Ranked, Score] | None = None) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ def parse_selection(raw: Any) -> Selection:
     if isinstance(raw, Selection):
         return raw
     terms = tuple(_parse(raw))
-    if len(terms) > 1 and any(isinstance(term, _Except) for term in terms):
+    if len(terms) > 1 and any(isinstance(term, Except) for term in terms):
         raise SelectionError(
             "`except` beside other terms has two meanings", allowed="except 0-3,7: everything but all of them"
         )
@@ -159,7 +161,7 @@ def _parse(raw: Any) -> Iterator[Term]:
 def _parse_text(text: str) -> Iterator[Term]:
     text = " ".join(text.split())
     if text.startswith("except "):
-        yield _Except(parse_selection(text.removeprefix("except ")))
+        yield Except(parse_selection(text.removeprefix("except ")))
         return
     for part in split_terms(text):
         yield _parse_term(part, text)
@@ -197,7 +199,7 @@ def _parse_mapping(raw: Mapping[str, Any]) -> Iterator[Term]:
     if stray:
         raise SelectionError(f"{stray[0]!r} does not go with {head!r}", allowed=", ".join(_RANKED_HEADS))
     if head == "except":
-        yield _Except(parse_selection(raw[head]))
+        yield Except(parse_selection(raw[head]))
         return
     parts = raw[head] if isinstance(raw[head], (list, tuple)) else str(raw[head]).split(",")
     for part in parts:
@@ -231,7 +233,7 @@ def _resolve(term: Term, layers: Sequence[Layer], scores: Mapping[Ranked, Score]
     count = len(layers)
     if isinstance(term, Ranked):
         return _resolve_ranked(term, layers, scores)
-    if isinstance(term, _Except):
+    if isinstance(term, Except):
         return [position for position in range(count) if position not in set(term.of.positions(layers, scores))]
     if isinstance(term, _Positions):
         return _resolve_range(term, layers)
@@ -274,6 +276,6 @@ def _term_text(term: Term) -> str:
     if isinstance(term, _Positions):
         span = str(term.first) if term.first == term.last else f"{term.first}-{term.last}"
         return f"original {span}" if term.original else span
-    if isinstance(term, _Except):
+    if isinstance(term, Except):
         return f"except {term.of}"
     return f"{term.word} {term.count}" if term.word in ("first", "last") else term.word

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from surgeon.core.recipe.operation import operations
+from surgeon.core.recipe.operation import selection_fields as fields_with_selections
 from surgeon.core.recipe.recipe import Step
 from surgeon.core.selection.matrix_selection import MatrixSelection
-from surgeon.core.selection.selection import Selection, spans
+from surgeon.core.selection.selection import spans
 from surgeon.errors import SurgeonError
 from surgeon.session import Preview, Session
-from surgeon.ui.state.operation_options import contains_type
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def shifted_order(count: int, positions: tuple[int, ...], shift: int) -> list[in
 
 def selection_fields(operation: str) -> list[str]:
     """Return the fields of an operation that select layers or matrices, the main one first."""
-    kind = operations()[operation]
-    return [field.encode_name for field in msgspec.structs.fields(kind) if contains_type(field.type, Selection)]
+    return fields_with_selections(operations()[operation])
 
 
 def evaluate_operation(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
-from surgeon.ui.state.layer_listing import LayerListing
+from surgeon.ui.state.layer_listing import LayerListing, Severity
 from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, selection_fields
 from surgeon.ui.state.score_columns import ScoreColumn
 from surgeon.ui.state.step_text import step_title
@@ -145,8 +145,16 @@ class ScreenState(LayerListing):
             if done.parameters_change
             else ""
         )
-        self.set_notice(f"applied: {step_title(done.step)}{change} · u undoes", "success")
+        self._set_done(f"applied: {step_title(done.step)}{change} · u undoes", "success")
         return True
+
+    def _set_done(self, text: str, severity: Severity) -> None:
+        """Say what was done, and that it is not safe from a crash where that was not said before."""
+        fault = self.session.journal.fault
+        if fault and fault not in self.session.notes:
+            self.set_notice(f"{text}\n{fault}", "warning")
+        else:
+            self.set_notice(text, severity)
 
     def discard(self) -> None:
         """Discard the pending step, else the range, else the marks, else the filter; the message too."""
@@ -182,7 +190,7 @@ class ScreenState(LayerListing):
         self.reload()
         self.marks &= frozenset(row.key for row in self.rows if row.position is not None)
         inverse = "ctrl+r redoes" if what == "undone" else "u undoes"
-        self.set_notice(f"{what}: {step_title(self.session.steps[number])} · {inverse}")
+        self._set_done(f"{what}: {step_title(self.session.steps[number])} · {inverse}", "info")
 
     # ── scores ──
 

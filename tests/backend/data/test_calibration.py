@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from surgeon.backend.data.calibration import Calibration, read_calibration
-from surgeon.backend.data.hub_data import hub_rows
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.core.scoring.score import PYTHON_DOCS
 from surgeon.errors import DataError
@@ -199,14 +198,12 @@ def test_a_data_set_on_the_hub_is_read_as_the_same_rows_in_a_file_are(
     """Its tokens are those of a file with its rows; without the package `datasets` the error says what to install."""
     rows = [{"text": "abcd efgh"}, {"text": "ijkl"}]
     module = ModuleType("datasets")
-    module.load_dataset = lambda name, split: rows if (name, split) == ("owner/texts", "train") else None  # type: ignore[attr-defined]
+    module.load_dataset = lambda name, config, *, split, **_: rows if name + split == "owner/textstrain" else None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    hub_rows.cache_clear()
     found = read_calibration("owner/texts", tmp_path, tokenizer, sequences=1, length=8, seed=0)
     filed = read(write_rows(tmp_path / "rows.jsonl", *rows), tokenizer)
     assert torch.equal(found.tokens_BT, filed.tokens_BT)
     assert torch.equal(found.targets_BT, filed.targets_BT)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    hub_rows.cache_clear()
-    with pytest.raises(DataError, match=r"pip install 'model-surgeon\[train\]'"):
+    with pytest.raises(DataError, match="pip install datasets"):
         read_calibration("owner/texts", tmp_path, tokenizer, sequences=1, length=8, seed=0)

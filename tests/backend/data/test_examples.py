@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from surgeon.backend.data.examples import Examples, Tokens, collate, examples_of_step, read_examples
-from surgeon.backend.data.hub_data import hub_rows
+from surgeon.backend.data.examples import Examples, collate, examples_of_step, read_examples
 from surgeon.backend.data.rows import source_digest
+from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.model.losses import IGNORED
 from surgeon.core.recipe.objective import Rows
 from surgeon.errors import DataError
@@ -147,13 +147,16 @@ def test_answers_that_a_template_rewrites_are_context_and_are_not_learned(tmp_pa
     assert text_of(one, thinking) == "[u]hi</s>[a]yes</s>[u]and</s></s>"
 
 
-def test_a_template_that_asks_with_more_than_it_keeps_is_refused(tmp_path: Path) -> None:
-    """What the model is asked with could not be told from its answer."""
+def test_a_template_that_asks_with_more_than_it_keeps_parts_where_the_two_do(tmp_path: Path) -> None:
+    """As TRL does; what is asked with and not kept is not learned, and no first letter of an answer is lost to it."""
     write_tokenizer(tmp_path / "asking", template=TEMPLATE.replace("%}[a]{%", "%}[a]hm{%"))
     asking = AutoTokenizer.from_pretrained(tmp_path / "asking")
-    with pytest.raises(DataError, match="more than it writes") as caught:
-        read([PAIR], "pairs", asking, tmp_path)
-    assert caught.value.where.endswith("line 1")
+    ((chosen, rejected),) = read([{**PAIR, "rejected": "herring"}], "pairs", asking, tmp_path).examples
+    assert [text_of(one, asking) for one in (chosen, rejected)] == [
+        "<s>[u]2+2</s>[a]4</s>",
+        "<s>[u]2+2</s>[a]herring</s>",
+    ]
+    assert [labelled(one, asking) for one in (chosen, rejected)] == ["4</s>", "herring</s>"]
 
 
 def test_pairs_of_message_lists_are_read_as_pairs_of_texts(chatty: Any, tmp_path: Path) -> None:
@@ -324,28 +327,25 @@ def test_a_hub_id_without_the_package_says_what_to_install(
 ) -> None:
     """And names no file that could not be found."""
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'model-surgeon\[train\]'"):
+    with pytest.raises(DataError, match="pip install datasets"):
         read_examples("owner/pairs", tmp_path, plain, "pairs", 64)
 
 
 def test_a_hub_id_is_read_by_split_and_named_by_its_rows(
     plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The digest follows the rows: the same name may hold other data tomorrow."""
+    """Where the hub cannot be asked, the digest follows the rows: the same name may hold other data tomorrow."""
     hub: dict[str, list[Mapping[str, Any]]] = {"train": [PAIR], "test": [PAIR, PAIR]}
     module = ModuleType("datasets")
-    module.load_dataset = lambda name, split: hub[split] if name == "owner/pairs" else []  # type: ignore[attr-defined]
+    module.load_dataset = lambda name, config, *, split, **_: hub[split] if name == "owner/pairs" else []  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", module)
-    hub_rows.cache_clear()
     assert len(read_examples("owner/pairs", tmp_path, plain, "pairs", 64).examples) == 1
     assert len(read_examples("owner/pairs:test", tmp_path, plain, "pairs", 64).examples) == 2
     before = source_digest("owner/pairs", tmp_path)
     hub["train"] = [{**PAIR, "chosen": "5"}]
-    hub_rows.cache_clear()
     assert source_digest("owner/pairs", tmp_path) != before
     with pytest.raises(DataError, match="cannot be loaded"):
         read_examples("owner/pairs:nothing", tmp_path, plain, "pairs", 64)
-    hub_rows.cache_clear()
 
 
 def test_a_file_is_never_taken_for_a_hub_id(plain: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from surgeon.core.checkpoint.locating import demo_directory
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import Adapter, Plan, compile_plan
 from surgeon.core.recipe.fold import fold
-from surgeon.core.recipe.recipe import recipe_from_builtins
+from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import ArchitectureError
 from tests.architectures.building import small_config, tiny_model
 from tests.backend.tiny_models import load_plainly, save_tiny, some_tokens
@@ -214,6 +214,28 @@ def test_an_adapter_on_the_base_alone_is_a_peft_directory(bases: Any, tmp_path: 
     adapted = PeftModel.from_pretrained(load_plainly(base), str(out)).eval()
     assert torch.equal(logits(adapted), logits(load_plainly(base)))
     assert perform("verify", {"directory": str(out)}, keep_silent, never)["proof"]["adapter"]["passed"]
+
+
+@pytest.mark.parametrize("name", ["base", "./base", "../place/base"])
+def test_a_base_with_a_relative_name_is_found_by_plain_peft_from_here(
+    name: str, bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what was typed was; the recipe beside it names the base from its own place, and the same comes of it again."""
+    place = tmp_path / "place"
+    (place / "deep").mkdir(parents=True)
+    (place / "base").symlink_to(bases("qwen2"))
+    monkeypatch.chdir(place)
+    lora = {"masked_lora": {"layers": "first", "roles": ["mlp.up"]}}
+    recipe = {"version": 1, "base": {"model": name}, "steps": [lora]}
+    perform("run", {"recipe": recipe, "root": place, "out": place / "deep" / "out", "verify": False, "device": "cpu"})
+    config = json.loads((place / "deep" / "out" / "adapter_config.json").read_text())
+    assert Path(config["base_model_name_or_path"]).samefile(bases("qwen2"))
+    assert "base_model:" not in (place / "deep" / "out" / "README.md").read_text()
+    written = load_recipe(place / "deep" / "out" / "recipe.yaml")
+    assert written.base.model == "../../base"
+    again = {"recipe": recipe_to_builtins(written), "root": place / "deep" / "out", "out": place / "deep" / "again"}
+    perform("run", {**again, "verify": False, "device": "cpu"})
+    assert json.loads((place / "deep" / "again" / "adapter_config.json").read_text()) == config
 
 
 def test_plain_transformers_loads_the_adapter_of_the_demo_model(

@@ -18,6 +18,7 @@ from surgeon.backend.training.training_request import TrainingRequest
 from surgeon.core.recipe.fold import fold
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import recipe_from_builtins
+from surgeon.errors import CheckpointError
 from tests.backend.tiny_models import write_tokenizer
 from tests.backend.training_recipes import pupil, recipe, training
 from tests.jobs import job_context
@@ -36,7 +37,7 @@ def address(place: Path, *before: Step, seed: int = 0, names: Mapping[str, str] 
     """Return the address of a training step after other steps."""
     plain = {**recipe(place / "model", (*before, training(**fields))), "seed": seed, "data": dict(names or {})}
     read = recipe_from_builtins(plain)
-    draft = fold(open_base(read, "recipe"), read.steps[:-1])
+    draft = fold(open_base(read, "recipe", place), read.steps[:-1])
     operation = read.steps[-1].operation
     assert isinstance(operation, LearningStep)
     return address_of(
@@ -122,5 +123,8 @@ def test_a_rewriter_is_known_by_its_bytes(place: Path) -> None:
     before = address(place, **FORGETTING)
     shutil.copytree(place / "model", place / "rewriter")
     assert address(place, objective={"npo": {"rewriter": "rewriter"}}) == before
+    assert address(place, objective={"npo": {"rewriter": "./rewriter"}}) == before
+    with pytest.raises(CheckpointError, match="no such directory"):  # not one of the current directory
+        address(place, objective={"npo": {"rewriter": "./surgeon"}})
     write_tokenizer(place / "rewriter", template="{{ messages }}")
     assert address(place, objective={"npo": {"rewriter": "rewriter"}}) != before

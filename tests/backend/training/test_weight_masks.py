@@ -366,7 +366,7 @@ def test_a_rewriter_judges_each_token_of_a_wrong_answer(base: Path, tmp_path: Pa
         NegativePreference(rewriter="model"), tmp_path, tokenizer, torch.device("cpu"), job_context()
     )
     assert rewarding is not None
-    rows = rewarding(read_rows("pairs.jsonl", tmp_path, tokenizer)[0])
+    rows = rewarding(read_rows("pairs.jsonl", tmp_path)[0])
     model = load_plainly(base).float()
     for row, pair in zip(rows, PAIRS, strict=True):
         asked = TASK.format(asked=pair["prompt"], right=pair["chosen"], wrong=pair["rejected"])

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgeon.core.recipe.overrides import load_changed_recipe
 from surgeon.core.recipe.recipe import (
     Base,
     Recipe,
+    ResolvedFor,
     Step,
     dump_recipe,
     load_recipe,
@@ -62,6 +64,10 @@ operations = st.one_of(
         ),
     ),
 )
+digests = st.text("0123456789abcdef", min_size=16, max_size=16)  # some of which YAML would take for numbers
+resolved_for = st.builds(
+    ResolvedFor, recipe=digests, base=st.none() | digests, data=st.lists(st.none() | digests, max_size=2).map(tuple)
+)
 
 
 @st.composite
@@ -70,7 +76,8 @@ def steps(draw: st.DrawFn) -> Step:
     step = step_of(name, fields, "test")
     chosen = sorted(step.operation.selections())
     resolved = draw(st.none() | st.lists(positions, max_size=3))
-    return step if resolved is None or not chosen else Step(step.operation, {chosen[0]: tuple(resolved)})
+    made_for = draw(st.none() | resolved_for)
+    return step if resolved is None or not chosen else Step(step.operation, {chosen[0]: tuple(resolved)}, made_for)
 
 
 recipes = st.builds(
@@ -94,7 +101,7 @@ def written(text: str, name: str = "recipe.yaml") -> Path:
 
 def fault_of(text: str, overrides: dict[str, Any] | None = None) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(written(text), overrides)
+        load_changed_recipe(written(text), overrides or {})
     return caught.value
 
 
@@ -253,7 +260,9 @@ def test_yaml_1_2_reads_numbers_and_words_as_a_person_does() -> None:
 
 
 def test_set_changes_one_value() -> None:
-    changed = load_recipe(written(COMMENTED), {"steps.0.prune.layers": "1-2", "seed": 9, "base.fingerprint": "ff"})
+    changed = load_changed_recipe(
+        written(COMMENTED), {"steps.0.prune.layers": "1-2", "seed": 9, "base.fingerprint": "ff"}
+    )
     assert changed.seed == 9
     assert changed.base.fingerprint == "ff"
     assert str(changed.steps[0].operation.selections()["layers"]) == "1-2"

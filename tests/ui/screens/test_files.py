@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from surgeon.core.recipe.recipe import load_recipe
+import pytest
+
+from surgeon.core.recipe.recipe import dump_recipe, load_recipe, recipe_from_builtins
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from surgeon.ui.screens.error_dialog import ErrorDialog
+from tests.faults import blocked, failing
 from tests.ui.app_driver import AppDriver, Drive, fake_worker
 
 
@@ -80,3 +84,53 @@ async def test_recovered_steps_are_told_and_can_be_undone(tiny: Path) -> None:
         await driver.press("u")
         assert again.position == 0
     again.close()
+
+
+async def test_a_session_without_a_journal_says_so_and_works(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the state directory cannot be written: once, when it is opened."""
+    monkeypatch.setenv("SURGEON_STATE", str(blocked(tmp_path / "state")))
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker())
+    async with app.run_test(size=(120, 24)) as pilot:
+        driver = AppDriver(app, pilot)
+        await pilot.pause()
+        assert "a crash would lose the steps" in driver.text
+        await driver.press("d", "enter")
+        assert driver.session.position == 1
+        assert "a crash" not in driver.text
+        await driver.press("u")
+        assert driver.session.position == 0
+    app.session.close()
+
+
+async def test_a_journal_that_fails_later_is_told_beside_what_was_done(tiny: Path) -> None:
+    """The step is applied, and the next one is safe again."""
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker())
+    async with app.run_test(size=(120, 24)) as pilot:
+        driver = AppDriver(app, pilot)
+        with pytest.MonkeyPatch.context() as patch:
+            failing(patch, "fsync", errno.ENOSPC)
+            await driver.press("d", "enter")
+        assert driver.session.position == 1
+        assert "applied" in driver.text
+        assert "a crash would lose the last steps" in driver.text
+        await driver.press("u")
+        assert "a crash" not in driver.text
+    app.session.close()
+
+
+async def test_results_that_a_recipe_was_changed_after_are_told(tiny: Path, tmp_path: Path) -> None:
+    """They are left out, to be learned again."""
+    recipe = tmp_path / "r.yaml"
+    train = {"train": {"objective": "lm", "steps": 2}, "resolved": {"learned": ["0" * 16]}}
+    changed = {**train, "resolved_for": {"recipe": "1" * 16}}
+    plain = {"version": 1, "base": {"model": str(tiny)}, "steps": [changed]}
+    recipe.write_text(dump_recipe(recipe_from_builtins(plain)))
+    app = SurgeonApp(Session.open(str(tiny), recipe), fake_worker())
+    async with app.run_test(size=(120, 24)) as pilot:
+        driver = AppDriver(app, pilot)
+        await pilot.pause()
+        assert "results of steps 0; they are left out" in driver.text
+        assert driver.session.plan.pending
+    app.session.close()
