@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -100,7 +100,7 @@ class Structure:
     outside: Mapping[str, Tensor]
     role_rules: tuple[tuple[re.Pattern[str], str], ...]
     default_stack: str
-    runs: tuple[LayerRun, ...]
+    runs: tuple[LayerRun, ...] = field(compare=False)  # follows from the rest
     outputs: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
