@@ -9,20 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
 from surgeon.core.checkpoint.side_files import other_weights, read_document
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.planned_files import PROOF, RECIPE, RESULTS, TRAINABLE
-from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.core.structure.companions import plain_name
 from surgeon.errors import VerifyError
+from surgeon.export.atomic_directory import refuse_existing, refuse_inside, require_space, written_atomically
 from surgeon.export.model_card import model_card
-from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
-from surgeon.export.shards import Arithmetic, write_shards
+from surgeon.export.shard_writer import Arithmetic, write_shards
 
 __all__ = [
     "ADAPTER", "PROOF", "RECIPE", "RESULTS", "TRAINABLE", "check_written", "copy_side_files", "export_checkpoint",
@@ -57,7 +57,7 @@ def export_checkpoint(
         done += count
         job.progress(done, plan.nbytes, "bytes", "writing")
 
-    with published(out, job.warn) as directory:
+    with written_atomically(out, job.warn) as directory:
         write_shards(plan, directory, arithmetic, advance, job.is_cancelled)
         write_config(plan, directory)
         copy_side_files(plan, directory)

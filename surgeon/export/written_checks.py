@@ -18,8 +18,8 @@ from surgeon.core.plan.layer_moves import config_names
 from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.planned_files import RECORDS
 from surgeon.core.structure.companions import packed_weights
+from surgeon.core.structure.config_layer_names import LayerNames, NamedLayer
 from surgeon.core.structure.layer_dependencies import TwoCounts
-from surgeon.core.structure.layer_names import LayerNames, NamedLayer
 from surgeon.core.structure.quantisation import FIELDS, is_quantisation_file
 from surgeon.core.structure.structure import Structure
 
@@ -32,8 +32,8 @@ def unscaled_weights(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield the packed weights that have no scale though others have, or though the config says that they need one."""
     types = {name: one for shard in checkpoint.shards for name, one in zip(shard.names, shard.types, strict=True)}
     weights = packed_weights(types).values()
-    settled = any(weight.scaled for weight in weights) or any(checkpoint.config.get(field) for field in FIELDS)
-    yield from (f"{weight.stored} has no scale" for weight in weights if settled and not weight.scaled)
+    rank_values = any(weight.scaled for weight in weights) or any(checkpoint.config.get(field) for field in FIELDS)
+    yield from (f"{weight.stored} has no scale" for weight in weights if rank_values and not weight.scaled)
 
 
 def quantised_count(checkpoint: Checkpoint) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.export.written_checks import differing_bytes, missing_files, stray_names, unscaled_weights
 from tests.export.handmade_models import layer_forms, plan_of, pruned, write_model

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgeon.core.plan.draft import Draft, leaf
-from surgeon.core.structure.layer_names import LayerNames
+from surgeon.core.structure.config_layer_names import LayerNames
 from surgeon.core.structure.layer_runs import Moves
 from surgeon.core.structure.structure import Structure
 

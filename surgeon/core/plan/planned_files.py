@@ -10,7 +10,7 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.side_files import MODULES, documents, module_folders
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.layer_moves import moves_of
-from surgeon.core.structure.layer_names import LayerNames
+from surgeon.core.structure.config_layer_names import LayerNames
 from surgeon.core.structure.layer_runs import Moves
 from surgeon.core.structure.quantisation import is_quantisation_file
 from surgeon.errors import ArchitectureError

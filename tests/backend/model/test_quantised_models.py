@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.loading import load_model
 from surgeon.backend.model.quantised_models import cast_dequantised, require_values, unread_quantisation
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
@@ -254,7 +254,7 @@ def test_a_quantised_model_is_edited_in_memory_as_any_other(fp8: Path, tmp_path:
     """Its config holds how it is quantised as an object of its own, which is no part of the model."""
     from surgeon.backend.model.in_memory_executor import apply_draft
     from surgeon.core.plan.draft import draft_of
-    from surgeon.core.recipe.fold import fold
+    from surgeon.core.recipe.apply_steps import fold
     from surgeon.core.recipe.recipe import recipe_from_builtins
 
     model: Any = load_model(fp8, torch.bfloat16, CPU).model

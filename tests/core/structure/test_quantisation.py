@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.structure.companions import companion_of, packed_weights, plain_name
 from surgeon.core.structure.quantisation import Quantisation, read_quantisation
