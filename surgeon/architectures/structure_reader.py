@@ -14,6 +14,7 @@ import msgspec
 from surgeon.architectures import shared
 from surgeon.architectures.stack_finding import Found, Group, config_parts, families, find_stacks
 from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.tensors import Shard, Tensor
 from surgeon.core.structure.companions import is_text
 from surgeon.core.structure.config_layer_names import LayerNames
@@ -30,6 +31,7 @@ __all__ = ["families", "read_structure"]
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.*)", re.DOTALL)
 
 
+@nothing_collected()
 def read_structure(checkpoint: Checkpoint) -> Structure:
     """Understand a checkpoint from its config and headers.
 

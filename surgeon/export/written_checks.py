@@ -32,8 +32,8 @@ def unscaled_weights(checkpoint: Checkpoint) -> Iterator[str]:
     """Yield the packed weights that have no scale though others have, or though the config says that they need one."""
     types = {name: one for shard in checkpoint.shards for name, one in zip(shard.names, shard.types, strict=True)}
     weights = packed_weights(types).values()
-    rank_values = any(weight.scaled for weight in weights) or any(checkpoint.config.get(field) for field in FIELDS)
-    yield from (f"{weight.stored} has no scale" for weight in weights if rank_values and not weight.scaled)
+    expected = any(weight.scaled for weight in weights) or any(checkpoint.config.get(field) for field in FIELDS)
+    yield from (f"{weight.stored} has no scale" for weight in weights if expected and not weight.scaled)
 
 
 def quantised_count(checkpoint: Checkpoint) -> int:

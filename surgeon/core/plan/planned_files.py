@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.side_files import MODULES, documents, module_folders
@@ -24,16 +25,15 @@ RECORDS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "depth")
 
 
-@dataclass(frozen=True)
-class PlannedFiles:
+class PlannedFiles(msgspec.Struct, frozen=True):
     """The files beside the weights of the result.
 
     copied: those that stay as they are.   rewritten: JSON, by file.   left_out: why, by file.
     """
 
     copied: tuple[str, ...] = ()
-    rewritten: Mapping[str, Any] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    rewritten: Mapping[str, Any] = {}
+    left_out: Mapping[str, str] = {}
 
 
 def planned_files(draft: Draft) -> PlannedFiles:

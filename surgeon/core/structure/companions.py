@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from surgeon.core.checkpoint.tensors import TensorType
 
@@ -41,8 +42,7 @@ SCALES = (
 """Kinds of companions without which a packed weight has no values."""
 
 
-@dataclass(frozen=True)
-class PackedWeight:
+class PackedWeight(msgspec.Struct, frozen=True):
     """A weight that is stored as more than its values: packed, or beside scales.
 
     name: what it is called where it is not quantised.   stored: the tensor that holds its numbers.

@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
+
+import msgspec
 
 from surgeon.core.structure.layer_patterns import Pattern, is_pattern, matched, means, renumbered
 from surgeon.core.structure.layer_runs import LayerRun, Moves, run_of
@@ -29,8 +30,7 @@ _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks
 """A part of a config that has one of them describes a model of its own."""
 
 
-@dataclass(frozen=True)
-class NamedLayer:
+class NamedLayer(msgspec.Struct, frozen=True):
     """A layer that an entry names: its number, what stands before it and behind it."""
 
     run: LayerRun
@@ -39,8 +39,7 @@ class NamedLayer:
     behind: str
 
 
-@dataclass(frozen=True)
-class LayerNames:
+class LayerNames(msgspec.Struct, frozen=True, dict=True):
     """The names of layers in one document.
 
     where: what the document is called in messages.   runs: all that is numbered in the checkpoint.
@@ -143,8 +142,7 @@ class LayerNames:
                     yield from self._texts(part, path, inner)
 
 
-@dataclass(frozen=True)
-class _Renaming:
+class _Renaming(msgspec.Struct, frozen=True):
     """One document on its way to the edited model."""
 
     names: LayerNames

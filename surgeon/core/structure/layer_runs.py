@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from surgeon.core.structure.layouts import LayerTensors, Layout
 
@@ -24,8 +25,7 @@ _OTHER_TOWERS = re.compile(
 """In names of what the checkpoint does not hold: of another tower than the stack's."""
 
 
-@dataclass(frozen=True)
-class Moves:
+class Moves(msgspec.Struct, frozen=True, dict=True):
     """Where the layers of a stack have gone.
 
     origins: for each place, the layer of the base that stands there.   count: how many the base has.
@@ -58,8 +58,7 @@ class Moves:
         yield from ((len(self.origins) + more, self.count + more) for more in range(tail))
 
 
-@dataclass(frozen=True, eq=False)
-class LayerRun:
+class LayerRun(msgspec.Struct, frozen=True, eq=False, dict=True):
     """What is numbered under one prefix.
 
     name: the stack's; empty for another tower, whose numbers never change.
