@@ -183,9 +183,13 @@ class _Renaming(msgspec.Struct, frozen=True):
         numbers = {int(key) for key in value}
         counts = {one.count for one in self.moves.values() if one.count > 1}
         called = any(map(_TABLE_OF_LAYERS.search, path if self.names.config else (self.names.where, *path)))
-        whole = self.names.config and any(numbers == set(range(count)) for count in counts)
+        whole = any(numbers == set(range(count)) for count in counts)
         if not called and not whole:
             return None
+        if not called and not self.names.config:
+            raise self._refusal(
+                path, f"is keyed by {len(value)} numbers, as many as there are layers, and may mean them"
+            )
         if run is None:
             raise self._refusal(path, "is keyed by numbers of layers, and there are several stacks that it may mean")
         moves = self.moves[run.name]
@@ -202,19 +206,20 @@ class _Renaming(msgspec.Struct, frozen=True):
     def _by_layer(self, value: list[Any], path: Path, scope: LayerRun | None) -> list[Any] | None:
         """Return a list of what is said of each layer, or None if it is none; refuse one of layers' numbers."""
         run = self._meant(scope)
-        if not path or not value or run is None or not _LIST_OF_LAYERS.search(path[-1]):
+        called = path[-1] if path else self.names.where.removesuffix(".json")
+        if not value or run is None or not _LIST_OF_LAYERS.search(called):
             return None
         moves = self.moves[run.name]
         texts = [part for part in value if isinstance(part, str)]
         if any(is_pattern(text) or self.names.named_or_unclear(text, scope) for text in texts):
             return None
-        if len(value) == moves.count > 1:
-            return [copy.deepcopy(value[origin]) for origin in moves.origins]
         numbers = [part for part in value if isinstance(part, int) and not isinstance(part, bool)]
         rising = all(first < second for first, second in pairwise(numbers))
         quantised = not self.names.config or any(part.startswith(("quantization", "compression")) for part in path)
         if quantised and len(numbers) == len(value) and rising and numbers[-1] < moves.count:
             raise self._refusal(path, f"seems to list layers by their bare numbers, {numbers}")
+        if len(value) == moves.count > 1:
+            return [copy.deepcopy(value[origin]) for origin in moves.origins]
         return None
 
     def _entries(self, value: Sequence[Any], path: Path, scope: LayerRun | None) -> list[Any]:

@@ -128,6 +128,29 @@ def test_a_file_of_quantisation_that_cannot_say_the_result_is_refused_by_name(tm
     assert "cannot be renumbered" in files.left_out["own.json"]
 
 
+def test_a_table_that_may_be_keyed_by_bare_numbers_of_layers_does_not_travel(tmp_path: Path) -> None:
+    """Such as the scales of an FP8 cache by rank and layer; a list of what each layer has goes with them."""
+    scales = {"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {str(n): n / 8 for n in range(4)}}}}
+    forms = layer_forms("model.layers", range(4))
+    files = {"kv_cache_scales": scales, "layer_scores": [0.5, 1, 7, 2], "names": {"id2label": {"0": "a", "1": "b"}}}
+    base = write_model(tmp_path / "base", forms, LLAMA, **files)
+    found = plan_of(base, pruned(1)).files
+
+    assert "as many as there are layers" in found.left_out["kv_cache_scales.json"]
+    assert found.rewritten == {"layer_scores.json": [0.5, 7, 2]}
+    assert found.copied == ("names.json",)
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3], [1, 3]])
+def test_layers_of_a_quantisation_by_bare_numbers_are_refused(numbers: list[int], tmp_path: Path) -> None:
+    """All of them are as many entries as there are layers, and would be taken for what each layer has."""
+    forms = layer_forms("model.layers", range(4))
+    base = write_model(tmp_path / "base", forms, LLAMA, quant_config={"w_bit": 4, "quant_layers": numbers})
+    with pytest.raises(ArchitectureError, match="bare numbers") as caught:
+        plan_of(base, pruned(1))
+    assert caught.value.where == "quant_config.json, quant_layers"
+
+
 @pytest.mark.parametrize("content", [{"n_layers": 4, "dim": 8}, {"model": {"decoder": {"num_hidden_layers": 4}}}])
 def test_a_file_that_counts_the_bases_layers_is_left_out_and_said(content: Any, tmp_path: Path) -> None:
     """Mistral's params.json goes with consolidated weights, which do not travel either."""
