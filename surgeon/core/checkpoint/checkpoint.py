@@ -40,9 +40,8 @@ _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dty
 class Checkpoint:
     """A directory of config, shards and side files that has been checked.
 
-    `side_files` are paths relative to
-    `path` of everything that belongs to the model: tokenizer, generation config, chat template, licence, code, the
-    folders that modules.json names.
+    `side_files` are paths relative to `path` of all that belongs to the model: tokenizer, generation config, chat
+    template, licence, code, the folders that modules.json names.
     """
 
     path: Path
