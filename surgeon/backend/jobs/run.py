@@ -90,15 +90,24 @@ def _judge_base(base: Draft, steps: Sequence[Step], job: JobContext, *, writes: 
     Of one that is only written, unproved, what is known to be wrong with it is told.
     """
     checkpoint = base.structure.checkpoint
-    if checkpoint.config.get("quantization_config") and any(isinstance(one.operation, LearningStep) for one in steps):
+    quantised = base.structure.quantisation is not None
+    if quantised and any(isinstance(one.operation, LearningStep) for one in steps):
         return  # the step refuses it, whether it can be loaded or not
     needs_model = any(map(_needs_model, steps))
+    if quantised and not needs_model and _is_unread(checkpoint):
+        return  # it is proved by its bytes
     if needs_model or proves:
         _require_fit(checkpoint, hint="" if needs_model else _UNPROVED)
     elif writes:
         fit = kept_fit(checkpoint)
         if fit is not None and not fit.whole:
             job.warn(f"{checkpoint.path.name} {fit.text}")
+
+
+def _is_unread(checkpoint: Checkpoint) -> bool:
+    from surgeon.backend.model.quantised_models import unread_quantisation
+
+    return unread_quantisation(checkpoint) is not None
 
 
 def _require_fit(checkpoint: Checkpoint, hint: str) -> None:

@@ -19,10 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, dyn
 from transformers.utils import logging as transformers_logging
 
 from surgeon.architectures.structure_reader import read_structure
+from surgeon.backend.model.quantised_models import unread_quantisation
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement, keep_fit, kept_fit
-from surgeon.core.structure.gaps import first_gap
+from surgeon.core.structure.uneven_layers import first_gap
 from surgeon.errors import ArchitectureError, CheckpointError, SurgeonError
 
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -61,6 +62,8 @@ def require_fit(checkpoint: Checkpoint) -> Fit:
 def _judged(checkpoint: Checkpoint) -> Fit:
     with explained(checkpoint):
         config = own_config(checkpoint)
+        if (quantisation := unread_quantisation(checkpoint)) is not None:
+            raise quantisation.refusal("transformers does not know it: it would compute without their scales")
         cls = model_class(checkpoint, config)
         _refuse_more_files(checkpoint, config)
     try:

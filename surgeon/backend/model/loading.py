@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgeon.backend.model.fit import code_refused, explained, model_class, own_config, require_fit
+from surgeon.backend.model.quantised_models import cast_dequantised, known_quantisation
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement
@@ -47,9 +48,11 @@ def load_model(
     With `whole` False it is loaded even if it does not fit, to look at what is wrong with it.
 
     Raises:
-        ArchitectureError: transformers has no class for it, lacks a package, or would run code that it brings.
+        ArchitectureError: transformers has no class for it, lacks a package, would run code that it brings, or does not
+            know that it is quantised.
         CheckpointError: it lacks tensors, some have another shape, or transformers cannot load it.
     """
+    quantisation = known_quantisation(checkpoint, device)
     if whole:
         require_fit(checkpoint)
     offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
@@ -61,6 +64,8 @@ def load_model(
     fit = judgement(type(model).__name__, report, transformers.__version__)
     if whole:
         fit.require(checkpoint)
+    if quantisation is not None:
+        cast_dequantised(model, dtype)
     placed = model if device_map else model.to(device)
     return Loaded(placed.eval(), fit)
 

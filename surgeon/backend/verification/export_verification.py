@@ -6,7 +6,7 @@ An in-memory check alone proves nothing: the known failures of depth surgery app
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import Any
 import msgspec
 import torch
 
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
+from surgeon.backend.model.quantised_models import unread_quantisation
 from surgeon.backend.verification.check_helpers import (
     LENGTH,
     TEXTS,
@@ -29,11 +31,13 @@ from surgeon.backend.verification.check_helpers import (
     token_rows,
     working_tokenizer,
 )
+from surgeon.backend.verification.files_verification import file_checks, unloaded_checks, untried_inputs
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.apply_steps import unfrozen
+from surgeon.core.structure.companions import plain_name
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _NEW_TOKENS = 12
@@ -51,32 +55,51 @@ def verify(written: Checkpoint, draft: Draft | None, device: torch.device, job: 
         CheckpointError, ArchitectureError: the base does not fit its class, or cannot be loaded; without a base, the
             checkpoint itself. VerifyError: any check failed; the message names the first.
     """
-    directory = written.path
-    base = load_model(draft.structure.checkpoint, None, device) if draft is not None else None
-    # The base is in order, so what is wrong with the export is the export's.
-    reloaded = load_model(written, None, device, whole=base is None)
-    steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
+    structure = read_structure(written)
+    quantisation = unread_quantisation(written)
     texts = _Texts(draft.structure.checkpoint, written) if draft is not None else None
-    if base is not None and draft is not None and texts is not None:
-        steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
-        steps += [texts.check_tokenizer, lambda: texts.check_logits(reloaded, base, draft)]
-    steps += [
-        lambda: _trainable(reloaded, directory),
-        lambda: _adapter(reloaded, directory, base, draft, texts.before if texts else None),
-        lambda: _generation(reloaded, base),
-    ]
-    if unloaded := _unloaded(reloaded.fit):
-        steps.append(lambda: unloaded)
+    proof = _proved(file_checks(structure, draft), draft, written.path, job)
+    if quantisation is not None:
+        tokenizer = [texts.check_tokenizer] if texts is not None else []
+        unloaded = unloaded_checks(quantisation, structure, draft, ("keys", "logits", "text", "generation"))
+        return {**_proved([*unloaded, *tokenizer], draft, written.path, job), **proof}
+    proof = {**_proved(_live_checks(written, draft, texts, device), draft, written.path, job), **proof}
+    untried = untried_inputs(written.config)
+    return proof if untried is None else {**proof, untried.name: untried.plain()}
+
+
+def _proved(steps: Sequence[Callable[[], Check]], draft: Draft | None, directory: Path, job: JobContext) -> Proof:
     proof: Proof = {}
     for number, step in enumerate(steps):
         job.stop_if_cancelled()
         job.progress(number, len(steps), "checks", "verifying")
         check = step()
-        if base is None:
+        if draft is None and check.hint == Check.hint:
             check = replace(check, hint="fetch the model again, or make it again from its base")
         check.require(directory)
         proof[check.name] = check.plain()
     return proof
+
+
+def _live_checks(
+    written: Checkpoint, draft: Draft | None, texts: _Texts | None, device: torch.device
+) -> list[Callable[[], Check]]:
+    """Return the checks of the reloaded model."""
+    base = load_model(draft.structure.checkpoint, None, device) if draft is not None else None
+    # The base is in order, so what is wrong with the export is the export's.
+    reloaded = load_model(written, None, device, whole=base is None)
+    steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
+    if base is not None and draft is not None and texts is not None:
+        steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
+        steps += [texts.check_tokenizer, lambda: texts.check_logits(reloaded, base, draft)]
+    unloaded = _unloaded(reloaded.fit)
+    return [
+        *steps,
+        lambda: _trainable(reloaded, written.path),
+        lambda: _adapter(reloaded, written.path, base, draft, texts.before if texts else None),
+        lambda: _generation(reloaded, base),
+        *([lambda: unloaded] if unloaded is not None else []),
+    ]
 
 
 def _keys(reloaded: Loaded, base: Loaded | None) -> Check:
@@ -150,13 +173,15 @@ def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
         return Check("generation", None, "not compared: it does not continue its input")
     same = _cache_agrees(model)
     seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
+    if not same and getattr(model, "is_quantized", False):
+        return Check("generation", None, f"{seen}, and a quantised model cannot be compared in float32")
     if not same and base is not None and not all(_cache_agrees(base.model, seed) for seed in range(_PROMPTS)):
         return Check("generation", True, f"{seen}, as they are for the base")
     return Check("generation", same, seen)
 
 
 def _cache_agrees(model: Any, seed: int = 0) -> bool:
-    model = model.float()
+    model = model if getattr(model, "is_quantized", False) else model.float()
     tokens_BT = random_tokens(model, next(model.parameters()).device, 1, 8, seed)
     options = {
         "attention_mask": torch.ones_like(tokens_BT),
@@ -218,11 +243,11 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     if not path.is_file():
         return Check("trainable", True, "nothing frozen")
     record = msgspec.json.decode(path.read_bytes())
-    names = {name for name, _ in reloaded.model.named_parameters()} | {
-        name for name, _ in reloaded.model.named_buffers()
-    }
+    model = reloaded.model
+    stored = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    names = stored | set(map(plain_name, stored))  # a quantised weight goes by the name that it has without
     listed = {*record["trainable"], *record["frozen"]}
-    tied = set(getattr(reloaded.model, "_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
     wrong = sorted(
         name
         for name in listed - names

@@ -29,6 +29,7 @@ from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import CheckpointError, SurgeonError
 
 Report = dict[str, Any]
+_WHOLE = "whole layers move as they are, and parameters are counted as they are stored, packed and with their scales"
 
 
 @click.command("inspect", cls=SurgeonCommand)
@@ -91,6 +92,7 @@ def describe(structure: Structure, model: str, fit: Fit | None = None) -> Report
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.nbytes,
         "dtypes": _largest_first(checkpoint.dtype_parameters),
+        "quantisation": _quantisation(structure),
         "kv_cache_bytes_per_token": None if None in caches else sum(caches),
         "stacks": stacks,
         "roles": _role_reports(structure),
@@ -102,10 +104,18 @@ def describe(structure: Structure, model: str, fit: Fit | None = None) -> Report
     }
 
 
+def _quantisation(structure: Structure) -> Report | None:
+    found = structure.quantisation
+    return None if found is None else {"method": found.method, "where": found.where, "declared": found.declared}
+
+
 def _notes(structure: Structure, caches: Iterable[KvCache]) -> list[str]:
     latent = any(layer.latent for cache in caches for layer in cache.layers)
     stacks = (note for stack in structure.stacks.values() for note in stack.notes)
-    return [*structure.checkpoint.notes, *structure.problems, *stacks, *([LATENT_NOTE] if latent else [])]
+    found = structure.quantisation
+    quantised = [f"the weights are quantised ({found.method}), {found.where} says so: {_WHOLE}"] if found else []
+    latent_note = [LATENT_NOTE] if latent else []
+    return [*structure.checkpoint.notes, *structure.problems, *quantised, *stacks, *latent_note]
 
 
 def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:

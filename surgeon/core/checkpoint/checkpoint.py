@@ -22,16 +22,21 @@ import msgspec
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.headers import read_header
-from surgeon.core.checkpoint.placement import Placed, find_copies, place_tensors
 from surgeon.core.checkpoint.shard_index import INDEX
+from surgeon.core.checkpoint.side_files import read_document, side_files
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
-from surgeon.core.checkpoint.weight_files import OTHER_WEIGHTS, SINGLE, WeightFiles, find_weight_files
+from surgeon.core.checkpoint.weight_files import (
+    SINGLE,
+    Placed,
+    WeightFiles,
+    find_copies,
+    find_weight_files,
+    place_tensors,
+)
 from surgeon.errors import CheckpointError
 
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
 
-# The only folder that transformers reads beside the files of a checkpoint's own directory.
-_CHAT_TEMPLATES = "additional_chat_templates"
 _SAMPLE_BYTES = 4096
 # Keys that say who wrote the file or how to load it, not what the model computes.
 _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
@@ -41,8 +46,8 @@ _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dty
 class Checkpoint:
     """A directory of config, shards and side files that has been checked.
 
-    `side_files` are paths relative to
-    `path` of everything that travels unchanged: tokenizer, generation config, chat template, licence, code.
+    `side_files` are paths relative to `path` of all that belongs to the model: tokenizer, generation config, chat
+    template, licence, code, the folders that modules.json names.
 
     unlisted: tensors that the index does not list.   notes: what a person should know of the files.
     trust_remote_code: whether the code that it brings may be run.
@@ -61,6 +66,16 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors by name, in the order of the shards and of the offsets within them."""
         return MappingProxyType({tensor.name: tensor for shard in self.shards for tensor in shard.tensors})
+
+    def document(self, name: str) -> Any:
+        """Return what a JSON file beside the weights holds, read once; None if it holds no JSON."""
+        if name not in self._documents:
+            self._documents[name] = read_document(self.path / name)
+        return self._documents[name]
+
+    @cached_property
+    def _documents(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def nbytes(self) -> int:
@@ -173,7 +188,7 @@ def _open(path: Path, *, trust_remote_code: bool) -> Checkpoint:
         path=path,
         config=MappingProxyType(config),
         shards=placed.shards,
-        side_files=tuple(_side_files(path, {shard.name for shard in files.paths.values()})),
+        side_files=tuple(side_files(path, {shard.name for shard in files.paths.values()})),
         metadata=MappingProxyType({key: value for shard in placed.shards for key, value in shard.metadata.items()}),
         unlisted=placed.unlisted,
         notes=(*files.notes, *placed.notes, *_code_notes(config, trusted=trust_remote_code)),
@@ -261,18 +276,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("is not a JSON object", where=str(where), allowed='{"model_type": …}')
     return config
-
-
-def _side_files(path: Path, shards: set[str]) -> list[str]:
-    skipped = {"config.json", INDEX, *shards}
-    found = [
-        file.name
-        for file in path.iterdir()
-        if file.is_file()
-        and file.name not in skipped
-        and not file.name.startswith(".")
-        and file.suffix not in OTHER_WEIGHTS
-        and not file.name.endswith(".index.json")
-    ]
-    templates = (path / _CHAT_TEMPLATES).glob("*.jinja")
-    return sorted([*found, *(f"{_CHAT_TEMPLATES}/{file.name}" for file in templates if file.is_file())])

@@ -1,23 +1,29 @@
-"""Decides which files of a directory are its weights, as transformers decides it. Every reader goes by this answer."""
+"""Decides which files of a directory are its weights, as transformers decides it, and which copy of a tensor counts.
+
+Every reader goes by this answer. transformers reads every tensor of every shard, in the order of the shards' names, so
+that of two copies the last one counts. What an index says of tensors it reads only to find the shards.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from surgeon.core.checkpoint.shard_index import INDEX, ShardIndex, names_in_index, read_index
+from surgeon.core.checkpoint.side_files import PICKLES
+from surgeon.core.checkpoint.tensors import Shard
 from surgeon.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 NAMED_IN_CONFIG = "transformers_weights"
 """The config field that names the weights' file, where it is another than usual."""
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-OTHER_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz", ".tflite")
-"""Weights in whatever format: those that are not read are no longer those of this model once it is edited."""
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _READABLE = (".safetensors", ".safetensors.index.json")
 _PICKLED_MODEL = re.compile(r"pytorch_model.*\.bin")
@@ -141,7 +147,7 @@ def _none_found(path: Path, there: Iterable[str]) -> CheckpointError:
             hint=f"if one file holds the whole model in the names of transformers, call it {SINGLE}; "
             "otherwise fetch the index, or convert the model to the form of transformers",
         )
-    pickles = [name for name in there if name.endswith(_PICKLES)]
+    pickles = [name for name in there if name.endswith(PICKLES)]
     if pickles:
         return CheckpointError(
             f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened",
@@ -159,3 +165,92 @@ def _conversion(path: Path) -> str:
         "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
     )
     return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The shards without the copies that do not count; the tensors that the index does not list; notes on both."""
+
+    shards: tuple[Shard, ...]
+    unlisted: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def place_tensors(shards: Sequence[Shard], index: ShardIndex | None) -> Placed:
+    """Decide which copy of each tensor counts.
+
+    Raises:
+        CheckpointError: the index means another one than transformers takes, or names what is not there.
+    """
+    copies = find_copies(shards, index)
+    homes = {name: shard.path for shard in shards for name in shard.names}  # of two copies the last
+    if index is None:
+        return Placed(tuple(shards), frozenset(), ())
+    index.check(homes)
+    notes = []
+    if copies:
+        name, (*_, first, last) = next(iter(copies.items()))
+        others = f" and {len(copies) - 1} more tensors are" if len(copies) > 1 else " is"
+        notes.append(
+            f"{name}{others} in two shards: that of {last.name} counts, as the index says and transformers takes it, "
+            f"and that of {first.name} is left out"
+        )
+    unlisted = frozenset(homes.keys() - index.weight_map.keys())
+    if unlisted:
+        notes.append(
+            f"{len(unlisted)} tensors of the shards are not in the index, which transformers reads all the same: "
+            f"{listed(sorted(unlisted))}"
+        )
+    alive = [part for shard in shards for part in without(shard, {n for n in copies if homes[n] is not shard.path})]
+    return Placed(tuple(alive), unlisted, tuple(notes))
+
+
+def find_copies(shards: Sequence[Shard], index: ShardIndex | None) -> dict[str, list[Path]]:
+    """Return the shards of each tensor that is in several, in their order.
+
+    Raises:
+        CheckpointError: the last one, which transformers takes, is not the one that the index means.
+    """
+    found: dict[str, list[Path]] = {}
+    homes: dict[str, Path] = {}
+    for shard in shards:
+        for name in shard.names:
+            first = homes.setdefault(name, shard.path)
+            if first is not shard.path:
+                found.setdefault(name, [first]).append(shard.path)
+    for name, paths in found.items():
+        _refuse_other_copy(name, paths, index)
+    return found
+
+
+def _refuse_other_copy(name: str, paths: Sequence[Path], index: ShardIndex | None) -> None:
+    *_, first, last = paths
+    meant = index.weight_map.get(name) if index is not None else None
+    if index is not None and meant is not None and index.paths[meant] == last:
+        return
+    says = f"the index means that of {meant}" if meant else "the index does not list it"
+    repair = f"remove the copy from {first.name if meant is None else last.name}"
+    if meant:
+        repair += f", or give {meant} a name that sorts behind {last.name}, in the index too"
+    raise CheckpointError(
+        f"tensor {name!r} is also in {first.name}: {says}, transformers takes that of {last.name}, the last by name",
+        where=str(last),
+        allowed="each tensor in one shard, or the one that counts in the last",
+        hint=f"{repair}; downloading again does not help where it was published so",
+    )
+
+
+def without(shard: Shard, names: Collection[str]) -> list[Shard]:
+    """Return a shard as parts that follow each other without a gap, some tensors left out."""
+    if not names:
+        return [shard]
+    starts = list(accumulate((one.nbytes for one in shard.types), initial=shard.start))
+    parts: list[Shard] = []
+    first = 0
+    for at, name in enumerate([*shard.names, ""]):
+        if at == len(shard.names) or name in names:
+            if at > first:
+                names_of, types_of = shard.names[first:at], shard.types[first:at]
+                parts.append(msgspec.structs.replace(shard, names=names_of, types=types_of, start=starts[first]))
+            first = at + 1
+    return parts

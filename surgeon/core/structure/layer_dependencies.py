@@ -5,13 +5,12 @@ Each raises ArchitectureError when an edit would break it, naming the config fie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import msgspec
 
 from surgeon.core.structure.layer_fields import Config
-from surgeon.core.structure.layouts import Layout
 from surgeon.errors import ArchitectureError
 
 
@@ -132,6 +131,35 @@ class OrderedLayers(msgspec.Struct, frozen=True):
         return {}
 
 
+class TwoCounts(msgspec.Struct, frozen=True):
+    """Two parts of a config that count the same layers, and differ: whoever reads it may believe either.
+
+    fields: what they are called.   counts: what they say.
+    """
+
+    fields: tuple[str, str]
+    counts: tuple[int, int]
+    key: str = "two layer counts"
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return the layers' numbers."""
+        del config
+        return tuple((index,) for index in range(count))
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write nothing, if no layer moved."""
+        del config
+        if list(values) != [(index,) for index in range(self.counts[0])]:
+            raise ArchitectureError(
+                f"count the same layers, and say {self.counts[0]} and {self.counts[1]}",
+                where=f"config fields {self.fields[0]} and {self.fields[1]}",
+                allowed="one count, or the same twice",
+                hint="correct config.json, or take out the one that transformers does not read",
+            )
+        return {}
+
+
 class UnexplainedDifference(msgspec.Struct, frozen=True):
     """Layers that are built differently although every known config field says the same about them.
 
@@ -160,21 +188,3 @@ class UnexplainedDifference(msgspec.Struct, frozen=True):
                 "must be declared for this model type in surgeon/architectures",
             )
         return {}
-
-
-def unexplained_difference(
-    layouts: Sequence[Layout], settings: Sequence[Mapping[str, Any]]
-) -> UnexplainedDifference | None:
-    """Find layers of which the config says the same, but which are built differently."""
-    known = {
-        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
-        for layout in dict.fromkeys(layouts)
-    }
-    builds = [known[layout] for layout in layouts]
-    kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
-    seen: dict[str, int] = {}
-    clash = any(
-        seen.setdefault(repr(setting), kinds[build]) != kinds[build]
-        for setting, build in zip(settings, builds, strict=True)
-    )
-    return UnexplainedDifference(tuple(kinds[build] for build in builds)) if clash else None
