@@ -55,7 +55,7 @@ def test_thousands_of_layouts(sound: Path) -> None:
     tried()
     print(dict(seen))
     assert sum(seen.values()) >= 3000
-    assert min(seen["refused"], seen["equal"], seen["exported"]) > 250, seen
+    assert min(seen["refused"], seen["equal"], seen["exported"]) > 100, seen
 
 
 def outcome_of(layout: Layout, sound: Path) -> str:
