@@ -13,7 +13,7 @@ import msgspec
 from surgeon.core.plan.draft import Draft
 from surgeon.core.registry import classes_of
 from surgeon.core.selection.matrix_selection import MatrixSelection
-from surgeon.core.selection.selection import Ranked, Selection
+from surgeon.core.selection.selection import SETTINGS, Ranked, Selection
 from surgeon.core.structure.structure import OTHER
 
 Chosen = Mapping[str, tuple[Any, ...]]
@@ -32,6 +32,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     resolved_fields: fields that are no selections, of which `resolved` holds texts.
     searches: whether what it chooses is searched for when the recipe runs, and is not a ranking by a score.
     shorthand: heads of selections (see `selection.HEADS`) that a recipe may say without the field that they are for.
+    needs_model: whether carrying it out needs the model in memory, and not its files alone.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     resolved_fields: ClassVar[tuple[str, ...]] = ()
     searches: ClassVar[bool] = False
     shorthand: ClassVar[Mapping[str, str]] = {}
+    needs_model: ClassVar[bool] = False
 
     stack: StackName = None
 
@@ -62,6 +64,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             ArchitectureError: the model cannot express the result.
         """
         raise NotImplementedError
+
+
+def in_full(kind: type[Operation], plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return fields in which a selection that was said without its field stands in it."""
+    for head, field in kind.shorthand.items():
+        if head in plain and field not in plain:
+            selection = {key: plain[key] for key in (head, *SETTINGS) if key in plain}
+            return {**{key: value for key, value in plain.items() if key not in selection}, field: selection}
+    return plain
 
 
 def selection_fields(kind: type[Operation]) -> list[str]:

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import msgspec
 
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
-from surgeon.core.recipe.operation import Operation, operations, selection_fields
+from surgeon.core.recipe.operation import Operation, in_full, operations, selection_fields
 from surgeon.core.recipe.problems import Problems, Spot, built_in, written_steps
 from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
-from surgeon.core.selection.selection import SETTINGS as SELECTION_SETTINGS
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError
 
@@ -28,10 +28,14 @@ RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
+
+    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    """
 
     model: str
     fingerprint: str | None = None
+    trust_remote_code: bool = False
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -77,6 +81,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
+
+
+def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
+    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
+    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
+    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
+    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
@@ -176,8 +187,8 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in ("model", "fingerprint"):
-                problems.unknown((key,), name, ["model", "fingerprint"])
+            if name not in Base.__struct_fields__:
+                problems.unknown((key,), name, list(Base.__struct_fields__))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:
@@ -221,7 +232,7 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         return None
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     before = len(problems.faults)
-    plain = _in_full(kind, plain)
+    plain = in_full(kind, plain)
     values: dict[str, Any] = {}
     for key, value in plain.items():
         if key not in fields:
@@ -238,15 +249,6 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         if field.required and name not in plain:
             problems.add((*path, name), "is missing")
     return kind(**values) if len(problems.faults) == before else None
-
-
-def _in_full(kind: type[Operation], plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return fields in which a selection that was said without its field stands in it."""
-    for head, field in kind.shorthand.items():
-        if head in plain and field not in plain:
-            selection = {key: plain[key] for key in (head, *SELECTION_SETTINGS) if key in plain}
-            return {**{key: value for key, value in plain.items() if key not in selection}, field: selection}
-    return plain
 
 
 def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | None:
