@@ -39,6 +39,7 @@ def test_every_objective_is_found_with_what_it_needs() -> None:
         "dpo": ("pairs", True, False),
         "npo": ("rejected", True, False),
         "distill": ("text", False, True),
+        "blockwise": ("text", False, False),
     }
     assert all(kind.summary for kind in found.values())
 

@@ -15,9 +15,9 @@ from torch import nn
 from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.evaluation.divergence import AsBase, divergence_of, log_probs
 from surgeon.backend.evaluation.model_outputs import MOST_LOGITS
+from surgeon.backend.hidden_states import HiddenStates
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.losses import IGNORED
-from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.layer_passes import push_layers
 from surgeon.core.job_context import JobContext
 

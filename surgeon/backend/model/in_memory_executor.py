@@ -101,16 +101,17 @@ def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: l
             used.add(source.index)
             edited.append(base[source.index])
         else:
-            edited.append(_build(structure, stack, source, base))
+            edited.append(build_layer(structure, stack, source, base))
     return edited
 
 
-def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
+def build_layer(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
+    """Return a layer of its own, made as its source says of the loaded base layers; its weights are in memory."""
     if isinstance(source, Original):
         with weights_of(base[source.index]) as layer:
             return without_hooks(copy.deepcopy(layer))
     if isinstance(source, Identity):
-        module = _build(structure, stack, source.of, base)
+        module = build_layer(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
         with torch.no_grad():
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -119,7 +120,7 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                     tensor.fill_(ways[role])
         return module
     if isinstance(source, Truncated):
-        module = _build(structure, stack, source.of, base)
+        module = build_layer(structure, stack, source.of, base)
         stored = _stored_dtypes(structure, stack, source)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
@@ -129,10 +130,10 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                     parameter.copy_(weight)
         return module
     if isinstance(source, Learned):
-        module = _build(structure, stack, source.of, base)
+        module = build_layer(structure, stack, source.of, base)
         _restore_learned(structure, module, source, stack)
         return module
-    module, *others = (_build(structure, stack, part, base) for part in source.parts)
+    module, *others = (build_layer(structure, stack, part, base) for part in source.parts)
     weights = [other.state_dict() for other in others]
     stored = _stored_dtypes(structure, stack, source)
     with torch.no_grad():
@@ -150,7 +151,7 @@ def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[s
     """
     known = not structure.family.renamed
     return {
-        _live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
+        live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
         for suffix, tensor in base_tensors(source, stack).items()
         if tensor.dtype in FLOATS
     }
@@ -164,10 +165,10 @@ def _restore_learned(structure: Structure, module: nn.Module, source: Learned, s
         for suffix in base_tensors(source, stack):
             found = stored.get(layer_tensor(stack.name, source.key, suffix))
             if found is not None:
-                live[_live_suffix(structure, stack, suffix)].copy_(reader.read(found))
+                live[live_suffix(structure, stack, suffix)].copy_(reader.read(found))
 
 
-def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
+def live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
     """Return what a tensor of a layer is called within the loaded layer."""
     (live,) = structure.memory_names([stack.tensor_name(0, suffix)])
     return live.partition(".0.")[2]

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon.backend.hidden_states import HiddenStates
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.losses import losses_of
 from surgeon.backend.model.streaming import weights_of
-from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.core.job_context import IsCancelled
 from surgeon.errors import ArchitectureError, Cancelled
 

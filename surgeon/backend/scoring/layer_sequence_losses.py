@@ -13,9 +13,9 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
+from surgeon.backend.hidden_states import HiddenStates
 from surgeon.backend.model.layer_runner import LayerCalls, LayerRunner
 from surgeon.backend.model.streaming import weights_of
-from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.core.job_context import IsCancelled
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence

@@ -16,6 +16,7 @@ import msgspec
 import torch
 from torch import nn
 
+from surgeon.backend.hidden_states import HiddenStates
 from surgeon.backend.model.matrices import cut, decile, put_back
 from surgeon.backend.model.quantised_models import require_values
 from surgeon.backend.model.streaming import weights_of
@@ -27,7 +28,6 @@ from surgeon.backend.scoring.context import (
     scoring_context,
     weights_alone,
 )
-from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.layer_sequence_losses import losses_after
 from surgeon.core.events import DecileAblated
 from surgeon.core.job_context import JobContext

@@ -115,14 +115,15 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
 def with_learned_weights(draft: Draft, address: str) -> Draft:
     """Return the draft in which every layer and tensor that is not frozen comes from a result."""
     stacks = {
-        name: tuple(_learned_layer(draft, layer, name, address) for layer in layers)
+        name: tuple(learned_layer(draft, layer, name, address) for layer in layers)
         for name, layers in draft.stacks.items()
     }
     outside = () if draft.frozen >= set(OUTSIDE) else (address,)
     return replace(draft, stacks=stacks, learned=(*draft.learned, *outside))
 
 
-def _learned_layer(draft: Draft, layer: Layer, stack: str, address: str) -> Layer:
+def learned_layer(draft: Draft, layer: Layer, stack: str, address: str) -> Layer:
+    """Return a layer that comes from a result, unless all of it is frozen."""
     if layer_roles(draft, layer, stack) <= layer.frozen:
         return layer
     return replace(layer, source=Learned(layer.source, address, layer.key))

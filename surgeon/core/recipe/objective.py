@@ -69,6 +69,7 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: as in recipes.   summary: one line for help and tables.   paper: where it comes from, if anywhere.
     rows: what its examples are.   reference, teacher: whether it looks at that model too.
+    blockwise: whether it is of hidden states, layer by layer, and of no logits.
     """
 
     name: ClassVar[str]
@@ -77,6 +78,7 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     rows: ClassVar[Rows]
     reference: ClassVar[bool] = False
     teacher: ClassVar[bool] = False
+    blockwise: ClassVar[bool] = False
 
     def loss(self, seen: ObjectiveInputs) -> Tensor:
         """Return the loss of one batch, a scalar with gradient: the mean over labels or over examples."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgeon.backend.scoring import hidden_states
-from surgeon.backend.scoring.hidden_states import HiddenStates
+from surgeon.backend import hidden_states
+from surgeon.backend.hidden_states import HiddenStates
 from surgeon.errors import ScoreError
 
 
