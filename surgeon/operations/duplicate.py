@@ -22,7 +22,7 @@ class Duplicate(Operation, frozen=True, kw_only=True):
     """
 
     name = "duplicate"
-    key = "r"
+    key = "b"
     summary = "repeat runs of adjacent layers as they are"
     paper = "depth up-scaling: SOLAR 10.7B, arXiv:2312.15166"
 

@@ -24,7 +24,7 @@ class Search(Operation, frozen=True, kw_only=True):
     """
 
     name = "search"
-    key = "S"
+    key = "F"
     summary = "remove the layers that a search on the edited model finds to cost least"
     paper = "greedy removal by the loss of the pruned model: SLEB, arXiv:2402.09025"
     searches = True

@@ -34,6 +34,11 @@ class Train(LearningStep, frozen=True, kw_only=True):
         msgspec.Meta(description="end once the mean loss of 32 steps differs by less from that of the 32 before"),
     ] = None
 
+    @property
+    def procedure(self) -> str:
+        """The name of what carries it out; layer by layer is another way of training."""
+        return "train_blockwise" if self.objective.objective.blockwise else self.name
+
     def learned(self, draft: Draft, address: str) -> Draft:
         """Let adapters, or else all weights that are not frozen, come from the result."""
         if draft.mask is not None and self.weight_decay > 0:

@@ -24,10 +24,6 @@ from surgeon.core.recipe.objective import Objective
 def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
     """Train what the draft leaves free: its adapters, or else its weights."""
     objective = request.step.objective.objective  # type: ignore[attr-defined]
-    if objective.blockwise:
-        from surgeon.backend.training.blockwise import heal_blocks
-
-        return heal_blocks(request, state)
     data, held_out = request.split(objective)
     notes = data_warnings(request, objective, data)
     with open_trainable(request) as whole, teacher_model(request, objective) as teacher:

@@ -156,14 +156,15 @@ def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> Non
 
 PROCEDURES: Mapping[str, str] = {
     "train": "surgeon.backend.training.finetuning:train_step",
+    "train_blockwise": "surgeon.backend.blockwise_healing:heal_blocks",
     "learn_masks": "surgeon.backend.training.lora_gates:learn_masks",
     "mask_weights": "surgeon.backend.training.weight_mask_selection:mask_weights",
 }
-"""What carries out each learning step, by the operation's name: (request, file of its state) -> TrainingResult."""
+"""What carries out each learning step, by its `procedure`: (request, file of its state) -> TrainingResult."""
 
 
 def carry_out(request: TrainingRequest, state: Path) -> TrainingResult:
     """Do what a step is: training weights or adapters, learning masks, choosing weights."""
-    module, _, name = PROCEDURES[request.step.name].partition(":")
+    module, _, name = PROCEDURES[request.step.procedure].partition(":")
     carry_out: Callable[[TrainingRequest, Path], TrainingResult] = getattr(import_module(module), name)
     return carry_out(request, state)

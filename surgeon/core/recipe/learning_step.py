@@ -94,6 +94,11 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
         msgspec.Meta(description="steps between two looks at the held-out loss; none: before and after"),
     ] = None
 
+    @property
+    def procedure(self) -> str:
+        """The name of what carries it out: the operation's own, unless a setting asks for another."""
+        return self.name
+
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Return the draft with what was learned, or will be.
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from surgeon.architectures.structure_reader import read_structure
-from surgeon.backend.training import blockwise
+from surgeon.backend import blockwise_healing
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.blocks import blocks_of
 from surgeon.core.plan.draft import Draft, draft_of
@@ -114,7 +114,7 @@ def test_a_gradient_step_is_that_of_plain_torch(base: Path, tmp_path: Path) -> N
 def test_layers_on_disk_give_the_same(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = report_of(healed(base, tmp_path / "whole", PRUNE, HEAL))
     monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(blockwise, "fits_in_memory", lambda *_: False)
+    monkeypatch.setattr(blockwise_healing, "fits_in_memory", lambda *_: False)
     streamed = report_of(healed(base, tmp_path / "streamed", PRUNE, HEAL))
     assert streamed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
 
