@@ -21,8 +21,12 @@ def with_data(fields: Mapping[str, Any], operation: Operation, score_for: Callab
     for name, selection in operation.selections().items():
         data = {score_for(ranked).measured_on for ranked in selection.ranked() if ranked.data is None}
         text = said.get(name)
-        if isinstance(text, str) and len(data) == 1 and (one := data.pop()) is not None:
+        if len(data) != 1 or (one := data.pop()) is None:
+            continue
+        if isinstance(text, str):
             said[name] = measured_selection(text, one, None)
+        elif isinstance(text, Mapping) and "by" in text:
+            said[name] = {**text, "data": one}
     return said
 
 

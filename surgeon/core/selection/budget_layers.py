@@ -113,6 +113,11 @@ def size_of(budget: Budget, draft: Draft, stack: str | None) -> float:
         return plan.parameters
     if budget.kind == "bytes":
         return plan.nbytes
+    if len(draft.stacks) > 1:
+        raise SelectionError(
+            f"the KV cache of {len(draft.stacks)} stacks of layers is not counted", where="memory",
+            allowed="parameters, bytes", hint="give a budget of bytes, and leave room for the cache",
+        )  # fmt: skip
     cache = 0
     for layer in kv_cache(draft, stack).layers:
         if layer.bytes_per_token is None:
