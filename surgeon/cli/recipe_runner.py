@@ -84,7 +84,8 @@ def _show_result(result: RunResult, as_json: bool, reporter: ConsoleReporter) ->
     if result.searches:
         reporter.write_line(searches_table(result.searches))
     if as_json:
-        print_json(msgspec.structs.asdict(result))
+        plain = msgspec.structs.asdict(result)
+        print_json({name: value for name, value in plain.items() if name != "searches" or value})
     else:
         click.echo(result.out or measured)
     refuse_failed(result.proof or {}, str(result.out))
