@@ -21,7 +21,7 @@ from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.preview import Preview, preview_step
-from surgeon.core.recipe.apply_steps import apply_step, resolve_step
+from surgeon.core.recipe.apply_steps import apply_step, pin_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
 from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
 from surgeon.core.recipe.recipe import (
@@ -81,7 +81,7 @@ class Session:
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
             recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
-        session._drafts = [draft_of(session.structure)]
+        session._drafts = [draft_of(session.structure, session.root)]
         session.notes += filter(None, [session.journal.fault])
         session._digest = recipe_digest(recipe_path)
         session.position = len(recipe.steps)
@@ -108,6 +108,7 @@ class Session:
 
     def _show(self, steps: tuple[Step, ...], where: str) -> None:
         """Take steps over from a file, as far as what they came to still holds."""
+        steps = tuple(pin_step(step, self.root) for step in steps)
         shown = self._resolution.to_show(steps, where)
         stale = [str(number) for number, step in enumerate(steps) if step != shown[number]]
         if stale:
@@ -156,7 +157,7 @@ class Session:
         step = step_of(operation, fields, operation)
         step = step_of(operation, with_data(fields, step.operation, self.score_for), operation)
         measured = {ranked: self.score_for(ranked) for ranked in step.operation.ranked()}
-        step = resolve_step(self.draft, step, self.position, measured)
+        step = resolve_step(self.draft, pin_step(step, self.root), self.position, measured)
         return self._resolution.signed(step, self.steps[: self.position], measured=True)
 
     def score_for(self, ranked: Ranked) -> Score:

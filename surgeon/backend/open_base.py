@@ -19,4 +19,4 @@ def open_base(recipe: Recipe, where: str, root: Path) -> Draft:
     """
     checkpoint = open_checkpoint(locate_base(recipe.base.model, root))
     recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
-    return draft_of(read_structure(checkpoint))
+    return draft_of(read_structure(checkpoint), root)

@@ -16,7 +16,8 @@ from surgeon.core.interchange.config_format import (
 )
 from surgeon.core.interchange.layer_sequence import Place, sequence_steps
 from surgeon.core.interchange.trainable_parameters import parameters_of
-from surgeon.core.plan.draft import Draft, Identity, Layer, Original, base_tensors
+from surgeon.core.plan.draft import Draft, Grafted, Identity, Layer, Original, base_tensors
+from surgeon.core.recipe.recipe import step_to_builtins
 from surgeon.core.structure.structure import Stack
 from surgeon.errors import RecipeError
 
@@ -239,6 +240,9 @@ def _part(model: ExportedModel, stack: Stack, layer: Layer) -> tuple[str, int, t
     source = layer.source
     if isinstance(source, Original):
         return model.recipe.base.model, source.index, ()
+    if isinstance(source, Grafted):
+        grafts = (step_to_builtins(step).get("graft") or {} for step in model.recipe.steps)
+        return next(one["from"] for one in grafts if one.get("fingerprint") == source.donor), source.index, ()
     if isinstance(source, Identity) and isinstance(source.of, Original):
         structure, tensors = model.draft.structure, base_tensors(source, stack)
         silent = structure.silence(tensors)

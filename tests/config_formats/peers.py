@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -14,7 +15,7 @@ from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.interchange.config_format import ExportedModel
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.apply_steps import fold
+from surgeon.core.recipe.apply_steps import fold, pin_step
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins
 
 
@@ -25,7 +26,8 @@ def draft_at(directory: Path) -> Draft:
 
 def recipe_of(directory: Path, steps: Sequence[Any]) -> Recipe:
     """Return a recipe of steps on a model."""
-    return recipe_from_builtins({"version": 1, "base": {"model": str(directory)}, "steps": list(steps)})
+    recipe = recipe_from_builtins({"version": 1, "base": {"model": str(directory)}, "steps": list(steps)})
+    return msgspec.structs.replace(recipe, steps=tuple(pin_step(step, Path.cwd()) for step in recipe.steps))
 
 
 def exported(directory: Path, steps: Sequence[Any]) -> ExportedModel:

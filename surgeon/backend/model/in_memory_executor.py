@@ -8,18 +8,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from surgeon.backend.model.layer_list import layer_list
+from surgeon.backend.model.loading import load_model
 from surgeon.backend.model.matrices import truncate
 from surgeon.backend.model.per_layer_slices import swap_slices
 from surgeon.backend.model.streaming import weights_of, without_hooks
 from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.checkpoint.dtypes import FLOATS
-from surgeon.core.plan.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
+from surgeon.core.plan.draft import Draft, Grafted, Identity, Learned, Original, Source, Truncated, base_tensors
 from surgeon.core.plan.expressions import truncated_pieces
 from surgeon.core.plan.learned_results import layer_tensor, outside_tensor, result_tensors
 from surgeon.core.plan.plan import compile_config
@@ -51,6 +54,7 @@ class EditedModel:
             edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
             self._lists.append((modules, base, edited))
             _refill(modules, edited)
+        _donor_model.cache_clear()
 
     def restore(self) -> None:
         """Arrange the model as the base."""
@@ -106,8 +110,9 @@ def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: l
 
 def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
     if isinstance(source, Original):
-        with weights_of(base[source.index]) as layer:
-            return without_hooks(copy.deepcopy(layer))
+        return _build_original(base[source.index])
+    if isinstance(source, Grafted):
+        return _grafted(stack, source, base)
     if isinstance(source, Identity):
         module = _build(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
@@ -140,6 +145,26 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                 parts = (value, *(other[name] for other in weights))
                 value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
     return module
+
+
+def _grafted(stack: Stack, source: Grafted, base: list[nn.Module]) -> nn.Module:
+    """Return a copy of a base layer that is built and configured alike, with the weights of another model's layer."""
+    donor = stack.donors[source.donor]
+    module = _build_original(base[donor.twins[source.index]])
+    layers = layer_list(_donor_model(donor.checkpoint.path), stack, len(donor.layers))
+    module.load_state_dict(layers[source.index].state_dict())
+    return module
+
+
+@lru_cache(maxsize=1)
+def _donor_model(path: Path) -> nn.Module:
+    """Return another model as transformers loads it, kept while a draft is built."""
+    return load_model(path, None, torch.device("cpu")).model
+
+
+def _build_original(layer: nn.Module) -> nn.Module:
+    with weights_of(layer) as whole:
+        return without_hooks(copy.deepcopy(whole))
 
 
 def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[str, torch.dtype]:

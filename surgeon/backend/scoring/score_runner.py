@@ -85,7 +85,7 @@ class _Measurement:
         self.adapted = draft
         self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, job)
         self.settings, self.job, self.lenient = settings, job, lenient
-        self.cache = ScoreCache(draft.structure.checkpoint)
+        self.cache = ScoreCache(*draft.checkpoints)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
         self.calibration: Calibration | None = calibration_of(draft, settings, job) if needs_text else None
         self.origins = {kind.name: self._origin(kind) for kind in asked}

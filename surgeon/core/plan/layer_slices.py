@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from surgeon.core.checkpoint.dtypes import BITS, FLOATS
 from surgeon.core.checkpoint.tensors import Tensor
-from surgeon.core.plan.draft import Draft, Mean, Original, Source
+from surgeon.core.plan.draft import Draft, Grafted, Mean, Original, Source
 from surgeon.core.structure.structure import OutsideSlices
 from surgeon.errors import ArchitectureError
 
@@ -69,6 +69,8 @@ def sliced(draft: Draft) -> Iterator[tuple[str, Slices]]:
         ArchitectureError: one is not cut as its rule says, or cannot be, for its dtype.
     """
     structure = draft.structure
+    if not structure.sliced:
+        return
     stack = structure.stack()
     sources = tuple(_weights(layer.source) for layer in draft.layers())
     if list(sources) == [Original(index) for index in range(len(stack.layers))]:
@@ -83,6 +85,7 @@ def _weights(source: Source) -> Source:
     if isinstance(source, Mean):
         parts = tuple(map(_weights, source.parts))
         return parts[0] if all(part == parts[0] for part in parts) else Mean(parts)
+    assert not isinstance(source, Grafted), "layers of other models are refused where there are slices"
     return source if isinstance(source, Original) else _weights(source.of)
 
 

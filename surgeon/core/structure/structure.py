@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,20 @@ class Family(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
+class Donor:
+    """Another model whose layers fit a stack.
+
+    layers, settings: as those of a `Stack`, each layer in the layout of the base's layer that it is built like.
+    twins: for each layer, the number of a layer of the base that is built and configured alike; -1 where there is none.
+    """
+
+    checkpoint: Checkpoint
+    layers: tuple[LayerTensors, ...]
+    settings: tuple[Mapping[str, Any], ...]
+    twins: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Stack:
     """One run of repeated layers.
 
@@ -107,6 +121,7 @@ class Stack:
     tail: what is stored behind the last layer under the numbers that follow, such as layers that predict several
         tokens ahead; it belongs to no layer and stays behind the last one.
     notes: what a person should know, such as a list that nobody declared but that travels along.
+    donors: other models that layers of a draft come from, by their fingerprints.
     """
 
     name: str
@@ -119,6 +134,7 @@ class Stack:
     root_fields: tuple[LayerField, ...] = ()
     tail: tuple[LayerTensors, ...] = ()
     notes: tuple[str, ...] = ()
+    donors: Mapping[str, Donor] = field(default_factory=dict)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
