@@ -5,21 +5,18 @@ Unchanged layers are shared, not copied; inserted ones are real copies. On leavi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from surgeon.backend.model.layer_copies import copied_layer, forget_donor, grafted_layer
 from surgeon.backend.model.layer_list import layer_list
-from surgeon.backend.model.loading import load_model
 from surgeon.backend.model.matrices import truncate
 from surgeon.backend.model.per_layer_slices import swap_slices
-from surgeon.backend.model.streaming import weights_of, without_hooks
 from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.plan.draft import Draft, Grafted, Identity, Learned, Original, Source, Truncated, base_tensors
@@ -54,7 +51,7 @@ class EditedModel:
             edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
             self._lists.append((modules, base, edited))
             _refill(modules, edited)
-        _donor_model.cache_clear()
+        forget_donor()
 
     def restore(self) -> None:
         """Arrange the model as the base."""
@@ -110,9 +107,9 @@ def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: l
 
 def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
     if isinstance(source, Original):
-        return _build_original(base[source.index])
+        return copied_layer(base[source.index])
     if isinstance(source, Grafted):
-        return _grafted(stack, source, base)
+        return grafted_layer(stack, source, base)
     if isinstance(source, Identity):
         module = _build(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
@@ -145,26 +142,6 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
                 parts = (value, *(other[name] for other in weights))
                 value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
     return module
-
-
-def _grafted(stack: Stack, source: Grafted, base: list[nn.Module]) -> nn.Module:
-    """Return a copy of a base layer that is built and configured alike, with the weights of another model's layer."""
-    donor = stack.donors[source.donor]
-    module = _build_original(base[donor.twins[source.index]])
-    layers = layer_list(_donor_model(donor.checkpoint.path), stack, len(donor.layers))
-    module.load_state_dict(layers[source.index].state_dict())
-    return module
-
-
-@lru_cache(maxsize=1)
-def _donor_model(path: Path) -> nn.Module:
-    """Return another model as transformers loads it, kept while a draft is built."""
-    return load_model(path, None, torch.device("cpu")).model
-
-
-def _build_original(layer: nn.Module) -> nn.Module:
-    with weights_of(layer) as whole:
-        return without_hooks(copy.deepcopy(whole))
 
 
 def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[str, torch.dtype]:
@@ -259,8 +236,12 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
     new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
     parts = [
-        (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
+        (part, vars(new)[name])
+        for name, part in vars(old).items()
+        if isinstance(part, PreTrainedConfig) and name in vars(new)  # how weights are quantised is no model's config
     ]
+    if hasattr(old, "quantization_config"):
+        new.quantization_config = old.quantization_config
     pairs.update((id(before), after) for before, after in parts)
     for before, after in ((old, new), *parts):
         for chosen in ("_attn_implementation", "_experts_implementation"):

@@ -44,6 +44,12 @@ def read_donor(structure: Structure, stack: Stack, donor: Checkpoint) -> Donor:
 
 
 def _refuse_place_dependent(structure: Structure, stack: Stack) -> None:
+    quantised = structure.quantisation
+    if quantised is not None and not quantised.declared:
+        raise ArchitectureError(
+            "says how the weights are quantised, and may say otherwise of another model's", where=quantised.where,
+            allowed="models whose config.json says it", hint="dequantise both models first",
+        )  # fmt: skip
     fields = [field for field in stack.fields if isinstance(field, EndTensor | SharedTensors | UnexplainedDifference)]
     if fields or (structure.sliced and stack.name == structure.default_stack):
         where = fields[0].key if fields else f"tensor {next(iter(structure.sliced))!r}"
@@ -62,7 +68,7 @@ def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
 
 def _refuse_other_config(structure: Structure, stack: Stack, donor: Checkpoint, part: Mapping[str, Any]) -> None:
     own = structure.stack_config(stack)
-    described = {key for field in (*stack.fields, *stack.root_fields) for key in (field.key, *field.replaces)}
+    described = {key for field in stack.fields for key in (field.key, *field.replaces)}
     ignored = _NOT_OF_LAYERS | set(stack.count_keys) | described - {"quantization_config"}
     pairs = [(key, own.get(key), part.get(key)) for key in sorted({*own, *part} - ignored)]
     root = structure.checkpoint.config
@@ -108,10 +114,10 @@ def _count(stack: Stack, donor: Checkpoint, part: Mapping[str, Any], found: int)
 def _settings(
     stack: Stack, root: Mapping[str, Any], part: Mapping[str, Any], count: int
 ) -> tuple[Mapping[str, Any], ...]:
-    readings = {
-        field.key: field.read(where, count) for where, some in ((part, stack.fields), (root, stack.root_fields))
-        for field in some
-    }  # fmt: skip
+    readings = {field.key: field.read(part, count) for field in stack.fields}
+    for twin in stack.twins:
+        said = {twin.setting(field): field.read(_part(root, twin.path), count) for field in twin.fields}
+        readings |= {key: values and tuple((value,) for value in values) for key, values in said.items()}
     silent = next((key for key, values in readings.items() if values is None), None)
     if silent is not None:
         raise ArchitectureError(
