@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
+from surgeon.core.adapters.opened_model import recipe_on
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
@@ -25,7 +26,6 @@ from surgeon.core.recipe.apply_steps import apply_step, pin_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
 from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
 from surgeon.core.recipe.recipe import (
-    Base,
     Recipe,
     Step,
     dump_recipe,
@@ -48,7 +48,7 @@ __all__ = ["Preview", "Session"]
 
 @dataclass
 class Session:
-    """A model on the table. Built with `Session.open`. `notes` are what a person has to know of how it was opened."""
+    """A model on the table, built with `Session.open`; `notes` are what a person has to know of how it was opened."""
 
     model: str
     checkpoint: Checkpoint
@@ -73,9 +73,9 @@ class Session:
         Raises:
             CheckpointError, ArchitectureError, RecipeError: as reading them does.
         """
-        exists = recipe_path is not None and recipe_path.is_file()
-        recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        checkpoint = open_checkpoint(locate_model(model))
+        begun = recipe_on(model)
+        recipe = load_recipe(recipe_path) if recipe_path is not None and recipe_path.is_file() else begun
+        checkpoint = open_checkpoint(locate_model(begun.base.model))
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,

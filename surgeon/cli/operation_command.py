@@ -14,13 +14,14 @@ from surgeon.cli.dry_run import fold_recipe
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
+from surgeon.core.adapters.opened_model import recipe_on
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.jobs import RunResult
 from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
-from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
+from surgeon.core.recipe.recipe import Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.core.selection.matrix_selection import MatrixSelection
 from surgeon.core.selection.selection import GRAMMAR, Selection
@@ -67,7 +68,9 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    recipe = Recipe(base=Base(model=model), seed=seed, steps=(_step(kind, fields, data, protect),))
+    begun = recipe_on(model)
+    step = _step(kind, fields, data, protect)
+    recipe = msgspec.structs.replace(begun, seed=seed, steps=(*begun.steps, step))
     order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from surgeon.core.adapters.opened_model import recipe_on
 from surgeon.core.checkpoint.base_path import resolved_model_name
-from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
+from surgeon.core.recipe.recipe import Recipe, load_recipe, recipe_to_builtins
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,7 +38,7 @@ def measuring(function: Function) -> Function:
 def base_recipe(model: str, recipe: Path | None) -> Recipe:
     """Return what is to be done to a model before it is measured."""
     if recipe is None:
-        return Recipe(base=Base(model=model))
+        return recipe_on(model)
     loaded = load_recipe(recipe)
     named = resolved_model_name(model, recipe.absolute().parent)
     return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))

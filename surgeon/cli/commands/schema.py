@@ -38,7 +38,10 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "version": {"const": VERSION},
-            "base": _closed({"model": {"type": "string"}, "fingerprint": _or_null({"type": "string"})}, ["model"]),
+            "base": _closed(
+                {"model": {"type": "string"}, "fingerprint": _or_null({"type": "string"}), "adapter": _adapter()},
+                ["model"],
+            ),
             "seed": {"type": "integer"},
             "data": {"type": "object", "additionalProperties": {"type": "string"}},
             "steps": {"type": "array", "items": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]}},
@@ -47,6 +50,10 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": {"Selection": selection_schema(), "Objective": objective_schema()},
     }
+
+
+def _adapter() -> dict[str, Any]:
+    return {"type": "string", "description": "short for a first step load_adapter: {from: …}"}
 
 
 def selection_schema() -> dict[str, Any]:

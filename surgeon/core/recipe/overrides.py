@@ -41,10 +41,11 @@ def _sign(document: Any, where: str) -> None:
     except RecipeError:  # it is whole only with the values; what it came to without them is not known
         _forget(document)
         return
+    before = len(recipe.steps) - len(document["steps"])  # the adapter of the base is a step of its own
     for number, step in enumerate(recipe.steps):
         if step.resolved is not None and step.resolved_for is None:
             digest = words_digest(recipe, recipe.steps[:number], step.operation)
-            document["steps"][number]["resolved_for"] = {"recipe": digest}
+            document["steps"][number - before]["resolved_for"] = {"recipe": digest}
 
 
 def _forget(document: Any) -> None:

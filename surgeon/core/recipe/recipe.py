@@ -22,6 +22,7 @@ from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError
 
 VERSION = 1
+_BASE_KEYS = ("model", "fingerprint", "adapter")
 RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 """The keys of a step that say what it came to, beside its operation."""
 
@@ -170,17 +171,25 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
     base = _field(plain, "base", Base, problems)
     seed = _field(plain, "seed", int, problems) if "seed" in plain else 0
     data = _field(plain, "data", dict[str, str], problems) if "data" in plain else {}
-    steps = _steps(plain.get("steps", []), problems)
+    steps = [*_adapter_of_base(plain, problems), *_steps(plain.get("steps", []), problems)]
     if problems.faults:
         return None
     return Recipe(base=base, seed=seed, data=data, steps=tuple(steps))
 
 
+def _adapter_of_base(plain: Mapping[str, Any], problems: Problems) -> list[Step]:
+    """Return the first step that `base: {model: …, adapter: …}` is short for."""
+    base = plain.get("base")
+    adapter = base.get("adapter") if isinstance(base, Mapping) else None
+    found = None if adapter is None else _step({"load_adapter": {"from": adapter}}, ("base", "adapter"), problems)
+    return [] if found is None else [found]
+
+
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in ("model", "fingerprint"):
-                problems.unknown((key,), name, ["model", "fingerprint"])
+            if name not in _BASE_KEYS:
+                problems.unknown((key,), name, list(_BASE_KEYS))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:
