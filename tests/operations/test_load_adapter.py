@@ -277,3 +277,26 @@ def test_an_adapter_without_a_base_says_what_to_do(adapters: Adapters, tmp_path:
     orphan = changed(adapters("lora", **CONFIGS["lora"]), tmp_path / "orphan", base_model_name_or_path=None)
     with pytest.raises(CheckpointError, match="names no base model"):
         Session.open(str(orphan))
+
+
+def test_matrices_are_dropped_by_a_score_of_their_adapters(bases: Bases, adapters: Adapters, tmp_path: Path) -> None:
+    """The smallest of all by their norm, told from the files."""
+    adapter = adapters("patterns", **CONFIGS["patterns"])
+    steps = (load(adapter), {"drop_adapters": {"matrices": "lowest 5 by adapter_norm"}})
+    run(bases("llama"), tmp_path / "out", *steps)
+    weights = load_plainly(bases("llama")).state_dict()
+    opened, stored = open_adapter(adapter), load_file(adapter / "adapter_model.safetensors")
+
+    def norm(module: str) -> float:
+        a, b = (stored[f"base_model.model.{module}.lora_{part}.weight"].double() for part in "AB")
+        pair = opened.pairs[module]
+        return float(pair.alpha / pair.rank * (b @ a).norm() / weights[f"{module}.weight"].double().norm())
+
+    kept = sorted(opened.pairs, key=norm)[5:]
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert sorted(config["target_modules"]) == sorted(kept)
+
+
+def test_scores_of_adapters_need_adapters(bases: Bases, tmp_path: Path) -> None:
+    with pytest.raises(SurgeonError, match="no trained adapters"):
+        run(bases("llama"), tmp_path / "out", {"prune": {"layers": "lowest 1 by adapter_norm"}})

@@ -35,7 +35,7 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.scoring.requests import requested_scores
 from surgeon.core.scoring.score import Average, Provenance, Score
-from surgeon.core.scoring.score_kinds import LearningScore, ScoreKind, WeightsScore
+from surgeon.core.scoring.score_kinds import AdapterScore, LearningScore, ScoreKind, WeightsScore
 from surgeon.errors import ArchitectureError, ScoreError
 
 LivePass = Callable[[ScoringContext, Sequence[Any], Provenance], dict[str, Score]]
@@ -158,6 +158,11 @@ class _Measurement:
             wanted = [kind for kind in kinds if kind.needs == name]
             if wanted:
                 found |= self._live(live_pass, wanted)
+        of_adapters = [kind for kind in kinds if isinstance(kind, AdapterScore)]
+        if of_adapters:
+            from surgeon.backend.scoring.adapters_pass import adapters_pass
+
+            found |= adapters_pass(self.adapted, of_adapters, self.settings, self.job)
         for kind in kinds:
             if isinstance(kind, LearningScore):
                 from surgeon.backend.scoring.learned_scores import learned_score

@@ -35,6 +35,10 @@ _VERSION = 1
 """Raised whenever the same inputs would give another result."""
 
 
+Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Gate times alpha / rank, B (outputs, rank) and A (rank, inputs), float32: their product is added to the weight."""
+
+
 def merge(draft: Draft, step: Step, job: JobContext) -> Step:
     """Merge the adapters of a draft unless that was done before; return the step with the result's address."""
     thawed = {name: tuple(replace(one, frozen=frozenset()) for one in layers) for name, layers in draft.stacks.items()}
@@ -71,27 +75,33 @@ def _merge(draft: Draft, directory: Path) -> dict[str, Any]:
 
 def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield the matrices with trained adapters: name in the result, weight, and what is added to it in float32."""
-    plan = compile_plan(draft)
-    own = dict(result_names(draft))
-    planned = {own[tensor.name]: tensor for tensor in plan.tensors if tensor.name in own}
     transposed = draft.structure.family.transposed
     with tensor_reader() as reader:
-        for adapter in plan.adapters:
-            name = f"{adapter.name}.weight"
-            tensor = planned[name]
-            update = _update(reader, adapter)
-            if update is not None:
-                weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-                update = update.T if adapter.role in transposed else update
-                yield name, weight, update
+        for adapter, weight, (scale, b_OR, a_RI) in adapted_weights(reader, draft):
+            update = scale * (b_OR @ a_RI)
+            turned = adapter.role in transposed
+            yield f"{adapter.name}.weight", weight.T if turned else weight, update.T if turned else update
 
 
-def _update(reader: TensorReader, adapter: Adapter) -> torch.Tensor | None:
-    """Return what an adapter adds, (out, in), float32; None where it was not trained: its B is zero."""
+def adapter_factors(reader: TensorReader, adapter: Adapter) -> Factors | None:
+    """Return what an adapter's update is the product of; None where it was not trained: its B is zero."""
     lora = adapter.lora
     stored = result_tensors(lora.address) if lora.address else {}
     names = adapter_tensors(adapter.name)
     if names[1] not in stored:
         return None
     a_RI, b_OR, gate = (reader.read(stored[name]).float() for name in names)
-    return torch.sigmoid(gate) * (lora.alpha / lora.rank) * (b_OR @ a_RI)
+    return torch.sigmoid(gate) * (lora.alpha / lora.rank), b_OR, a_RI
+
+
+def adapted_weights(reader: TensorReader, draft: Draft) -> Iterator[tuple[Adapter, torch.Tensor, Factors]]:
+    """Yield the trained adapters of a draft, the weight that each is on (outputs, inputs), and its factors."""
+    plan = compile_plan(draft)
+    own = dict(result_names(draft))
+    planned = {own[tensor.name]: tensor for tensor in plan.tensors if tensor.name in own}
+    for adapter in plan.adapters:
+        factors = adapter_factors(reader, adapter)
+        if factors is not None:
+            tensor = planned[f"{adapter.name}.weight"]
+            weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+            yield adapter, weight.T if adapter.role in draft.structure.family.transposed else weight, factors

@@ -11,8 +11,10 @@ from typing import Any
 import click
 
 from surgeon.architectures.structure_reader import read_structure
+from surgeon.cli.adapter_report import show_adapter
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json
+from surgeon.core.adapters.opened_model import named_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
@@ -32,7 +34,14 @@ _WHOLE = "whole layers move as they are, and parameters are counted as they are 
 @click.option("--each", is_flag=True, help="One row per layer, even where neighbours are alike.")
 @as_json
 def command(model: str, each: bool, as_json: bool) -> None:
-    """Show layers, roles, parameters, bytes, per-layer settings and the KV cache of MODEL."""
+    """Show layers, roles, parameters, bytes, per-layer settings and the KV cache of MODEL.
+
+    Of an adapter, a directory that PEFT has saved: its matrices, ranks and scales, and what could not be carried.
+    """
+    adapter = named_adapter(model)
+    if adapter is not None:
+        show_adapter(adapter, as_json=as_json)
+        return
     structure = read_structure(open_checkpoint(locate_model(model)))
     report = describe(structure, model)
     if as_json:

@@ -1,4 +1,4 @@
-"""Kinds of scores, by what they need of a model: weights, activations, inputs, sweeps, gradients or a training."""
+"""Kinds of scores, by what they need of a model: its weights, activations, gradients, adapters, or a training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "adapters", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -224,6 +224,18 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
 
     def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> LearnedValues:
         """Return the scores from the reports of the learning steps."""
+        raise NotImplementedError
+
+
+class AdapterScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of the draft's own trained adapters; a layer's is the mean over its matrices that have one."""
+
+    needs = "adapters"
+    data = False
+    of_adapters = True
+
+    def matrix(self, weight: Tensor, b_OR: Tensor, a_RI: Tensor) -> float:
+        """Return the score of one matrix (outputs, inputs) and what is added to it, `b_OR @ a_RI`; float32."""
         raise NotImplementedError
 
 
