@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
-from surgeon.core.adapters.opened_model import recipe_on
+from surgeon.core.adapters.opened_model import opened_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
@@ -29,7 +29,6 @@ from surgeon.core.recipe.recipe import (
     Recipe,
     Step,
     dump_recipe,
-    load_recipe,
     recipe_from_builtins,
     recipe_to_builtins,
     step_from_builtins,
@@ -67,15 +66,14 @@ class Session:
     _digest: str = ""
 
     @classmethod
-    def open(cls, model: str, recipe_path: Path | None = None) -> Session:
+    def open(cls, model: str, recipe_path: Path | None = None, *, trust_remote_code: bool = False) -> Session:
         """Open a model and, if one is given, its recipe; recover what a crash left unsaved.
 
         Raises:
             CheckpointError, ArchitectureError, RecipeError: as reading them does.
         """
-        begun = recipe_on(model)
-        recipe = load_recipe(recipe_path) if recipe_path is not None and recipe_path.is_file() else begun
-        checkpoint = open_checkpoint(locate_model(begun.base.model))
+        named, recipe = opened_recipe(model, recipe_path, trust=trust_remote_code)
+        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=recipe.base.trust_remote_code)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
@@ -83,8 +81,7 @@ class Session:
         )  # fmt: skip
         session._drafts = [draft_of(session.structure, session.root)]
         session.notes += filter(None, [session.journal.fault])
-        session._digest = recipe_digest(recipe_path)
-        session.position = len(recipe.steps)
+        session._digest, session.position = recipe_digest(recipe_path), len(recipe.steps)
         session._show(recipe.steps, str(recipe_path))
         session._saved = session.steps
         session._recover()

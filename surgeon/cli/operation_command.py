@@ -62,15 +62,15 @@ def command_of(name: str) -> click.Command:
 
 def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleReporter) -> None:
     """Build the recipe of one step that a command line says, and run it, show it, or write it down."""
-    save, model, seed = values.pop("save_recipe"), values.pop("model"), values.pop("seed")
+    save, seed = values.pop("save_recipe"), values.pop("seed")
+    model, trusted = values.pop("model"), values.pop("trust_remote_code")
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    begun = recipe_on(model)
-    step = _step(kind, fields, data, protect)
-    recipe = msgspec.structs.replace(begun, seed=seed, steps=(*begun.steps, step))
+    begun = recipe_on(model, trust=trusted)
+    recipe = msgspec.structs.replace(begun, seed=seed, steps=(*begun.steps, _step(kind, fields, data, protect)))
     order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:

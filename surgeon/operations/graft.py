@@ -11,9 +11,9 @@ import msgspec
 
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.plan.donors import read_donor
 from surgeon.core.plan.draft import Draft, Grafted, Layer
 from surgeon.core.recipe.operation import Chosen, Operation
-from surgeon.core.structure.donors import read_donor
 from surgeon.core.structure.structure import Donor, Stack
 from surgeon.errors import ArchitectureError, RecipeError
 

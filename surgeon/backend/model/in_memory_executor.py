@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from surgeon.backend.model.layer_copies import copied_layer, forget_donor, grafted_layer
 from surgeon.backend.model.layer_list import layer_list
+from surgeon.backend.model.loading import donor_model, forget_donor
 from surgeon.backend.model.matrices import truncate
 from surgeon.backend.model.per_layer_slices import swap_slices
+from surgeon.backend.model.streaming import copied_layer
 from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.plan.draft import Draft, Grafted, Identity, Learned, Original, Source, Truncated, base_tensors
@@ -109,7 +110,7 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
     if isinstance(source, Original):
         return copied_layer(base[source.index])
     if isinstance(source, Grafted):
-        return grafted_layer(stack, source, base)
+        return _grafted(stack, source, base)
     if isinstance(source, Identity):
         module = _build(structure, stack, source.of, base)
         ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
@@ -141,6 +142,15 @@ def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Mod
             if value.is_floating_point():
                 parts = (value, *(other[name] for other in weights))
                 value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
+    return module
+
+
+def _grafted(stack: Stack, source: Grafted, base: list[nn.Module]) -> nn.Module:
+    """Return a copy of a base layer that is built and configured alike, with the weights of another model's layer."""
+    donor = stack.donors[source.donor]
+    module = copied_layer(base[donor.twins[source.index]])
+    layers = layer_list(donor_model(donor.checkpoint), stack, len(donor.layers))
+    module.load_state_dict(layers[source.index].state_dict())
     return module
 
 

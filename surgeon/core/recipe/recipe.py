@@ -22,16 +22,19 @@ from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError
 
 VERSION = 1
-_BASE_KEYS = ("model", "fingerprint", "adapter")
 RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 """The keys of a step that say what it came to, beside its operation."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
+
+    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    """
 
     model: str
     fingerprint: str | None = None
+    trust_remote_code: bool = False
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -47,6 +50,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
 
 
+_BASE_KEYS = (*Base.__struct_fields__, "adapter")
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
