@@ -61,7 +61,7 @@ def test_a_graft_reloads_as_the_live_model_is(pairs: Pairs, family: str, tmp_pat
     """The run's own proof: logits of what was written equal those of the live model, bit for bit."""
     base, other = pairs(family)
     result = run(base, tmp_path / "out", graft(other), {"prune": {"layers": [1]}}, verify=True)
-    assert all(check["passed"] for check in result["proof"].values())
+    assert not any(check["passed"] is False for check in result["proof"].values())
     assert "equal bit for bit" in result["proof"]["logits"]["detail"]
 
 
