@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
-from surgeon.backend.model.tensors import DTYPES, gathered
+from surgeon.backend.model.tensors import DTYPES, calculated
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.layer_slices import sliced
 from surgeon.errors import ArchitectureError
@@ -19,14 +22,19 @@ def swap_slices(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, An
         ArchitectureError: a tensor cannot be cut, or the loaded model has no such parameter.
     """
     swapped = []
-    for name, slices in sliced(draft):
+    for name, made, shape in sliced(draft):
         module, attribute = _holder(model, *draft.structure.memory_names([name]))
         whole = getattr(module, attribute)
         swapped.append((module, attribute, whole))
         # A mean of slices is rounded to what is stored, as an export does, also where the model computes in float32.
-        cut = gathered(whole.detach().to(DTYPES[slices.tensor.dtype]), slices).to(whole.dtype)
+        dtype = draft.structure.outside[name].dtype
+        cut = calculated(made, dtype, shape, partial(_as_stored, whole)).to(whole.dtype)
         setattr(module, attribute, nn.Parameter(cut, requires_grad=whole.requires_grad))
     return swapped
+
+
+def _as_stored(whole: nn.Parameter, stored: Tensor) -> torch.Tensor:
+    return whole.detach().to(DTYPES[stored.dtype])
 
 
 def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:

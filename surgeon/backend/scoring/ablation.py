@@ -30,7 +30,7 @@ from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.sweep import losses_after
 from surgeon.core.events import DecileAblated
 from surgeon.core.job_context import JobContext
-from surgeon.core.plan.draft import Draft, Original, Truncated, Truncation
+from surgeon.core.plan.draft import Draft, Truncated, Truncation
 from surgeon.core.plan.expressions import truncated_pieces
 from surgeon.core.scoring.score import Provenance, average, paired_average
 from surgeon.core.structure.fused import Piece
@@ -146,7 +146,8 @@ class _Ablated:
             raise SelectionError(f"no matrix in a layer has role {self._role!r}", where="roles")
 
     def _push_through(self, number: int, layer: nn.Module) -> bool:
-        matrices = list(_matrices(self._ready, layer, self._role))
+        source = self._ready.draft.layers()[number].source
+        matrices = list(_matrices(self._ready, layer, Truncated(source, frozenset({self._role}), Truncation())))
         self._energies[0] += sum(float(matrix.values.square().sum()) for matrix in matrices)
         for variant in range(DECILES + 1):
             try:
@@ -176,9 +177,8 @@ class _Ablated:
         return losses_after(context.runner, context.batches, self._states, variant, context.job.is_cancelled)
 
 
-def _matrices(context: ScoringContext, layer: nn.Module, role: str) -> Iterator[_Matrix]:
+def _matrices(context: ScoringContext, layer: nn.Module, meant: Truncated) -> Iterator[_Matrix]:
     structure = context.draft.structure
-    meant = Truncated(Original(0), frozenset({role}), Truncation())
     for name, parameter in layer.named_parameters():
         if parameter.dim() < 2:
             continue

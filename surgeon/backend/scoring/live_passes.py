@@ -15,6 +15,7 @@ from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.context import Row, ScoringContext
 from surgeon.backend.scoring.layer_passes import InputCovariance, push_layers, sequence_gradients
 from surgeon.backend.scoring.sweep import sweep_losses
+from surgeon.core.plan.layer_layouts import config_of
 from surgeon.core.scoring.costs import cheapest_first
 from surgeon.core.scoring.score import Average, Provenance, Score, average
 from surgeon.core.scoring.score_kinds import (
@@ -126,14 +127,13 @@ def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenanc
     for one in push_layers(context.runner, context.batches, context.job.is_cancelled, context.room, watch):
         if not one.last:
             continue
-        layer = context.runner.layers[one.layer]
         entered = covariance.take()
         for kind in kinds:
             known = context.known.get(kind.name, {}).get(one.layer)
             if known is not None:
                 _retell(context, tallies[kind.name], kind.name, one.layer, known)
                 continue
-            row = _compare(context, kind, layer, entered)
+            row = _compare(context, kind, one.layer, entered)
             value = Average(kind.layer(row))
             tallies[kind.name].values[one.layer] = value
             tallies[kind.name].matrices[context.keys[one.layer]] = row
@@ -143,11 +143,11 @@ def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenanc
 
 
 def _compare(
-    context: ScoringContext, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]
+    context: ScoringContext, kind: InputsScore, number: int, entered: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
     structure = context.draft.structure
-    config = structure.stack_config(structure.stack())
-    modules = dict(layer.named_modules())
+    config = config_of(structure, structure.stack(), context.draft.layers()[number].source)
+    modules = dict(context.runner.layers[number].named_modules())
     row: dict[str, float] = {}
     for name, covariance in entered.items():
         transposed = structure.role(f"{name}.weight") in structure.family.transposed

@@ -18,7 +18,8 @@ from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
-from surgeon.core.plan.draft import Draft, Layer, base_tensors
+from surgeon.core.plan.draft import Draft, Layer
+from surgeon.core.plan.layer_layouts import config_of, layout_of
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
@@ -71,7 +72,6 @@ class _Scales:
     def __init__(self, draft: Draft, reader: TensorReader, job: JobContext) -> None:
         self._draft, self._reader, self._job = draft, reader, job
         self._stack = draft.structure.stack()
-        self._config = draft.structure.stack_config(self._stack)
 
     @cached_property
     def _planned(self) -> Mapping[str, PlannedTensor]:
@@ -79,13 +79,14 @@ class _Scales:
 
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
-        for suffix, stored in base_tensors(layer.source, self._stack).items():
+        config = config_of(self._draft.structure, self._stack, layer.source)
+        for suffix, one in layout_of(self._draft.structure, self._stack, layer.source).types.items():
             self._job.stop_if_cancelled()
-            if not is_matrix(stored):
+            if not is_matrix(one):
                 continue
             tensor = self._planned[self._stack.tensor_name(position, suffix)]
             weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-            for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
+            for name, matrix in matrices_of(self._draft.structure, config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(
                         f"{tensor.name} holds inf or nan", where=f"layer {layer.key}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.parts.division import PartKind
 from surgeon.core.structure.layouts import LayerTensors
 from surgeon.core.structure.structure import Stack, Structure
 
@@ -62,7 +63,24 @@ class Learned:
     key: str
 
 
-Source = Original | Mean | Identity | Truncated | Learned
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some experts, neurons or key-value heads of a layer, by their numbers in it, in the order in which they stay."""
+
+    of: Source
+    kind: PartKind
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Silenced:
+    """A layer of which some sublayers, `attention` or `mlp`, put out zeros."""
+
+    of: Source
+    sublayers: frozenset[str]
+
+
+Source = Original | Mean | Identity | Truncated | Learned | Part | Silenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,5 +217,5 @@ def leaf(source: Source) -> int:
 
 
 def base_tensors(source: Source, stack: Stack) -> LayerTensors:
-    """Return the tensors, by name within the layer, that give a source its names and shapes."""
+    """Return the tensors of the base, by name within the layer, that a source is made of; see `layer_layouts`."""
     return stack.layers[leaf(source)]

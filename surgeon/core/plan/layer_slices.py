@@ -5,65 +5,18 @@ Their slices go where the layers go: they are left out, repeated and reordered, 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from surgeon.core.checkpoint.dtypes import BITS, FLOATS
+from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft, Mean, Original, Source
+from surgeon.core.plan.expressions import Copy, Expression, JoinedOf, MeanOf, PartOf
 from surgeon.core.structure.structure import OutsideSlices
 from surgeon.errors import ArchitectureError
 
 
-@dataclass(frozen=True, slots=True)
-class Slices:
-    """Slices of a stored tensor, one after another along `axis`, each `width` wide.
-
-    sources: for each slice the layer that it is of: Original, or Mean of several.
-    """
-
-    tensor: Tensor
-    axis: int
-    width: int
-    sources: tuple[Source, ...]
-
-    @property
-    def averaged(self) -> bool:
-        """Whether any slice is calculated rather than copied."""
-        return any(isinstance(source, Mean) for source in self.sources)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what comes out."""
-        shape = self.tensor.shape
-        return (*shape[: self.axis], self.width * len(self.sources), *shape[self.axis + 1 :])
-
-    @property
-    def rows(self) -> int:
-        """How many times the spans repeat in the stored tensor: the product of the dimensions before `axis`."""
-        return math.prod(self.tensor.shape[: self.axis])
-
-    @property
-    def row_bytes(self) -> int:
-        """How many bytes of the stored tensor lie between one row's beginning and the next."""
-        return self.tensor.nbytes // self.rows
-
-    def spans(self) -> list[tuple[int, int]]:
-        """Return the bytes [start, stop) of a stored row that make up a row of the result, adjacent ones as one."""
-        width = self.width * math.prod(self.tensor.shape[self.axis + 1 :]) * BITS[self.tensor.dtype] // 8
-        found: list[tuple[int, int]] = []
-        for source in self.sources:
-            assert isinstance(source, Original), "a mean is calculated, not copied"
-            start, stop = source.index * width, (source.index + 1) * width
-            if found and found[-1][1] == start:
-                start = found.pop()[0]
-            found.append((start, stop))
-        return found
-
-
-def sliced(draft: Draft) -> Iterator[tuple[str, Slices]]:
-    """Yield the tensors outside the layers that change with them, by name.
+def sliced(draft: Draft) -> Iterator[tuple[str, Expression, tuple[int, ...]]]:
+    """Yield the tensors outside the layers that change with them: name, how it is made, its shape.
 
     Raises:
         ArchitectureError: one is not cut as its rule says, or cannot be, for its dtype.
@@ -75,7 +28,34 @@ def sliced(draft: Draft) -> Iterator[tuple[str, Slices]]:
         return
     for name, rule in structure.sliced.items():
         tensor = structure.outside[name]
-        yield name, Slices(tensor, rule.axis, _width(name, tensor, rule, draft), sources)
+        width = _width(name, tensor, rule, draft)
+        shape = (*tensor.shape[: rule.axis], width * len(sources), *tensor.shape[rule.axis + 1 :])
+        yield name, _made(tensor, rule.axis, width, sources), shape
+
+
+def _made(tensor: Tensor, axis: int, width: int, sources: Sequence[Source]) -> Expression:
+    """Return the slices of some layers, one after another."""
+    found: list[Expression] = []
+    run: list[tuple[int, int]] = []
+    for source in sources:
+        if isinstance(source, Original):
+            start = source.index * width
+            begin = run.pop()[0] if run and run[-1][1] == start else start
+            run.append((begin, start + width))
+            continue
+        if run:
+            found.append(PartOf(Copy(tensor), tensor.shape, axis, tuple(run)))
+            run = []
+        found.append(_mean(tensor, axis, width, source))
+    if run:
+        found.append(PartOf(Copy(tensor), tensor.shape, axis, tuple(run)))
+    return found[0] if len(found) == 1 else JoinedOf(tuple(found), axis)
+
+
+def _mean(tensor: Tensor, axis: int, width: int, source: Source) -> Expression:
+    if isinstance(source, Mean):
+        return MeanOf(tuple(_mean(tensor, axis, width, part) for part in source.parts))
+    return _made(tensor, axis, width, (source,))
 
 
 def _weights(source: Source) -> Source:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from surgeon.core.checkpoint.tensors import tensor_type
 from surgeon.core.plan.draft import Draft
-from surgeon.core.plan.expressions import learned
-from surgeon.core.plan.layer_slices import Slices, sliced
+from surgeon.core.plan.expressions import Copy, learned
+from surgeon.core.plan.layer_slices import sliced
 from surgeon.core.plan.learned_results import is_learned, outside_tensor, result_tensors
-from surgeon.core.plan.planned_layers import PlannedTensor, copied
+from surgeon.core.plan.planned_layers import PlannedTensor, copied, planned
 from surgeon.core.plan.tied_head import outside_tensors, results_of
 from surgeon.errors import ArchitectureError
 
@@ -20,16 +21,17 @@ def planned_outside(draft: Draft) -> Iterator[PlannedTensor]:
     Raises:
         ArchitectureError: one holds slices of the layers and cannot follow them.
     """
-    cut = dict(sliced(draft))
+    cut = {name: (made, shape) for name, made, shape in sliced(draft)}
     for name, tensor in outside_tensors(draft).items():
         if name in draft.structure.sliced:
             _refuse_trained(draft, name)
-            yield _cut(cut[name]) if name in cut else copied(name, tensor)
+            made, shape = cut.get(name, (Copy(tensor), tensor.shape))
+            yield planned(name, tensor_type(tensor.dtype, shape), made)
             continue
-        planned = copied(name, tensor)
+        one = copied(name, tensor)
         for address, then in results_of(draft, name):
-            planned = replace(planned, source=learned(planned.source, address, outside_tensor(then)))
-        yield planned
+            one = replace(one, source=learned(one.source, address, outside_tensor(then)))
+        yield one
 
 
 def _refuse_trained(draft: Draft, name: str) -> None:
@@ -41,10 +43,3 @@ def _refuse_trained(draft: Draft, name: str) -> None:
             allowed="training that leaves it as it is",
             hint="freeze the embedding before",
         )
-
-
-def _cut(slices: Slices) -> PlannedTensor:
-    whole, axis = slices.tensor, slices.axis
-    parameters = whole.parameters // whole.shape[axis] * slices.shape[axis]
-    nbytes = whole.nbytes // whole.parameters * parameters
-    return PlannedTensor(whole.name, whole.dtype, slices.shape, slices, nbytes, parameters)

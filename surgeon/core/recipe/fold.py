@@ -13,9 +13,9 @@ from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.recipe import Step
 from surgeon.core.scoring.score import Score
-from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
-from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
+from surgeon.core.selection.outcomes import layer_contradiction
 from surgeon.core.selection.selection import Ranked
+from surgeon.core.selection.spot_selection import SpotSelection, split_spot
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
 Measured = Mapping[Ranked, Score]
@@ -60,7 +60,7 @@ def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen
         try:
             if field in resolved:
                 chosen[field] = _resolved(draft, step, number, field)
-            elif isinstance(selection, MatrixSelection):
+            elif isinstance(selection, SpotSelection):
                 chosen[field] = selection.spots(draft, step.operation.stack, measured)
             else:
                 chosen[field] = selection.positions(layers, measured)
@@ -74,9 +74,9 @@ def _resolved(draft: Draft, step: Step, number: int, field: str) -> tuple[Any, .
     assert step.resolved is not None
     selection, found, stack = step.operation.selections()[field], step.resolved[field], step.operation.stack
     layers, where = draft.layers(stack), f"steps[{number}].resolved.{field}"
-    if isinstance(selection, MatrixSelection):
-        _in_range(list(roles_by_position(found)), len(layers), where)
-        says = matrix_contradiction(selection, tuple(map(str, found)), draft, stack)
+    if isinstance(selection, SpotSelection):
+        _in_range([split_spot(spot, "spot", "3.mlp.up")[0] for spot in found], len(layers), where)
+        says = selection.contradiction(tuple(map(str, found)), draft, stack)
     else:
         found = _in_range(found, len(layers), where)
         says = layer_contradiction(selection, found, layers)

@@ -17,8 +17,8 @@ from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.validation import Problems, Spot, built_in
-from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.selection.selection import Selection, parse_selection
+from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 VERSION = 1
@@ -258,9 +258,10 @@ def _resolved(
     except msgspec.ValidationError as error:
         problems.add((*path, "resolved"), str(error))
         return None
-    known = [*selection_fields(operation), *([LEARNED] if issubclass(operation, ResultStep) else [])]
+    selections = selection_fields(operation)
+    known = [*selections, *([LEARNED] if issubclass(operation, ResultStep) else [])]
     for name, chosen in resolved.items():
-        kind = str if name in ("matrices", LEARNED) else int
+        kind = str if name == LEARNED or issubclass(selections.get(name, Selection), SpotSelection) else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
         elif not all(isinstance(one, kind) for one in chosen):
@@ -275,7 +276,7 @@ def _decode(kind: type, raw: Any) -> Any:
             return parse_objective(raw)
         if not issubclass(kind, Selection):
             raise NotImplementedError(kind)
-        return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
+        return kind.parse(raw) if issubclass(kind, SpotSelection) else parse_selection(raw)
     except RecipeError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 

@@ -73,6 +73,11 @@ def request_text(raw: Any, where: str = "by") -> str:
     return request_of(_checked(type(kind), settings, f"{where} {name}", strict=True))
 
 
+def request_name(request: str) -> str:
+    """Return the name of a score as `request_text` returns it."""
+    return request.partition("(")[0]
+
+
 def answers(score: Score, request: str) -> bool:
     """Whether a score is what a request in text asks for: the same one, measured with the same settings."""
     kind = _parse(request, "by")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What each kind of score declares: the pass that feeds it, and the mathematics that the pass calls."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
     needs: the pass that feeds it.   data: whether it reads calibration text.
     local: whether a layer's score depends on no layer behind it, and on nothing but its own row.
+    part: the kind of parts of a layer that it gives a value each, if any: experts, neurons or heads.
     of_adapters: whether it is of the draft's own trained adapters, which all others leave out.
     """
 
@@ -37,6 +38,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
     local: ClassVar[bool] = False
+    part: ClassVar[str] = ""
     of_adapters: ClassVar[bool] = False
 
 

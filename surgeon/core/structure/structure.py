@@ -17,10 +17,17 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.structure.layer_fields import LayerField
 from surgeon.core.structure.layouts import LayerTensors, Layout
+from surgeon.core.structure.part_rules import PartRules
 from surgeon.errors import ArchitectureError, SelectionError
 
 OTHER = "other"
 """The role of a tensor that no rule names: it travels with its layer, and no operation touches it by role."""
+
+SUBLAYERS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attention.output", "cross_attention.output", "mixer.output", "norm.post_attention"),
+    "mlp": ("mlp.down", "experts.down", "norm.post_mlp"),
+}
+"""The halves of a layer, and the roles of the tensors through which each reaches the residual stream."""
 
 _EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
 """Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
@@ -71,6 +78,7 @@ class Family(msgspec.Struct, frozen=True):
     renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
     outside_slices: tensors outside the layers that hold one slice for each layer of the default stack.
     stacks: stacks with a count of their own, if the shared rules do not find them.
+    parts: what is special where its layers are cut into experts, neurons or heads.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
     fused_by_head: whether query, key and value follow each other head by head rather than one after another.
@@ -91,6 +99,7 @@ class Family(msgspec.Struct, frozen=True):
     renamed: bool = False
     outside_slices: tuple[OutsideSlices, ...] = ()
     stacks: tuple[StackRule, ...] = ()
+    parts: PartRules = PartRules()
 
 
 @dataclass(frozen=True)
@@ -231,6 +240,34 @@ class Structure:
     def _declared_silence(self, present: set[str]) -> tuple[Silence, ...]:
         fits = (way for way in self.family.silences if all(silence.role in present for silence in way))
         return next(fits, ())
+
+    def quiet(self, layer: LayerTensors, sublayers: Iterable[str]) -> tuple[Silence, ...]:
+        """Return the constants that make sublayers of a layer, of `SUBLAYERS`, put out zeros.
+
+        Raises:
+            ArchitectureError: it has no such sublayer, or it is not known which tensors write what it puts out.
+        """
+        roles, types = self.roles_of(layer.layout), layer.layout.types
+        present = set(roles.values())
+        declared = self._declared_silence(present)
+        unknown = [suffix for suffix, role in roles.items() if role == OTHER and len(types[suffix].shape) >= 2]
+        if unknown and not declared:
+            raise ArchitectureError(
+                "it is not known what this tensor does in its layer", where=f"tensor {unknown[0]!r}",
+                allowed="layers of which all matrices are known", hint="prune the whole layer instead",
+            )  # fmt: skip
+        found: list[Silence] = []
+        for sublayer in sublayers:
+            ways = [silence for silence in declared if silence.role in SUBLAYERS[sublayer]]
+            own = ways or [Silence(role) for role in SUBLAYERS[sublayer] if role in present & set(self.outputs)]
+            if not own:
+                raise ArchitectureError(
+                    f"no tensors are known that write what its {sublayer} puts out",
+                    where=f"a layer of model_type {self.model_type}",
+                    allowed=f"layers with {sublayer}", hint="choose other layers, or prune this one",
+                )  # fmt: skip
+            found += own
+        return tuple(found)
 
     def memory_names(self, names: Iterable[str]) -> list[str]:
         """Return the names that tensors have among the parameters of the loaded model, each once.

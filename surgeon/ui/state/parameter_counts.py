@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from surgeon.core.plan.draft import Draft, Layer, Source, base_tensors
+from surgeon.core.plan.draft import Draft, Layer, Source
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.tied_head import outside_tensors
 from surgeon.core.structure.structure import Structure
@@ -12,15 +13,15 @@ from surgeon.core.structure.structure import Structure
 
 def layer_parameters(draft: Draft, layer: Layer, stack: str) -> int:
     """Return the stored elements of one layer."""
-    return sum(tensor.parameters for tensor in base_tensors(layer.source, draft.structure.stack(stack)).values())
+    return layout_of(draft.structure, draft.structure.stack(stack), layer.source).parameters
 
 
 def module_parameters(structure: Structure, source: Source, stack: str) -> dict[str, int]:
     """Return the parameters of a layer by the kind of module that they belong to, such as attention or mlp."""
     counts: dict[str, int] = {}
-    for suffix, tensor in base_tensors(source, structure.stack(stack)).items():
+    for suffix, one in layout_of(structure, structure.stack(stack), source).types.items():
         kind = structure.role(suffix).partition(".")[0]
-        counts[kind] = counts.get(kind, 0) + tensor.parameters
+        counts[kind] = counts.get(kind, 0) + one.parameters
     return counts
 
 
@@ -30,7 +31,7 @@ def draft_parameters(draft: Draft) -> int:
 
     @cache
     def count(stack: str, source: Source) -> int:
-        return sum(tensor.parameters for tensor in base_tensors(source, structure.stacks[stack]).values())
+        return layout_of(structure, structure.stacks[stack], source).parameters
 
     in_layers = sum(count(name, layer.source) for name, layers in draft.stacks.items() for layer in layers)
     return in_layers + sum(tensor.parameters for tensor in outside_tensors(draft).values())

@@ -8,7 +8,7 @@ from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
 from surgeon.ui.state.layer_listing import LayerListing, Severity
-from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, selection_fields
+from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, layer_fields
 from surgeon.ui.state.score_columns import ScoreColumn
 from surgeon.ui.state.step_text import step_title
 
@@ -101,14 +101,14 @@ class ScreenState(LayerListing):
         assert self.pending_step is not None
         operation = self.pending_step.operation
         self.pending_step = evaluate_operation(self.session, operation, fields, self.pending_step.marks_before)
-        if self.pending_step.preview is not None and set(selection_fields(operation)) & fields.keys():
+        if self.pending_step.preview is not None and set(layer_fields(operation)) & fields.keys():
             layers = self.session.draft.layers(self.stack_name)
             self.marks = frozenset(layers[position].key for position in self.pending_step.positions)
 
     def extend(self, change: int) -> None:
         """Add one layer to the pending step or remove one; a step that reorders moves its layers instead."""
         step = self.pending_step
-        if step is None or not step.positions:
+        if step is None or not step.positions or not step.takes_layers:
             return
         layers = self.session.draft.layers(self.stack_name)
         if step.reorders:
