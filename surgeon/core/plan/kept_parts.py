@@ -21,6 +21,8 @@ def without_parts(draft: Draft, kind: PartKind, gone: Mapping[int, Sequence[int]
         RecipeError: none would go, or none would stay; or what was learned on the whole layer does not fit the rest.
         ArchitectureError: a layer cannot be cut.
     """
+    found = draft.structure.stack(stack)
+    field = per_layer_field(draft.structure, found, kind)
     if not any(gone.values()):
         raise RecipeError(f"chooses no {kind}", where=kind, hint="choose a larger share, or leave the step out")
     if draft.mask is not None:
@@ -28,8 +30,7 @@ def without_parts(draft: Draft, kind: PartKind, gone: Mapping[int, Sequence[int]
             "there is a weight mask, which is of the whole layers", allowed="mask_weights after this step",
             hint="cut first, and choose the weights then",
         )  # fmt: skip
-    found, layers = draft.structure.stack(stack), list(draft.layers(stack))
-    field = per_layer_field(draft.structure, found, kind)
+    layers = list(draft.layers(stack))
     for position, numbers in gone.items():
         if numbers:
             layers[position] = _cut(draft, found, layers[position], kind, numbers, field)

@@ -113,4 +113,4 @@ def test_what_any_scores_come_to_is_no_contradiction_of_matrices(
     }
     score = Score(name="taylor", values={}, matrices=matrices, provenance=Provenance(fingerprint=""))
     chosen = selection.spots(base, None, dict.fromkeys(selection.ranked(), score))
-    assert matrix_contradiction(selection, chosen, base, None) == ""
+    assert selection.contradiction(chosen, base, None) == ""
