@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.selection.part_selection import part_counts
@@ -43,7 +43,11 @@ def cuts(patient: Patient) -> list[Cut]:
     neurons = _alternating(patient, "neurons", ((0, 1, 2, 9, 40, 41, 42, 47), (3, 8, 9, 10, 11, 20, 30, 46)))
     heads = _alternating(patient, "heads", ((1,), (0,)))
     found = [
-        Cut("prune experts", _steps("prune_experts", "experts", experts), partial(masking.without_experts, layers, experts)),
+        Cut(
+            "prune experts",
+            _steps("prune_experts", "experts", experts),
+            partial(masking.without_experts, layers, experts),
+        ),
         Cut("narrow neurons", _steps("narrow", "neurons", neurons), partial(masking.without_neurons, layers, neurons)),
         Cut("narrow heads", _steps("narrow", "heads", heads), partial(masking.without_heads, layers, heads)),
     ]
@@ -61,7 +65,9 @@ def cuts(patient: Patient) -> list[Cut]:
     ]
 
 
-def _alternating(patient: Patient, kind: Any, numbers: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+def _alternating(
+    patient: Patient, kind: Any, numbers: tuple[tuple[int, ...], tuple[int, ...]]
+) -> dict[int, tuple[int, ...]]:
     """Return what goes of each layer that has any: not the same in neighbours."""
     structure = read_structure(open_checkpoint(patient.directory))
     try:

@@ -24,7 +24,16 @@ Gone = Mapping[int, Sequence[int]]
 _CORRECTION = re.compile(r"(?:expert_bias|correction_bias)$")
 _OUT = re.compile(r"(?:^|\.)(?:o_proj|out_proj|dense|c_proj|wo|out_lin|Wo)(?:\.linear)?$")
 _ATTENTION = re.compile(r"^(?:self_attn|self_attention|attention|attn|attn\.self|temporal_block|mixer|layer\.0\.\w+)$")
-_ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "temporal_block", "conv")
+_ATTENTION_NAMES = (
+    "self_attn",
+    "self_attention",
+    "attention",
+    "attn",
+    "linear_attn",
+    "mamba",
+    "temporal_block",
+    "conv",
+)
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "moe", "ff")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.backend.model.cut_layers import LayerShells
 from surgeon.backend.model.layer_building import assemble
 from surgeon.backend.model.layer_list import layer_list
-from surgeon.backend.model.layer_slices import swap_slices
+from surgeon.backend.model.per_layer_slices import swap_slices
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import outside_tensor, result_tensors

@@ -22,7 +22,7 @@ from surgeon.core.plan.draft import (
 )
 from surgeon.core.plan.layer_layouts import applied, config_of, layout_of
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
-from surgeon.core.structure.fused import Piece, pieces_of
+from surgeon.core.structure.fused_projections import Piece, pieces_of
 from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 

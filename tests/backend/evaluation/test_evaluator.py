@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from surgeon.backend.evaluation.items import read_items
 from surgeon.backend.model.adapters import without_deprecations
 from surgeon.backend.model.loading import load_tokenizer
-from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults, figures_of
 from surgeon.errors import DataError, GateError, RecipeError, UsageError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.export.replaying import digests, job_args, run, start_run
