@@ -23,7 +23,7 @@ from tests.architectures.reference import logits_of
 from tests.jobs import perform
 
 TOLERANCE = 1e-5
-"""Of the largest logit: with fewer terms, sums are taken in another order. What is only silenced is the same to the bit."""
+"""Of the largest logit: with fewer terms, sums are taken in another order. What is only silenced is bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _steps(operation: str, field: str, gone: Mapping[int, tuple[int, ...]]) -> S
 
 
 def try_cut(patient: Patient, cut: Cut, out: Path) -> Outcome:
-    """Cut, export, have surgeon compare its two executors, reload with plain transformers, and compare with the mask."""
+    """Cut, export, compare the two executors, reload with plain transformers, and compare with the masked base."""
     shutil.rmtree(out, ignore_errors=True)
     recipe = {"version": 1, "base": {"model": str(patient.directory)}, "steps": cut.steps}
     try:

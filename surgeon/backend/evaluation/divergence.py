@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from surgeon.backend.data.examples import collate
+from surgeon.backend.data.examples import Batch, collate
 from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.evaluation.model_outputs import MOST_LOGITS, Tell, batches_by_length
 from surgeon.backend.model.losses import IGNORED
@@ -32,15 +32,9 @@ def divergences(
     for numbers in batches_by_length([len(one.tokens) for one in sequences], max(1, MOST_LOGITS // words // 2)):
         batch = collate([(sequences[number],) for number in numbers], numbers, device)
         counted_BT = batch.labels_BT != IGNORED
-
-        def log_probs_NV(model: nn.Module) -> torch.Tensor:
-            logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
-            found_NV: torch.Tensor = logits_BTV[counted_BT].float().log_softmax(dim=-1)
-            return found_NV
-
         with as_base() as base:
-            expected_NV = log_probs_NV(base)
-        got_NV = log_probs_NV(edited)
+            expected_NV = _log_probs(base, batch)
+        got_NV = _log_probs(edited, batch)
         # KL is not negative; rounding of the sum may make it so where the two are all but equal.
         kl_N = (expected_NV.exp() * (expected_NV - got_NV)).double().sum(dim=-1).clamp(min=0.0)
         same_N = (expected_NV.argmax(dim=-1) == got_NV.argmax(dim=-1)).double()
@@ -50,3 +44,11 @@ def divergences(
         done += len(numbers)
         tell(done)
     return found
+
+
+def _log_probs(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the log-probabilities of the vocabulary at the positions that have a label, float32, (N, V)."""
+    logits_BTV = model(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).logits
+    # Not log_softmax: over a large vocabulary logsumexp adds up with less error, see `likelihoods`.
+    logits_NV: torch.Tensor = logits_BTV[batch.labels_BT != IGNORED].float()
+    return logits_NV - logits_NV.logsumexp(dim=-1, keepdim=True)

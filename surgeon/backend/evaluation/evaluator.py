@@ -33,7 +33,7 @@ from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
 from surgeon.errors import RecipeError
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 from surgeon.backend.model.cut_layers import LayerShells
 from surgeon.backend.model.layer_building import assemble
@@ -150,8 +151,12 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> tuple[Any, list[tu
     new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
     parts = [
-        (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
+        (part, vars(new)[name])
+        for name, part in vars(old).items()
+        if isinstance(part, PreTrainedConfig) and name in vars(new)  # how weights are quantised is no model's config
     ]
+    if hasattr(old, "quantization_config"):
+        new.quantization_config = old.quantization_config
     pairs.update((id(before), after) for before, after in parts)
     for before, after in ((old, new), *parts):
         for chosen in ("_attn_implementation", "_experts_implementation"):

@@ -7,14 +7,16 @@ read: none after a prune, the inserted ones after an expand.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
+import torch
 
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
+from surgeon.backend.scoring.dequantising import dequantised, require_readable
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
@@ -23,6 +25,7 @@ from surgeon.core.plan.layer_layouts import config_of, layout_of
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
+from surgeon.core.structure.companions import companions_among
 from surgeon.errors import ScoreError
 
 
@@ -42,6 +45,8 @@ def weights_pass(
 ) -> dict[str, Score]:  # fmt: skip
     """Measure scores made of matrices; a layer's value is told as soon as its matrices are read."""
     layers = draft.layers()
+    stack = draft.structure.stack()
+    require_readable(draft.structure, [layout_of(draft.structure, stack, layer.source) for layer in layers])
     rows: dict[str, Rows] = {kind.name: {} for kind in kinds}
     with tensor_reader() as reader:
         scales = _Scales(draft, reader, job)
@@ -80,21 +85,37 @@ class _Scales:
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
         config = config_of(self._draft.structure, self._stack, layer.source)
-        for suffix, one in layout_of(self._draft.structure, self._stack, layer.source).types.items():
+        for suffix, weight in self._weights(position, layer):
             self._job.stop_if_cancelled()
-            if not is_matrix(one):
-                continue
-            tensor = self._planned[self._stack.tensor_name(position, suffix)]
-            weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
             for name, matrix in matrices_of(self._draft.structure, config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(
-                        f"{tensor.name} holds inf or nan", where=f"layer {layer.key}",
+                        f"{self._stack.tensor_name(position, suffix)} holds inf or nan", where=f"layer {layer.key}",
                         hint="such weights cannot be scored: check the model",
                     )  # fmt: skip
                 for kind in kinds:
                     _look(kind, name, matrix, found[kind.name])
         return found
+
+    def _weights(self, position: int, layer: Layer) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the weights of a layer that are matrices, by name; quantised ones as what they stand for."""
+        layout = layout_of(self._draft.structure, self._stack, layer.source)
+        types = layout.types
+        packed = {weight.stored: weight for weight in self._draft.structure.packed_weights(layout).values()}
+        beside = companions_among(types) if packed else frozenset()
+        quantisation = self._draft.structure.quantisation
+
+        def read(suffix: str) -> torch.Tensor:
+            tensor = self._planned[self._stack.tensor_name(position, suffix)]
+            return self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+
+        for suffix, tensor in types.items():
+            if suffix in packed and quantisation is not None:
+                weight = dequantised(packed[suffix], types, quantisation, read)
+                if weight.dim() > 1:
+                    yield packed[suffix].name, weight
+            elif is_matrix(tensor) and suffix not in beside:
+                yield suffix, read(suffix)
 
 
 def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: MatrixScores) -> None:
@@ -108,9 +129,9 @@ def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, job: JobConte
     matrices = {key: row.matrices for key, row in rows.items()}
     if kind.compares:
         spots = [(key, name) for key, row in matrices.items() for name in row]
-        rank_values = kind.finalize([matrices[key][name] for key, name in spots])
+        values = kind.finalize([matrices[key][name] for key, name in spots])
         matrices = {key: {} for key in rows}
-        for (key, name), value in zip(spots, rank_values, strict=True):
+        for (key, name), value in zip(spots, values, strict=True):
             matrices[key][name] = value
         for key, row in matrices.items():
             _tell(kind, key, row, job)

@@ -25,7 +25,9 @@ def training_accelerator(step: LearningStep, device: torch.device) -> Iterator[A
     """
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     chosen = step.mixed_precision or ("bf16" if native else "no")
-    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
+    AcceleratorState._reset_state(
+        reset_partial_state=False
+    )  # an earlier training run may have chosen another precision
     accelerator = Accelerator(
         mixed_precision=chosen,
         cpu=device.type == "cpu",

@@ -48,7 +48,7 @@ class TrainingRun:
 
 @dataclass
 class TrainingReport:
-    """What a course came to. Losses are in the objective's unit, one per optimiser step.
+    """What a training run came to. Losses are in the objective's unit, one per optimiser step.
 
     held_out: number of steps and the held-out figures then, where the step asks for `eval_steps`.
     """

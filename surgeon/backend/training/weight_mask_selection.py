@@ -80,8 +80,8 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
     with open_trainable(whole) as trainable, teacher_model(order, objective) as teacher:
         run = TrainingRun(
             model=trainable.model, parameters=trainable.parameters, step=step, objective=objective, data=data,
-            held_out=held_out, steps=steps_wanted(step, data), learning_rate=trainable.learning_rate(step), seed=order.seed,
-            device=order.device, state=state, job=order.job, teacher=teacher,
+            held_out=held_out, steps=steps_wanted(step, data), learning_rate=trainable.learning_rate(step),
+            seed=order.seed, device=order.device, state=state, job=order.job, teacher=teacher,
         )  # fmt: skip
         report = {**plain_report(train(run)), "remarks": notes}
         moved = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
@@ -95,9 +95,8 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
 def _without_trial(order: TrainingRequest) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return equal importances by name: nothing has to be trained where chance decides."""
     with open_trainable(replace(order, draft=replace(order.draft, mask=None))) as trainable:
-        return {name: torch.ones_like(one) for name, one in trainable.parameters.items()}, plain_report(
-            TrainingReport()
-        )
+        equal = {name: torch.ones_like(one) for name, one in trainable.parameters.items()}
+    return equal, plain_report(TrainingReport())
 
 
 def _silent(job: JobContext) -> JobContext:
@@ -106,8 +105,8 @@ def _silent(job: JobContext) -> JobContext:
 
 
 def _is_excluded(name: str, step: MaskWeights) -> bool:
-    room, _, own = name.partition("/")
-    return room == "outside" and outside_kind(own) in step.exclude
+    place, _, own = name.partition("/")
+    return place == "outside" and outside_kind(own) in step.exclude
 
 
 def _keys_of(name: str, importance: torch.Tensor, order: str, seed: int) -> Iterator[torch.Tensor]:
@@ -191,5 +190,5 @@ def _figures(
 
 
 def _role(draft: Draft, name: str) -> str:
-    room, _, own = name.partition("/")
-    return outside_kind(own) if room == "outside" else draft.structure.role(own.partition("/")[2])
+    place, _, own = name.partition("/")
+    return outside_kind(own) if place == "outside" else draft.structure.role(own.partition("/")[2])

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.checkpoint.tensors import TensorType
 from surgeon.core.plan.draft import Draft, Layer
@@ -39,8 +40,7 @@ LATENT_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCache:
+class LayerCache(msgspec.Struct, frozen=True):
     """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens.
 
     latent: whether it is counted as latents.
@@ -51,8 +51,7 @@ class LayerCache:
     latent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class KvCache:
+class KvCache(msgspec.Struct, frozen=True):
     """What a stack of layers keeps, by position."""
 
     layers: tuple[LayerCache, ...]
@@ -64,8 +63,7 @@ class KvCache:
         return sum(known) if len(known) == len(self.layers) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Attention:
+class _Attention(msgspec.Struct, frozen=True):
     """What a layer's tensors say of its attention.
 
     widths: the outputs of its weights of two dimensions or more, by role.   dtypes: of all tensors of attention.
@@ -135,7 +133,7 @@ def _latent_elements(structure: Structure, attention: _Attention, config: Mappin
     rank, rope = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
     if not isinstance(rank, int) or not isinstance(rope, int) or not attention.latents or attention.indexed:
         return None
-    quantised = bool(structure.checkpoint.config.get("quantization_config"))
+    quantised = structure.quantisation is not None
     agreed = all(_is_as_wide(tensors, rank + rope, quantised) for tensors in attention.latents)
     return len(attention.latents) * (rank + rope) if agreed else None
 
@@ -161,7 +159,7 @@ def _elements(structure: Structure, outputs: Mapping[str, int], config: Mapping[
     if not isinstance(head_dim, int):
         return None
     each = kv_heads * head_dim
-    if structure.checkpoint.config.get("quantization_config"):
+    if structure.quantisation is not None:
         return 2 * each if "num_key_value_heads" in config else None  # packed shapes tell nothing
     expected = {"attention.key": each, "attention.value": each, "attention.qkv": heads * head_dim + 2 * each}
     seen = {role: outputs[role] for role in expected if role in outputs}
@@ -174,7 +172,7 @@ def _element_bytes(structure: Structure, config: Mapping[str, Any], dtypes: Set[
     declared = next((part[key] for part in (config, top) for key in ("dtype", "torch_dtype") if part.get(key)), None)
     if declared is not None:
         return _DTYPE_BYTES.get(str(declared).removeprefix("torch."))
-    if top.get("quantization_config"):
+    if structure.quantisation is not None:
         return None
     return _DTYPE_BYTES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 

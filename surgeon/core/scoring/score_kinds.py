@@ -1,4 +1,4 @@
-"""What each kind of score declares: the pass that feeds it, and the mathematics that the pass calls."""
+"""Kinds of scores, by what they need of a model: weights, activations, inputs, sweeps, gradients or a training."""
 
 from __future__ import annotations
 
