@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.plan.draft import Draft
-from surgeon.core.plan.kept_parts import without_parts
+from surgeon.core.plan.part_counts import without_parts
 from surgeon.core.recipe.operation import Chosen, HeadChoice, NeuronChoice, Operation
 from surgeon.core.selection.part_selection import numbers_by_position
 from surgeon.core.selection.selection import Selection

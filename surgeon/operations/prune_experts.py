@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from surgeon.core.parts.counts import expert_groups, experts_per_token
 from surgeon.core.plan.draft import Draft
-from surgeon.core.plan.kept_parts import without_parts
+from surgeon.core.plan.part_counts import without_parts
 from surgeon.core.recipe.operation import Chosen, ExpertChoice, Operation
 from surgeon.core.selection.part_selection import numbers_by_position, part_counts
 from surgeon.errors import ArchitectureError

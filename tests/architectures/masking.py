@@ -129,7 +129,7 @@ def without_heads(layers: Sequence[nn.Module], gone: Gone) -> Iterator[None]:
             if len(found) != 1:
                 raise NoMask(f"{len(found)} outputs of attention in a layer")
             keys = [module for name, module in layers[position].named_modules() if re.search(r"(?:^|\.)k_proj$", name)]
-            count = keys[0].weight.shape[0] // HEAD_DIM if keys else KV_HEADS  # type: ignore[union-attr, operator]
+            count = keys[0].weight.shape[0] // HEAD_DIM if keys else KV_HEADS
             width = HEADS // int(count) * HEAD_DIM
             columns = [number * width + at for number in numbers for at in range(width)]
             stack.enter_context(found[0].register_forward_pre_hook(_zeroing(columns)))

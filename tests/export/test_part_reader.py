@@ -61,6 +61,7 @@ def test_parts_are_moved_as_numpy_takes_them(data: st.DataObject, tmp_path_facto
         runs = _drawn_runs(data, expected.shape[axis])
         expression = PartOf(expression, tuple(expected.shape), axis, runs)
         expected = np.take(expected, [at for start, stop in runs for at in range(start, stop)], axis=axis)
+    assert isinstance(expression, PartOf)
     part = stored_part(expression)
     assert part is not None
 

@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
-from surgeon.backend.model.cut_layers import LayerShells
-from surgeon.backend.model.layer_building import assemble
+from surgeon.backend.model.layer_building import LayerShells, assemble
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.per_layer_slices import swap_slices
 from surgeon.backend.model.tensors import tensor_reader

@@ -4,20 +4,147 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
-from surgeon.backend.model.cut_layers import LayerShells, cut_tensors, moved_into
+from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.matrices import truncate
 from surgeon.backend.model.streaming import weights_of, without_hooks
-from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
+from surgeon.backend.model.tensors import DTYPES, kept_spans, mean_of, tensor_reader
 from surgeon.core.checkpoint.dtypes import FLOATS
+from surgeon.core.checkpoint.tensors import tensor_type
+from surgeon.core.parts.divide import divide
+from surgeon.core.parts.division import Division, PartKind
 from surgeon.core.plan.draft import Identity, Learned, Original, Part, Silenced, Source, Truncated
 from surgeon.core.plan.expressions import silent_values, truncated_pieces
 from surgeon.core.plan.layer_layouts import layout_of, parts_in
 from surgeon.core.plan.learned_results import layer_tensor, result_tensors
+from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure
+from surgeon.errors import ArchitectureError
+
+
+class LayerShells:
+    """Layers as transformers builds them from an edited config, without weights; built once any is asked for."""
+
+    def __init__(self, model: nn.Module, config: Any, stack: Stack, count: int) -> None:
+        """Know what to build: `config` is the edited one of the model, `count` the layers that it gives the stack."""
+        self._model, self._config, self._stack, self._count = model, config, stack, count
+
+    def at(self, position: int) -> nn.Module:
+        """Return the layer at a position."""
+        return self._layers[position]
+
+    @cached_property
+    def _layers(self) -> nn.ModuleList:
+        cls: Any = type(self._model)
+        try:
+            with torch.device("meta"):
+                built: Any = cls._from_config(self._config)
+        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ArchitectureError(
+                f"transformers cannot build the model that was cut: {first}", where="config.json"
+            ) from error
+        _share_config(built, self._config)
+        return layer_list(built.eval(), self._stack, self._count)
+
+
+def _share_config(model: nn.Module, config: Any) -> None:
+    """Give every module the config itself, of which transformers hands out copies."""
+    own: Any = model.config
+    pairs = {id(own): config}
+    pairs |= {id(part): vars(config)[name] for name, part in vars(own).items() if hasattr(part, "to_dict")}
+    for module in model.modules():
+        copied = vars(module).get("config")
+        if id(copied) in pairs:
+            module.config = pairs[id(copied)]
+
+
+@torch.no_grad()
+def cut_tensors(structure: Structure, stack: Stack, layer: nn.Module, part: Part) -> None:
+    """Keep some parts of a loaded layer's tensors; nothing else about it changes, so it cannot be called any more.
+
+    Raises:
+        ArchitectureError: they do not divide as those of the checkpoint do.
+    """
+    division = loaded_division(structure, stack, layer, part.kind)
+    if division is None:
+        raise _otherwise_held(structure, part.kind)
+    state = layer.state_dict(keep_vars=True)
+    for name, cut in division.cuts.items():
+        kept = kept_spans(state[name].detach(), cut.axis, cut.runs(division.count, part.kept)).clone()
+        _put(layer, name, nn.Parameter(kept, state[name].requires_grad) if _is_parameter(layer, name) else kept)
+
+
+def loaded_division(structure: Structure, stack: Stack, layer: nn.Module, kind: PartKind) -> Division | None:
+    """Return a loaded layer as parts of a kind; None if it has none.
+
+    Raises:
+        ArchitectureError: it cannot be divided, or its experts are modules of their own.
+    """
+    # Parts are told apart by names and shapes; of which dtype they are loaded does not matter.
+    types = {name: tensor_type("F32", tuple(tensor.shape)) for name, tensor in layer.state_dict().items()}
+    division = divide(structure, structure.stack_config(stack), Layout(types), kind)
+    if division is not None and division.owners:
+        raise _otherwise_held(structure, kind)
+    return division
+
+
+def _otherwise_held(structure: Structure, kind: PartKind) -> ArchitectureError:
+    return ArchitectureError(
+        f"the loaded layers hold their {kind} in another form than the checkpoint",
+        where=f"model_type {structure.model_type}",
+        allowed="models whose experts are stacked once they are loaded",
+        hint="this model can be edited on disk, not measured or verified",
+    )
+
+
+def moved_into(shell: nn.Module, holder: nn.Module) -> nn.Module:
+    """Give a layer without weights the tensors of another, and return it.
+
+    Raises:
+        ArchitectureError: it needs others, or of other shapes.
+    """
+    own = _tensors(holder)
+    for name, tensor in _tensors(shell).items():
+        found = own.pop(name, None)
+        if found is None or found.shape != tensor.shape:
+            has = "no such tensor" if found is None else str(list(found.shape))
+            raise ArchitectureError(
+                f"would be {list(tensor.shape)} by the edited config, and what was cut has {has}",
+                where=f"tensor {name!r} of a layer",
+                allowed="cuts that the config can say",
+                hint="this part of the layer cannot be cut in models of this type",
+            )
+        _put(shell, name, found)
+    if own:
+        raise ArchitectureError(
+            "a layer of the edited config has no such tensor", where=f"tensor {next(iter(own))!r} of a layer"
+        )
+    return shell
+
+
+def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
+    parameters = dict(layer.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(layer.named_buffers(remove_duplicate=False))}
+
+
+def _is_parameter(layer: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    return attribute in layer.get_submodule(path)._parameters
+
+
+def _put(layer: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = layer.get_submodule(path)
+    if isinstance(tensor, nn.Parameter):
+        module._parameters[attribute] = tensor
+    else:
+        module._buffers[attribute] = tensor
 
 
 def assemble(

@@ -11,7 +11,7 @@ from torch import nn
 from surgeon.backend.model.tensors import DTYPES, calculated
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft
-from surgeon.core.plan.layer_slices import sliced
+from surgeon.core.plan.planned_outside import sliced
 from surgeon.errors import ArchitectureError
 
 

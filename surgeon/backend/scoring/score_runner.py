@@ -27,6 +27,7 @@ from surgeon.backend.scoring.model_scores import (
     sweep_pass,
     warn_if_too_few_data,
 )
+from surgeon.backend.scoring.part_pass import parts_pass
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.backend.scoring.weights_pass import weights_pass
 from surgeon.core.events import LayerScored
@@ -42,6 +43,7 @@ LivePass = Callable[[ScoringContext, Sequence[Any], Provenance], dict[str, Score
 _LIVE: dict[str, LivePass] = {
     "activations": activations_pass,
     "inputs": inputs_pass,
+    "parts": parts_pass,
     "gradients": gradients_pass,
     "sweep": sweep_pass,
 }

@@ -1,18 +1,20 @@
-"""The config's counts of experts, neurons and heads, after layers were cut."""
+"""Layers that lose some of their experts, neurons or heads, and what the config says of how many are left."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from surgeon.core.parts.counts import count_fields, counted, field_names
 from surgeon.core.parts.divide import divide
 from surgeon.core.parts.division import PART_KINDS, PartKind
-from surgeon.core.plan.draft import Draft, Layer
-from surgeon.core.plan.layer_layouts import layout_of, parts_in
+from surgeon.core.plan.draft import Draft, Layer, Part
+from surgeon.core.plan.layer_layouts import division_of, layout_of, parts_in
+from surgeon.core.plan.layer_means import refuse_adapted
 from surgeon.core.structure.structure import Stack, Structure
-from surgeon.errors import ArchitectureError
+from surgeon.errors import ArchitectureError, RecipeError
 
 _AHEAD = re.compile(r"(?:^|[._])(?:mtp|nextn)(?:[._]|$)")
 """In the names of tensors outside the layers: those of layers that predict several tokens ahead."""
@@ -152,3 +154,41 @@ def _refuse_others(structure: Structure, stack: Stack, kind: PartKind) -> None:
             f"several stacks share one count of {kind}", where=", ".join(other.name for other in others),
             allowed="models whose stacks are counted apart", hint="prune layers instead",
         )  # fmt: skip
+
+
+def without_parts(draft: Draft, kind: PartKind, gone: Mapping[int, Sequence[int]], stack: str | None = None) -> Draft:
+    """Return the draft without some parts of its layers; `gone` has their numbers by the layer's position.
+
+    Raises:
+        RecipeError: none would go, or none would stay; or what was learned on the whole layer does not fit the rest.
+        ArchitectureError: a layer cannot be cut.
+    """
+    found = draft.structure.stack(stack)
+    field = per_layer_field(draft.structure, found, kind)
+    if not any(gone.values()):
+        raise RecipeError(f"chooses no {kind}", where=kind, hint="choose a larger share, or leave the step out")
+    if draft.mask is not None:
+        raise RecipeError(
+            "there is a weight mask, which is of the whole layers", allowed="mask_weights after this step",
+            hint="cut first, and choose the weights then",
+        )  # fmt: skip
+    layers = list(draft.layers(stack))
+    for position, numbers in gone.items():
+        if numbers:
+            layers[position] = _cut(draft, found, layers[position], kind, numbers, field)
+    return draft.with_layers(tuple(layers), stack)
+
+
+def _cut(draft: Draft, stack: Stack, layer: Layer, kind: PartKind, gone: Sequence[int], field: str | None) -> Layer:
+    division = division_of(draft.structure, stack, layer.source, kind)
+    lost = set(gone)
+    kept = tuple(number for number in range(division.count) if number not in lost)
+    if not kept:
+        raise RecipeError(
+            f"would leave layer {layer.key} without {kind}", where=kind, allowed="at least one stays",
+            hint="choose fewer, or prune the layer",
+        )  # fmt: skip
+    touched = {draft.structure.role(name) for name in (*division.cuts, *division.owners)}
+    refuse_adapted([layer], "the cut", touched)
+    settings = layer.settings if field is None else {**layer.settings, field: len(kept)}
+    return replace(layer, source=Part(layer.source, kind, kept), settings=settings)

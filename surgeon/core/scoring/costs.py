@@ -10,7 +10,7 @@ from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence, ScoreKind, SweepScore
 from surgeon.core.structure.outside import outside_kind
 
-_SHARED = {"activations": 1.0, "inputs": 1.0, "gradients": 3.0}
+_SHARED = {"activations": 1.0, "inputs": 1.0, "parts": 2.0, "gradients": 3.0}
 """What a pass costs for all of its scores together; a backward is two forwards."""
 
 

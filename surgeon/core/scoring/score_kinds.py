@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
+from surgeon.core.parts.division import PartKind
 from surgeon.core.registry import classes_of
 from surgeon.core.scoring.score import Average
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "parts", "sweep", "gradients", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +39,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
     local: ClassVar[bool] = False
-    part: ClassVar[str] = ""
+    part: ClassVar[PartKind | Literal[""]] = ""
     of_adapters: ClassVar[bool] = False
 
 

@@ -19,7 +19,7 @@ from surgeon.ui.widgets.checklist import Checklist
 
 _DEFAULT_SCORES = ("block_influence", "weight_norm")
 """What is checked before anything has been measured: cheap and widely known."""
-_CHEAPEST_FIRST = ("weights", "activations", "inputs", "gradients", "sweep", "learning")
+_CHEAPEST_FIRST = ("weights", "activations", "inputs", "parts", "gradients", "sweep", "learning")
 
 
 @dataclass(frozen=True)
