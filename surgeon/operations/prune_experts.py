@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from surgeon.core.parts.counts import expert_groups, experts_per_token
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.part_counts import without_parts
 from surgeon.core.recipe.operation import Chosen, ExpertChoice, Operation
 from surgeon.core.selection.part_selection import numbers_by_position, part_counts
+from surgeon.core.structure.quantisation import quantisation_documents
 from surgeon.errors import ArchitectureError
 
+_NAMED = re.compile(r"experts\\*\.\d+")
 _LEAST_IN_GROUP = 2
 """Routers that choose groups compare them by their two best experts."""
 
@@ -31,6 +36,7 @@ class PruneExperts(Operation, frozen=True, kw_only=True):
 
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Drop the chosen experts."""
+        _refuse_named(draft)
         counts = part_counts(draft, self.stack, "experts")
         gone = numbers_by_position(chosen["experts"])
         after = without_parts(draft, "experts", gone, self.stack)
@@ -64,3 +70,15 @@ class PruneExperts(Operation, frozen=True, kw_only=True):
                     allowed=f"as many in each, at least {_LEAST_IN_GROUP}, and enough in {used} groups for a token",
                     hint="choose the experts by their numbers, as many of each group",
                 )
+
+
+def _refuse_named(draft: Draft) -> None:
+    """Refuse where what says how weights are quantised names experts by their numbers: these change."""
+    for where, document in quantisation_documents(draft.structure.checkpoint):
+        found = _NAMED.search(msgspec.json.encode(document).decode())
+        if found:
+            raise ArchitectureError(
+                f"names experts by their numbers ({found[0]}), which would be others",
+                where=where, allowed="entries that mean all experts of a layer",
+                hint="write them without the experts' numbers",
+            )  # fmt: skip

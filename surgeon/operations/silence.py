@@ -9,7 +9,7 @@ import msgspec
 
 from surgeon.core.plan.draft import Draft, Silenced
 from surgeon.core.plan.expressions import silent_values
-from surgeon.core.plan.layer_means import refuse_adapted
+from surgeon.core.plan.layer_means import refuse_adapted, refuse_quantised
 from surgeon.core.recipe.operation import Chosen, Operation, SublayerChoice
 from surgeon.core.selection.selection import Selection
 from surgeon.core.selection.spot_selection import split_spot
@@ -48,6 +48,7 @@ class Silence(Operation, frozen=True, kw_only=True):
                 wanted.setdefault(position, set()).add(name)
         if not wanted:
             raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
+        refuse_quantised(draft.structure, "silence", "prune whole layers")
         layers = list(draft.layers(self.stack))
         for position, names in wanted.items():
             layer = layers[position]

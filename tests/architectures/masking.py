@@ -23,18 +23,18 @@ Gone = Mapping[int, Sequence[int]]
 
 _CORRECTION = re.compile(r"(?:expert_bias|correction_bias)$")
 _OUT = re.compile(r"(?:^|\.)(?:o_proj|out_proj|dense|c_proj|wo|out_lin|Wo)(?:\.linear)?$")
-_ATTENTION = re.compile(r"^(?:self_attn|self_attention|attention|attn|attn\.self|temporal_block|mixer|layer\.0\.\w+)$")
 _ATTENTION_NAMES = (
-    "self_attn",
-    "self_attention",
-    "attention",
-    "attn",
-    "linear_attn",
-    "mamba",
-    "temporal_block",
-    "conv",
-)
-_MLP_NAMES = ("mlp", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "moe", "ff")
+    "self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "temporal_block", "conv", "mixer",
+    "multi_head_attention",
+)  # fmt: skip
+_MLP_NAMES = ("mlp", "mlps", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp", "moe", "ff")
+_INNER: Mapping[str, tuple[str, str]] = {
+    "BloomBlock": ("self_attention.dense", "mlp.dense_4h_to_h"),
+    "CpmAntTransformerBlock": ("self_att.self_attention.attention_out", "ffn.ffn.w_out"),
+    "DbrxBlock": ("norm_attn_norm.attn", "ffn"),
+    "MptBlock": ("attn", "ffn.down_proj"),
+}
+"""Where attention and MLP are of layers whose modules of these names add the residual themselves, or hold more."""
 
 
 class NoMask(Exception):
@@ -128,8 +128,12 @@ def without_heads(layers: Sequence[nn.Module], gone: Gone) -> Iterator[None]:
             ]
             if len(found) != 1:
                 raise NoMask(f"{len(found)} outputs of attention in a layer")
-            keys = [module for name, module in layers[position].named_modules() if re.search(r"(?:^|\.)k_proj$", name)]
-            count = keys[0].weight.shape[0] // HEAD_DIM if keys else KV_HEADS
+            keys = [
+                module
+                for name, module in layers[position].named_modules()
+                if re.search(r"(?:^|\.)k_proj(?:\.linear)?$", name) and isinstance(module, nn.Linear)
+            ]
+            count = keys[0].out_features // HEAD_DIM if keys else KV_HEADS
             width = HEADS // int(count) * HEAD_DIM
             columns = [number * width + at for number in numbers for at in range(width)]
             stack.enter_context(found[0].register_forward_pre_hook(_zeroing(columns)))
@@ -139,19 +143,30 @@ def without_heads(layers: Sequence[nn.Module], gone: Gone) -> Iterator[None]:
 @contextmanager
 def without_sublayer(layers: Sequence[nn.Module], position: int, sublayer: str) -> Iterator[None]:
     """Have a sublayer put out zeros."""
-    names = _ATTENTION_NAMES if sublayer == "attention" else _MLP_NAMES
-    children = dict(layers[position].named_children())
-    found = [children[name] for name in names if name in children]
-    if not found and sublayer == "mlp" and "fc2" in children:
-        found = [children["fc2"]]
-    if not found and sublayer == "mlp" and "output" in children:
-        found = [children["output"].dense]  # type: ignore[union-attr, list-item]
-    if len(found) != 1:
-        raise NoMask(f"{len(found)} modules are {sublayer} among {', '.join(children)}")
-    inner = dict(found[0].named_children()).get("output")
-    target = getattr(inner, "dense", found[0]) if sublayer == "attention" and inner is not None else found[0]
-    with target.register_forward_hook(_zero_output):
+    with ExitStack() as stack:
+        for module in _sublayer(layers[position], sublayer):
+            stack.enter_context(module.register_forward_hook(_zero_output))
         yield
+
+
+def _sublayer(layer: nn.Module, sublayer: str) -> list[nn.Module]:
+    """Return the modules whose outputs together are a sublayer's.
+
+    Raises:
+        NoMask: none is known.
+    """
+    inner = _INNER.get(type(layer).__name__)
+    if inner:
+        return [layer.get_submodule(inner[sublayer == "mlp"])]
+    children = dict(layer.named_children())
+    found = [children[name] for name in (_MLP_NAMES if sublayer == "mlp" else _ATTENTION_NAMES) if name in children]
+    if not found and sublayer == "mlp":
+        found = [children[name] for name in ("fc2", "output", "mixer") if name in children][:1]
+    if not found:
+        raise NoMask(f"no module is {sublayer} among {', '.join(children)}")
+    parts = [part for module in found for part in (module if isinstance(module, nn.ModuleList) else [module])]
+    # BERT's add the residual in a module called `output`.
+    return [getattr(dict(part.named_children()).get("output", part), "dense", part) for part in parts]
 
 
 def _inputs(module: nn.Module) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from surgeon.core.checkpoint.tensors import TensorType
 from surgeon.core.parts.division import Cut, Division, cannot_cut
 from surgeon.core.structure.layouts import Layout
-from surgeon.core.structure.structure import Structure
+from surgeon.core.structure.structure import OTHER, Structure
 from surgeon.errors import ArchitectureError
 
 _NUMBER = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+_INSIDE = re.compile(r"(?:^|\.)experts[._]")
 _INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64")
 
 
@@ -25,13 +26,21 @@ def divide_experts(structure: Structure, layout: Layout) -> Division | None:
     names = [name for name, role in roles.items() if role.startswith("experts")]
     if not names:
         return None
-    owners = {name: int(match[1]) for name in names if (match := _NUMBER.search(name))}
+    # Of a numbered expert everything goes, whatever it is: scales, zeros, biases.
+    owners = {name: int(match[1]) for name in roles if (match := _NUMBER.search(name))}
     stacked = [name for name in names if name not in owners]
+    _refuse_unknown(roles, owners)
     count = _count(structure, layout, owners, stacked)
     cuts = {name: _stacked_cut(structure, name, layout.types[name], count) for name in stacked}
     routers = [name for name, role in roles.items() if role.startswith("router")]
     cuts |= _router_cuts(structure, {name: layout.types[name] for name in routers}, count)
     return Division("experts", count, cuts, owners)
+
+
+def _refuse_unknown(roles: Mapping[str, str], owners: Mapping[str, int]) -> None:
+    for name, role in roles.items():
+        if role == OTHER and name not in owners and _INSIDE.search(name):
+            raise cannot_cut("experts", name, "it is not known what it is to the experts")
 
 
 def _count(structure: Structure, layout: Layout, owners: Mapping[str, int], stacked: list[str]) -> int:

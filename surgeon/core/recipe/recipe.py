@@ -17,6 +17,7 @@ from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.problems import Problems, Spot, built_in
+from surgeon.core.selection.part_selection import by_scores_of_layers
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
@@ -276,7 +277,7 @@ def _decode(kind: type, raw: Any) -> Any:
             return parse_objective(raw)
         if not issubclass(kind, Selection):
             raise NotImplementedError(kind)
-        return kind.parse(raw) if issubclass(kind, SpotSelection) else parse_selection(raw)
+        return kind.parse(raw) if issubclass(kind, SpotSelection) else by_scores_of_layers(parse_selection(raw))
     except RecipeError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 

@@ -235,3 +235,20 @@ def _numbers(text: str, spot: Any) -> Iterator[int]:
         if not first.isdigit() or (dash and not last.isdigit()):
             raise SelectionError(f"{spot!r} names no parts of a layer", allowed="POSITION.NUMBERS, such as 3.0,5-7")
         yield from range(int(first), int(last or first) + 1)
+
+
+def by_scores_of_layers(selection: Selection) -> Selection:
+    """Return a selection of layers.
+
+    Raises:
+        SelectionError: it ranks them by a score of their parts, which layers without such parts do not have.
+    """
+    kinds = score_kinds()
+    for term in selection.ranked():
+        part = kinds[request_name(term.by)].part
+        if part:
+            raise SelectionError(
+                f"{request_name(term.by)} says nothing of whole layers, only of their {part}",
+                allowed=", ".join(name for name, kind in kinds.items() if not kind.part),
+            )
+    return selection

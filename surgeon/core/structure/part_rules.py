@@ -25,4 +25,4 @@ class PartRules(msgspec.Struct, frozen=True):
     flat_experts: bool = False
     other_choices: bool = False
     expert_groups: tuple[int, int] | None = None
-    reads_head_dim: bool = True
+    reads_head_dim: bool = False

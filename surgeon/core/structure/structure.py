@@ -232,6 +232,7 @@ class Structure:
                 "it is not known what this tensor does in its layer", where=f"tensor {unknown[0]!r}",
                 allowed="layers of which all matrices are known", hint="prune the whole layer instead",
             )  # fmt: skip
+        self._refuse_additions(roles)
         found: list[Silence] = []
         for sublayer in sublayers:
             ways = [silence for silence in declared if silence.role in SUBLAYERS[sublayer]]
@@ -244,6 +245,16 @@ class Structure:
                 )  # fmt: skip
             found += own
         return tuple(found)
+
+    def _refuse_additions(self, roles: Mapping[str, str]) -> None:
+        """Refuse where a vector of unknown meaning stands beside what writes into the residual stream."""
+        modules = {name.rpartition(".")[0].rpartition(".")[0] for name, role in roles.items() if role in self.outputs}
+        for name, role in roles.items():
+            if role == OTHER and name.endswith("bias") and name.rpartition(".")[0] in modules - {""}:
+                raise ArchitectureError(
+                    "it may be added to what its sublayer puts out", where=f"tensor {name!r}",
+                    allowed="layers of which all biases are known", hint="prune the whole layer instead",
+                )  # fmt: skip
 
     def memory_names(self, names: Iterable[str]) -> list[str]:
         """Return the names that tensors have among the parameters of the loaded model, each once.
