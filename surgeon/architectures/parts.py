@@ -25,7 +25,7 @@ _READ_HEAD_DIM = frozenset(
 _RULES: dict[str, PartRules] = {
     "glm": PartRules(halves=frozenset({"mlp.gate_up"})),
     "glm4": PartRules(halves=frozenset({"mlp.gate_up"})),
-    "longcat_flash": PartRules(other_choices=True),
+    "dbrx": PartRules(flat_experts=True, counted_by={"experts": "ffn_config.moe_num_experts"}),
 }
 
 

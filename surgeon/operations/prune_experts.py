@@ -55,7 +55,7 @@ class PruneExperts(Operation, frozen=True, kw_only=True):
                 where=f"config field {top_k[0]}", allowed=f"at least {top_k[1]} experts in each layer",
                 hint="remove fewer",
             )  # fmt: skip
-        groups = expert_groups(structure, config)
+        groups = expert_groups(config)
         if groups is None:
             return
         field, number, used = groups

@@ -25,7 +25,7 @@ _CORRECTION = re.compile(r"(?:expert_bias|correction_bias)$")
 _OUT = re.compile(r"(?:^|\.)(?:o_proj|out_proj|dense|c_proj|wo|out_lin|Wo)(?:\.linear)?$")
 _ATTENTION_NAMES = (
     "self_attn", "self_attention", "attention", "attn", "linear_attn", "mamba", "temporal_block", "conv", "mixer",
-    "multi_head_attention",
+    "multi_head_attention", "mlstm_layer",
 )  # fmt: skip
 _MLP_NAMES = ("mlp", "mlps", "feed_forward", "ffn", "mlp_block", "block_sparse_moe", "shared_mlp", "moe", "ff")
 _INNER: Mapping[str, tuple[str, str]] = {
@@ -171,7 +171,8 @@ def _sublayer(layer: nn.Module, sublayer: str) -> list[nn.Module]:
 
 def _inputs(module: nn.Module) -> int:
     if type(module).__name__ == "Conv1D":
-        return int(module.weight.shape[0])  # type: ignore[union-attr, index, arg-type, operator]
+        weight: Any = module.weight
+        return int(weight.shape[0])
     return module.in_features if isinstance(module, nn.Linear) else 0
 
 

@@ -113,13 +113,10 @@ def experts_per_token(config: Mapping[str, Any]) -> tuple[str, int] | None:
     return next((*found, *nested).__iter__(), None)
 
 
-def expert_groups(structure: Structure, config: Mapping[str, Any]) -> tuple[str, int, int] | None:
+def expert_groups(config: Mapping[str, Any]) -> tuple[str, int, int] | None:
     """Return the field that divides experts into groups, how many there are, and how many a token may use of them."""
     field = next((name for name in _GROUPS if isinstance(config.get(name), int)), None)
-    default = structure.family.parts.expert_groups
-    if field is None and default is None:
+    if field is None or config[field] < 2:
         return None
-    groups = config[field] if field else default[0]  # type: ignore[index]
     chosen = config.get(_CHOSEN_GROUPS)
-    chosen = chosen if isinstance(chosen, int) else default[1] if default else groups
-    return (field or _GROUPS[0], groups, chosen) if groups > 1 else None
+    return field, config[field], chosen if isinstance(chosen, int) else config[field]

@@ -12,7 +12,6 @@ from surgeon.core.parts.heads import divide_heads
 from surgeon.core.parts.neurons import divide_neurons
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Structure
-from surgeon.errors import ArchitectureError
 
 _known: WeakKeyDictionary[Layout, dict[PartKind, Division | None]] = WeakKeyDictionary()
 
@@ -30,12 +29,6 @@ def divide(structure: Structure, config: Mapping[str, Any], layout: Layout, kind
 
 
 def _divide(structure: Structure, config: Mapping[str, Any], layout: Layout, kind: PartKind) -> Division | None:
-    reason = structure.family.parts.uncuttable.get(kind)
-    if reason:
-        raise ArchitectureError(
-            reason, where=f"model_type {structure.model_type}", allowed=f"families whose {kind} can be cut",
-            hint="prune layers instead",
-        )  # fmt: skip
     if kind == "experts":
         return divide_experts(structure, layout)
     if kind == "neurons":

@@ -21,16 +21,14 @@ class Cut:
     """How a tensor is divided along one dimension.
 
     widths: how wide one part's slice is, for each row of slices along the dimension: gate and up in one matrix are two.
-    rest: how much stands behind the slices and belongs to no part.
     """
 
     axis: int
     widths: tuple[int, ...] = (1,)
-    rest: int = 0
 
     def length(self, count: int) -> int:
         """Return the size of the dimension with so many parts."""
-        return count * sum(self.widths) + self.rest
+        return count * sum(self.widths)
 
     def runs(self, count: int, kept: Sequence[int]) -> Runs:
         """Return the spans that some of `count` parts take up, in their order; adjacent ones are one span."""
@@ -46,8 +44,6 @@ class Cut:
             for number in kept:
                 yield offset + number * width, offset + (number + 1) * width
             offset += count * width
-        if self.rest:
-            yield offset, offset + self.rest
 
 
 @dataclass(frozen=True)

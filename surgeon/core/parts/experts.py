@@ -98,6 +98,4 @@ def _router_cut(structure: Structure, name: str, one: TensorType, count: int) ->
             return Cut(1)
         if one.parameters == 1 or (len(shape) == 2 and shape[0] == 1):  # the gate of a shared expert
             return None
-        if structure.family.parts.other_choices and shape and shape[0] > count:
-            return Cut(0, rest=shape[0] - count)
     raise cannot_cut("experts", name, f"is {list(shape)}, of {count} experts")

@@ -21,13 +21,6 @@ def divide_heads(structure: Structure, layout: Layout, config: Mapping[str, Any]
     Raises:
         ArchitectureError: a tensor of its attention does not divide into heads, or is not known to.
     """
-    if not structure.family.parts.reads_head_dim:
-        raise ArchitectureError(
-            "transformers does not read the width of a head there, and would divide the hidden size by the heads",
-            where=f"config field head_dim, model_type {structure.model_type}",
-            allowed="families whose attention takes head_dim from the config",
-            hint="narrow the MLP instead, or prune layers",
-        )
     roles = structure.roles_of(layout)
     width = head_width(config)
     attention = {name: role for name, role in roles.items() if role.startswith("attention")}
@@ -44,6 +37,13 @@ def divide_heads(structure: Structure, layout: Layout, config: Mapping[str, Any]
         if role.startswith("attention"):
             cut = _cut(structure, name, role, shape, group, width, count)
             cuts |= {} if cut is None else {name: cut}
+    if not structure.family.parts.reads_head_dim:
+        raise ArchitectureError(
+            "transformers does not read the width of a head there, and would divide the hidden size by the heads",
+            where=f"config field head_dim, model_type {structure.model_type}",
+            allowed="families whose attention takes head_dim from the config",
+            hint="narrow the MLP instead, or prune layers",
+        )
     return Division("heads", count, cuts, {})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.draft import Draft, Part, Silenced
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.recipe import Step
@@ -113,12 +113,17 @@ def _at(error: RecipeError | ArchitectureError, step: str, field: str) -> Recipe
 
 
 def changes_of(before: Draft, after: Draft) -> str:
-    """Say in a few words how many layers a step removed or inserted, and whether it untied the head."""
+    """Say in a few words how many layers a step removed, inserted or cut, and whether it untied the head."""
     parts = []
     for name in before.stacks:
         old, new = {layer.key for layer in before.stacks[name]}, {layer.key for layer in after.stacks[name]}
         parts += [f"removed {len(old - new)}"] if old - new else []
         parts += [f"inserted {len(new - old)}"] if new - old else []
+        sources = {layer.key: layer.source for layer in before.stacks[name]}
+        made = [layer.source for layer in after.stacks[name] if layer.source != sources.get(layer.key, layer.source)]
+        for kind, said in ((Part, "cut"), (Silenced, "silenced a part of")):
+            count = sum(isinstance(source, kind) for source in made)
+            parts += [f"{said} {count}"] if count else []
     parts += ["untied the head"] if before.untied is None and after.untied is not None else []
     return ", ".join(parts)
 

@@ -79,6 +79,11 @@ class PartSelection(SpotSelection):
                     allowed=", ".join(score for score, kind in score_kinds().items() if kind.part == cls.kind)
                     if measured != cls.kind else "lowest, highest",
                 )  # fmt: skip
+            if term.protect:
+                raise SelectionError(
+                    f"protect names layers, and {cls.kind} are chosen in each layer on its own",
+                    allowed=f"lowest 25% by …, or the {cls.kind} of chosen layers: 3.0",
+                )
         if any(word in text for word in ("original", "inserted")):
             raise SelectionError(f"{text!r} says something of layers, and {cls.kind} are numbered", allowed=cls.grammar)
         return selection.terms
@@ -188,7 +193,7 @@ class NeuronSelection(PartSelection):
     kind = "neurons"
     what = "neurons"
     metavar = "NEURONS"
-    grammar = "lowest 25% by neuron_activation · lowest 512 by fluctuation · 0-63 · 3.0-63 (neurons of layer 3)"
+    grammar = "lowest 25% by neuron_activation · lowest 512 by neuron_fluctuation · 0-63 · 3.0-63 (neurons of layer 3)"
 
 
 class HeadSelection(PartSelection):

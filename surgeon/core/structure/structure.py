@@ -34,6 +34,7 @@ SUBLAYERS: Mapping[str, tuple[str, ...]] = {
 }
 """The halves of a layer, and the roles of the tensors through which each reaches the residual stream."""
 
+_ATTENTION = re.compile(r"attn|attention")
 _EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
 """Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
 
@@ -232,7 +233,14 @@ class Structure:
                 "it is not known what this tensor does in its layer", where=f"tensor {unknown[0]!r}",
                 allowed="layers of which all matrices are known", hint="prune the whole layer instead",
             )  # fmt: skip
-        self._refuse_additions(roles)
+        # Where a family says how a layer is silenced by tensors of no sublayer, sublayers are not silenced by the others.
+        mixed = [silence.role for silence in declared if not any(silence.role in own for own in SUBLAYERS.values())]
+        mixed += [name for name, role in roles.items() if role in SUBLAYERS["mlp"] and _ATTENTION.search(name)]
+        if mixed:
+            raise ArchitectureError(
+                "belongs to more than one sublayer", where=f"{mixed[0]!r}, model_type {self.model_type}",
+                allowed="layers whose attention and MLP are apart", hint="prune the whole layer instead",
+            )  # fmt: skip
         found: list[Silence] = []
         for sublayer in sublayers:
             ways = [silence for silence in declared if silence.role in SUBLAYERS[sublayer]]
@@ -245,16 +253,6 @@ class Structure:
                 )  # fmt: skip
             found += own
         return tuple(found)
-
-    def _refuse_additions(self, roles: Mapping[str, str]) -> None:
-        """Refuse where a vector of unknown meaning stands beside what writes into the residual stream."""
-        modules = {name.rpartition(".")[0].rpartition(".")[0] for name, role in roles.items() if role in self.outputs}
-        for name, role in roles.items():
-            if role == OTHER and name.endswith("bias") and name.rpartition(".")[0] in modules - {""}:
-                raise ArchitectureError(
-                    "it may be added to what its sublayer puts out", where=f"tensor {name!r}",
-                    allowed="layers of which all biases are known", hint="prune the whole layer instead",
-                )  # fmt: skip
 
     def memory_names(self, names: Iterable[str]) -> list[str]:
         """Return the names that tensors have among the parameters of the loaded model, each once.
