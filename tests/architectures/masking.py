@@ -59,7 +59,7 @@ class _Routers(TorchFunctionMode):
 
 
 @contextmanager
-def without_experts(layers: Sequence[nn.Module], gone: Gone) -> Iterator[None]:
+def without_experts(layers: Sequence[nn.Module], gone: Gone, experts: int = EXPERTS) -> Iterator[None]:
     """Mask the choice of experts.
 
     Raises:
@@ -72,7 +72,7 @@ def without_experts(layers: Sequence[nn.Module], gone: Gone) -> Iterator[None]:
         for tensor in corrections:
             biases.append((tensor, tensor.clone()))
             tensor.data[..., list(numbers)] = -torch.inf
-        routers[id(_router(layers[position]))] = numbers
+        routers[id(_router(layers[position], experts))] = numbers
     mode = _Routers(routers)
     try:
         with mode:
@@ -88,7 +88,7 @@ def _tensors(layer: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*layer.named_parameters(), *layer.named_buffers()]
 
 
-def _router(layer: nn.Module) -> nn.Parameter:
+def _router(layer: nn.Module, experts: int) -> nn.Parameter:
     """Return the matrix beside a layer's experts that has a row for each of them."""
     inner = [name.partition("experts")[0] for name, _ in layer.named_parameters() if "experts." in name]
     found = [
@@ -97,7 +97,7 @@ def _router(layer: nn.Module) -> nn.Parameter:
         if any(name.startswith(prefix) for prefix in inner)
         and "expert" not in name
         and parameter.dim() == 2
-        and EXPERTS <= parameter.shape[0] <= EXPERTS + 2
+        and experts <= parameter.shape[0] <= experts + 2
     ]
     if len(found) != 1:
         raise NoMask(f"{len(found)} routers in a layer")

@@ -59,7 +59,10 @@ def head_width(config: Mapping[str, Any]) -> int:
     if isinstance(heads, int) and isinstance(hidden, int) and heads > 0 and hidden % heads == 0:
         return hidden // heads
     raise ArchitectureError(
-        "is not said, nor num_attention_heads and hidden_size from which it follows", where="config field head_dim"
+        "is not said, nor num_attention_heads and hidden_size from which it follows",
+        where="config field head_dim",
+        allowed="configs that say the width of a head",
+        hint="narrow the MLP instead, or prune layers",
     )
 
 

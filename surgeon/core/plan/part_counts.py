@@ -12,7 +12,7 @@ from surgeon.core.parts.divide import divide
 from surgeon.core.parts.division import PART_KINDS, PartKind
 from surgeon.core.plan.draft import Draft, Layer, Part
 from surgeon.core.plan.layer_layouts import division_of, layout_of, parts_in
-from surgeon.core.plan.layer_means import refuse_adapted, refuse_quantised
+from surgeon.core.plan.layer_means import refuse_adapted
 from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError, RecipeError
 
@@ -167,8 +167,6 @@ def without_parts(draft: Draft, kind: PartKind, gone: Mapping[int, Sequence[int]
     field = per_layer_field(draft.structure, found, kind)
     if not any(gone.values()):
         raise RecipeError(f"chooses no {kind}", where=kind, hint="choose a larger share, or leave the step out")
-    if kind != "experts":
-        refuse_quantised(draft.structure, f"cutting {kind}", "prune, prune_experts")
     if draft.mask is not None:
         raise RecipeError(
             "there is a weight mask, which is of the whole layers", allowed="mask_weights after this step",

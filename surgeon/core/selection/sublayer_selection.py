@@ -21,7 +21,7 @@ class SublayerSelection(SpotSelection):
     __slots__ = ()
     what = "sublayers"
     metavar = "SUBLAYERS"
-    grammar = "3.mlp · 0-3.attention · all.mlp · lowest 4 by sublayer_removal · lowest 4 by shapley"
+    grammar = "3.mlp · 0-3.attention · all.mlp · lowest 4 by shapley · lowest 4 by shapley(longest=1)"
 
     @classmethod
     def name_of(cls, text: str) -> str:
@@ -79,7 +79,7 @@ def _values(score: Score, layers: int) -> dict[Spot, float]:
     if any(len(score.details.get(name, ())) != layers for name in SUBLAYERS):
         raise SelectionError(
             f"{score.name} has no values for the sublayers of {layers} layers",
-            allowed="shapley, sublayer_removal",
-            hint="choose one of them, measured on the model at this step",
+            allowed="shapley, shapley(longest=1)",
+            hint="measure it on the model at this step",
         )
     return found

@@ -233,8 +233,9 @@ class Structure:
                 "it is not known what this tensor does in its layer", where=f"tensor {unknown[0]!r}",
                 allowed="layers of which all matrices are known", hint="prune the whole layer instead",
             )  # fmt: skip
-        # Where a family says how a layer is silenced by tensors of no sublayer, sublayers are not silenced by the others.
-        mixed = [silence.role for silence in declared if not any(silence.role in own for own in SUBLAYERS.values())]
+        # Some families silence a layer by tensors of no sublayer: then the others alone do not silence one.
+        every = {role for own in SUBLAYERS.values() for role in own}
+        mixed = [silence.role for silence in declared if silence.role not in every]
         mixed += [name for name, role in roles.items() if role in SUBLAYERS["mlp"] and _ATTENTION.search(name)]
         if mixed:
             raise ArchitectureError(
