@@ -83,8 +83,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         f"{len(records)} of {len(results['types'])} model types that `AutoModelForCausalLM` knows can be built in "
         f"transformers {versions['transformers']} (torch {versions['torch']}). Each was operated on, exported, "
-        "reloaded and compared with the untouched base, bit for bit; cuts within layers with the base of which the same "
-        "is masked, to 1e-5.",
+        "reloaded and compared with the untouched base, bit for bit; cuts within layers with the base of which the "
+        "same is masked, to 1e-5.",
         "",
         "| operation | exact | partly refused | refused | wrong |",
         "|---|---:|---:|---:|---:|",

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
 from surgeon.backend.model.layer_building import LayerShells, assemble
 from surgeon.backend.model.layer_list import layer_list
-from surgeon.backend.model.per_layer_slices import swap_slices
-from surgeon.backend.model.tensors import tensor_reader
+from surgeon.backend.model.tensors import DTYPES, calculated, tensor_reader
+from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import outside_tensor, result_tensors
 from surgeon.core.plan.plan import compile_config
+from surgeon.core.plan.planned_outside import sliced
 from surgeon.core.plan.tied_head import outside_tensors, results_of, tied_names
 from surgeon.errors import ArchitectureError
 
@@ -188,3 +191,39 @@ def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn
             yield module, "layer_dic", module.layer_dic
             ranks = {index: rank for rank, index in enumerate(after.hybrid_layer_ids)}
             setattr(module, "layer_dic", ranks)  # noqa: B010 - nn.Module takes no dict by its stubs
+
+
+def swap_slices(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
+    """Give the model the slices of the draft's layers; return (module, attribute, what it had before).
+
+    Raises:
+        ArchitectureError: a tensor cannot be cut, or the loaded model has no such parameter.
+    """
+    swapped = []
+    for name, made, shape in sliced(draft):
+        module, attribute = _holder(model, *draft.structure.memory_names([name]))
+        whole = getattr(module, attribute)
+        swapped.append((module, attribute, whole))
+        # A mean of slices is rounded to what is stored, as an export does, also where the model computes in float32.
+        dtype = draft.structure.outside[name].dtype
+        cut = calculated(made, dtype, shape, partial(_as_stored, whole)).to(whole.dtype)
+        setattr(module, attribute, nn.Parameter(cut, requires_grad=whole.requires_grad))
+    return swapped
+
+
+def _as_stored(whole: nn.Parameter, stored: Tensor) -> torch.Tensor:
+    return whole.detach().to(DTYPES[stored.dtype])
+
+
+def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    ending = ".".join(name.split(".")[-2:])
+    found = {other for other, _ in model.named_parameters() if other == name or other.endswith(f".{ending}")}
+    found = {name} if name in found else found
+    if len(found) != 1:
+        raise ArchitectureError(
+            "the loaded model has no parameter of that name",
+            where=f"tensor {name!r}",
+            hint="this model can be edited on disk, not measured or verified",
+        )
+    module, _, attribute = found.pop().rpartition(".")
+    return model.get_submodule(module), attribute
