@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from surgeon.core.structure.part_rules import PartRules
+from surgeon.core.structure.family import PartRules
 
 _READ_HEAD_DIM = frozenset(
     {
