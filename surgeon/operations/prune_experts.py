@@ -28,7 +28,7 @@ class PruneExperts(Operation, frozen=True, kw_only=True):
     """
 
     name = "prune_experts"
-    key = "x"
+    key = "X"
     summary = "remove experts"
     paper = "REAP the Experts, arXiv:2510.13999"
 

@@ -24,7 +24,7 @@ class Silence(Operation, frozen=True, kw_only=True):
     """
 
     name = "silence"
-    key = "s"
+    key = "z"
     summary = "switch the attention or the MLP of layers off"
     paper = "What Matters in Transformers?, arXiv:2406.15786"
 
