@@ -209,3 +209,29 @@ def test_the_recipe_keeps_what_was_asked_for() -> None:
         "steps": [dict(_RANKED), {"silence": {"sublayers": "lowest 2 by shapley"}}],
     }
     assert recipe_to_builtins(recipe_from_builtins(plain))["steps"] == plain["steps"]
+
+
+def test_a_count_that_the_config_says_twice_is_changed_twice(tmp_path: Path) -> None:
+    base = save_tiny("mixtral", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    text = {"num_hidden_layers": config["num_hidden_layers"], "num_local_experts": 4, "model_type": "mixtral"}
+    (base / "config.json").write_text(json.dumps({**config, "text_config": text}))
+    found = compile_plan(open_draft(base, {"prune_experts": {"experts": "0"}})).config
+
+    assert found["num_local_experts"] == found["text_config"]["num_local_experts"] == 3
+
+
+def test_what_was_learned_is_cut_as_it_was_learned(tmp_path: Path) -> None:
+    """Trained and then cut: the written weights are the trained ones without the neurons that go."""
+    base = patient("llama", tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text('{"text": "abcabcabcabc"}\n' * 4)
+    learning = {"steps": 2, "batch_size": 1, "learning_rate": 0.1}
+    train = {"train": {"objective": "lm", "data": str(tmp_path / "rows.jsonl"), **learning}}
+    run(base, tmp_path / "whole", train)
+    proof = run(base, tmp_path / "cut", train, {"narrow": {"neurons": "0-7"}}, verify=True)["proof"]
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+
+    assert "bit for bit" in proof["logits"]["detail"]
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert torch.equal(cut[name], whole[name][:, 8:])
+    assert not torch.equal(whole[name], load_file(base / "model.safetensors")[name])

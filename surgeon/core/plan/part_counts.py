@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from surgeon.core.parts.counts import count_fields, counted, field_names
+from surgeon.core.parts.counts import count_fields, counted, field_names, says
 from surgeon.core.parts.divide import divide
 from surgeon.core.parts.division import PART_KINDS, PartKind
 from surgeon.core.plan.draft import Draft, Layer, Part
@@ -21,8 +21,10 @@ _AHEAD = re.compile(r"(?:^|[._])(?:mtp|nextn)(?:[._]|$)")
 _PREDICTED = "num_nextn_predict_layers"
 
 
-def write_counts(config: dict[str, Any], draft: Draft, stack: Stack) -> None:
+def write_counts(config: dict[str, Any], draft: Draft, stack: Stack, *, repeated: bool = False) -> None:
     """Say in a stack's part of the config how many parts its layers have, where any were cut.
+
+    repeated: whether `config` is another part that may say the same; what it does not say is left out there.
 
     Raises:
         ArchitectureError: the config counts them once for all layers, and they differ; or it counts others' too.
@@ -41,6 +43,8 @@ def write_counts(config: dict[str, Any], draft: Draft, stack: Stack) -> None:
         }
         _refuse_unequal(counts, kind, fields)
         for field, value in counted(structure.stack_config(stack), kind, fields, next(iter(counts.values()))).items():
+            if repeated and says(config, field, None):
+                continue
             *path, key = field.split(".")
             part = config
             for step in path:

@@ -180,6 +180,8 @@ def compile_config(draft: Draft) -> dict[str, Any]:
     for name, layers in draft.stacks.items():
         stack = structure.stacks[name]
         write_counts(_part(config, stack.config_path), draft, stack)
+        for twin in stack.twins:
+            write_counts(_part(config, twin.path), draft, stack, repeated=True)
         if name not in edited:
             # Where its count is another's, that has changed.
             _part(config, stack.config_path).update(
