@@ -23,7 +23,7 @@ from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.preview import Preview, preview_step
 from surgeon.core.recipe.apply_steps import apply_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
-from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
+from surgeon.core.recipe.measured_selection import current_score, with_data
 from surgeon.core.recipe.recipe import (
     Base,
     Recipe,
@@ -37,11 +37,10 @@ from surgeon.core.recipe.recipe import (
     step_to_builtins,
 )
 from surgeon.core.recipe.resolution import Resolution
-from surgeon.core.scoring.requests import answers
 from surgeon.core.scoring.score import Score
 from surgeon.core.selection.selection import Ranked
 from surgeon.core.structure.structure import Structure
-from surgeon.errors import RecipeError, SelectionError
+from surgeon.errors import RecipeError
 
 __all__ = ["Preview", "Session"]
 
@@ -165,16 +164,11 @@ class Session:
         Raises:
             SelectionError: it was not.
         """
-        score = next((one for one in self.scores.values() if answers(one, ranked.by)), None)
-        if score is None or self.is_stale(score):
-            state = "has not been measured" if score is None else "was measured before the last edit"
-            raise SelectionError(f"{ranked.by} {state}", hint=f"measure it first: score --by {ranked.by}")
-        refuse_other_data(ranked, score, self.recipe.data)
-        return score
+        return current_score(ranked, self.scores.values(), self.draft, self.recipe.data)
 
     def is_stale(self, score: Score) -> bool:
         """Whether a score was measured on other weights than the current draft's."""
-        return not self.draft.is_what(score.provenance.draft)
+        return not self.draft.is_what(score.provenance.draft, weights_only=score.weights_only)
 
     def preview(self, step: Step) -> Preview:
         """Say what a step would do. Changes nothing.

@@ -45,15 +45,20 @@ class RecipeJob(Job, frozen=True, kw_only=True):
 
 
 class ScoreJob(RecipeJob, frozen=True, kw_only=True, tag="score"):
-    """Measure scores; `names` as they are requested in text."""
+    """Measure scores; `names` as they are requested in text. `weights_only` leaves trained adapters out."""
 
     names: tuple[str, ...]
+    weights_only: bool = False
 
 
 class AblateJob(RecipeJob, frozen=True, kw_only=True, tag="ablate"):
-    """Measure the loss without each decile of the singular values of all matrices of each role."""
+    """Measure the loss without each decile of the singular values of all matrices of each role.
+
+    `weights_only` leaves trained adapters out.
+    """
 
     roles: tuple[str, ...]
+    weights_only: bool = False
 
 
 class LearnJob(RecipeJob, frozen=True, kw_only=True, tag="learn"):

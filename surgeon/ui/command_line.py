@@ -31,6 +31,7 @@ _COMMAND_OPTIONS: dict[str, dict[str, OptionParser]] = {
         "length": parse_yaml_value,
         "device": str,
         "dtype": str,
+        "weights-only": parse_switch,
     },
     "mark": {},
     "filter": {},

@@ -15,11 +15,13 @@ import msgspec
 
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
-from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.model.trained_adapters import LowRankUpdate, trained_updates
+from surgeon.backend.scoring.score_cache import ScoreCache, made_of_layer
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Layer, base_tensors
-from surgeon.core.plan.plan import PlannedTensor, compile_plan
+from surgeon.core.plan.learned_results import layer_tensor
+from surgeon.core.plan.plan import Adapter, PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
 from surgeon.errors import ScoreError
@@ -62,7 +64,7 @@ def weights_pass(
 
 
 def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
-    return ("layer", kind.name, kind, layer.source)
+    return ("layer", kind.name, kind, *made_of_layer(layer))
 
 
 class _Scales:
@@ -72,6 +74,10 @@ class _Scales:
         self._draft, self._reader, self._job = draft, reader, job
         self._stack = draft.structure.stack()
         self._config = draft.structure.stack_config(self._stack)
+
+    @cached_property
+    def _updates(self) -> Mapping[str, tuple[Adapter, LowRankUpdate]]:
+        return trained_updates(self._draft)
 
     @cached_property
     def _planned(self) -> Mapping[str, PlannedTensor]:
@@ -85,6 +91,9 @@ class _Scales:
                 continue
             tensor = self._planned[self._stack.tensor_name(position, suffix)]
             weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+            own = layer_tensor(self._stack.name, layer.key, suffix.removesuffix(".weight"))
+            if own in self._updates:
+                weight = weight.float() + self._updates[own][1].weight
             for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(

@@ -29,6 +29,7 @@ class ScoreColumn:
     failed: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     data: str = ""
+    weights_only: bool = False
 
     def __post_init__(self) -> None:
         kind = score_kinds().get(self.name)
@@ -122,7 +123,9 @@ class ScoreColumns:
         """Replace a column by the finished score, whose values are more exact than those of its events."""
         before = self.by_name.get(score.name)
         data = before.data if before else ""
-        column = ScoreColumn(score.name, score.provenance.draft, data=data, untrained=score.untrained)
+        column = ScoreColumn(
+            score.name, score.provenance.draft, data=data, untrained=score.untrained, weights_only=score.weights_only
+        )  # fmt: skip
         for key, value in score.values.items():
             column.add_value(key, value, score.errors.get(key), score.matrices.get(key))
         column.failed |= before.failed - column.values.keys() if before else set()

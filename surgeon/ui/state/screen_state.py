@@ -203,9 +203,9 @@ class ScreenState(LayerListing):
         if not names:
             raise UsageError("no score is chosen", hint="space chooses one")
         keys = [layer.key for layer in self.session.draft.layers()]
-        self.score_columns.open(names, keys, self.session.draft.digest, data)
+        self.score_columns.open(names, keys, self.session.draft.measured_digest, data)
         self.active_column = min(self.active_column, len(self.visible_columns) - 1)
 
     def is_stale(self, column: ScoreColumn) -> bool:
         """Whether a column was measured on other weights than the current ones."""
-        return not self.session.draft.is_what(column.digest)
+        return not self.session.draft.is_what(column.digest, weights_only=column.weights_only)

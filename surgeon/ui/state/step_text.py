@@ -70,6 +70,8 @@ def removed_scores(session: Session, pending: PendingStep, columns: ScoreColumns
             whole = sum(column.values.get(layer.key, 0.0) for layer in layers)
             notes = [f"{sum(values) / whole:.0%} of all"] if whole > 0 else []
             notes += [f"on {column.data}"] if column.data else []
-            notes += ["before the last edit~"] if not session.draft.is_what(column.digest) else []
+            current = session.draft.is_what(column.digest, weights_only=column.weights_only)
+            notes += ["before the last edit~"] if not current else []
+            notes += ["weights only"] if column.weights_only else []
             parts.append(f"Σ {column.title} {value_text(sum(values), column.scale.decimals)} ({', '.join(notes)})")
     return parts
