@@ -65,6 +65,15 @@ class LearnJob(RecipeJob, frozen=True, kw_only=True, tag="learn"):
     """Carry out the learning steps of a recipe."""
 
 
+class EvaluateJob(RecipeJob, frozen=True, kw_only=True, tag="evaluate"):
+    """Carry out the evaluations and gates of a recipe from step `first` on; a gate that is not met stops nothing.
+
+    The base is measured beside the model.
+    """
+
+    first: int = 0
+
+
 class RunJob(RecipeJob, frozen=True, kw_only=True, tag="run"):
     """Replay a recipe and export the model to the new directory `out`; None where it only evaluates."""
 
@@ -101,7 +110,7 @@ class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | DemoJob | DataJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | EvaluateJob | RunJob | VerifyJob | DemoJob | DataJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +161,13 @@ class LearnResult(_Result, frozen=True, kw_only=True, tag="learn"):
 
     recipe: Plain
     reports: dict[str, Plain]
+
+
+class EvaluateResult(_Result, frozen=True, kw_only=True, tag="evaluate"):
+    """Evaluations as plain data of `EvaluationResult`, and the recipe with what was learned resolved."""
+
+    recipe: Plain
+    evaluations: list[Plain]
 
 
 class RunResult(_Result, frozen=True, kw_only=True, tag="run"):
@@ -213,7 +229,9 @@ class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
     trained: TrainedTokens | None = None
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult | DataResult
+AnyResult = (
+    ScoreResult | AblateResult | LearnResult | EvaluateResult | RunResult | VerifyResult | DemoResult | DataResult
+)
 
 
 encode = msgspec.json.Encoder().encode

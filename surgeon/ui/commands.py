@@ -140,7 +140,7 @@ def _measure_commands() -> list[Command]:
         Command("score", ("S",), "choose scores and measure them", "Measure", "choose_scores",
                 availability.needs_idle_worker, footer="score", rank=8),
         Command("sort", ("s",), "sort by the underlined score", "Measure", "cycle_sort", availability.needs_scores),
-        Command("learn", ("y",), "carry out applied steps that have still to be learned", "Measure",
+        Command("learn", ("y",), "carry out applied steps that lack their result or figures", "Measure",
                 "train_applied_steps", availability.needs_untrained_step),
         Command("cancel", ("x",), "cancel the job; again: end the worker", "Measure", "cancel_job",
                 availability.needs_running_job),

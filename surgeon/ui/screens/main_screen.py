@@ -200,8 +200,11 @@ class MainScreen(MainLayout):
         self.layer_table.reload()
 
     def action_train_applied_steps(self) -> None:
-        """Train the applied steps that have no result yet."""
-        self.actions.training.train_applied_steps()
+        """Train the applied steps that have no result yet; measure those that have no figures."""
+        if self.state.session.plan.pending:
+            self.actions.training.train_applied_steps()
+        else:
+            self.actions.evaluation.measure()
 
     def action_cancel_job(self) -> None:
         """Cancel the job."""
@@ -229,7 +232,9 @@ class MainScreen(MainLayout):
         """Compare with the base."""
         from surgeon.ui.screens.compare_screen import CompareScreen
 
-        self.app.push_screen(CompareScreen(self.state.session))
+        session = self.state.session
+        results = tuple(self.state.results.measured_after(session.steps[: session.position]))
+        self.app.push_screen(CompareScreen(session, results))
 
     def action_show_log(self) -> None:
         """Show the worker's log."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
 from surgeon.ui.state.layer_listing import LayerListing, Severity
 from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, selection_fields
 from surgeon.ui.state.score_columns import ScoreColumn
+from surgeon.ui.state.step_results import StepResults
 from surgeon.ui.state.step_text import step_title
 
 _MANY_TENSORS = 5000
@@ -27,6 +29,7 @@ class ScreenState(LayerListing):
         self.pending_step: PendingStep | None = None
         self.job_title: str | None = None
         self.keep_journal = True
+        self.results = StepResults()
         for score in session.scores.values():
             self.score_columns.set_score(score)
 
@@ -51,6 +54,15 @@ class ScreenState(LayerListing):
     def step_titles(self) -> list[str]:
         """The title of every step."""
         return [step_title(step) for step in self.session.steps]
+
+    @property
+    def unmeasured_steps(self) -> list[int]:
+        """The applied steps that look at the model and have not been carried out on it, counted from 0."""
+        steps = self.session.steps[: self.session.position]
+        return [
+            number for number, step in enumerate(steps)
+            if isinstance(step.operation, ReadOnlyStep) and not self.results.of(steps, number)
+        ]  # fmt: skip
 
     def next_stack(self) -> None:
         """List the next stack of a model that has several."""

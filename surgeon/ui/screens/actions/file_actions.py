@@ -13,6 +13,7 @@ from surgeon.ui.screens.actions.training_actions import TrainingActions
 from surgeon.ui.screens.main_layout import MainLayout
 from surgeon.ui.state.formatting import bytes_text, count_text
 from surgeon.ui.state.job_runner import JobDefaults
+from surgeon.ui.state.step_results import results_of
 
 if TYPE_CHECKING:
     from surgeon.ui.screens.export_dialog import ExportOptions
@@ -87,6 +88,7 @@ class FileActions:
         assert isinstance(result, RunResult)
         if self._state.session.plan.pending and not self._training.take_results(result):
             return
+        self._state.results.take(self._state.session.steps, results_of(result.evaluations))
         size = f"{count_text(result.parameters)} params, {bytes_text(result.bytes)}"
         proof = "reloaded and proven equal" if result.proof else "not verified"
         self._state.set_notice(f"exported to {result.out}\n{size} · {proof}", "success")

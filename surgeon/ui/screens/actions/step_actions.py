@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.ui.screens.actions.evaluation_actions import EvaluationActions, looks
 from surgeon.ui.screens.actions.training_actions import TrainingActions
 from surgeon.ui.screens.main_layout import MainLayout
 from surgeon.ui.state.availability import needs_idle_worker
@@ -14,8 +15,8 @@ _PAUSE_CALLS = 3
 class StepActions:
     """Evaluates and applies the pending step."""
 
-    def __init__(self, layout: MainLayout, training: TrainingActions) -> None:
-        self._layout, self._state, self._training = layout, layout.state, training
+    def __init__(self, layout: MainLayout, training: TrainingActions, evaluation: EvaluationActions) -> None:
+        self._layout, self._state, self._training, self._evaluation = layout, layout.state, training, evaluation
         self._waiting: PendingStep | None = None
         self._unchanged_calls = 0
 
@@ -51,8 +52,11 @@ class StepActions:
             self.apply(self._state.pending_step)
 
     def apply(self, step: PendingStep) -> None:
-        """Apply an evaluated step; one that is trained is trained first."""
+        """Apply an evaluated step; one that is trained is trained first, one that looks at the model looks."""
         if step.preview is None:
+            return
+        if looks(step):
+            self._evaluation.apply(step)
             return
         if not isinstance(step.preview.step.operation, LearningStep):
             self._state.apply_step(step)

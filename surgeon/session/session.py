@@ -5,8 +5,7 @@ Torch-free. Measuring and exporting are handed to a worker as jobs; a session on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,22 @@ import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
-from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
-from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
-from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
-from surgeon.core.plan.draft import Draft, draft_of
-from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.preview import Preview, preview_step
-from surgeon.core.recipe.apply_steps import apply_step, resolve_step
-from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
-from surgeon.core.recipe.measured_selection import current_score, with_data
+from surgeon.core.jobs import (
+    EvaluateJob,
+    EvaluateResult,
+    LearnJob,
+    LearnResult,
+    RunJob,
+    RunResult,
+    ScoreJob,
+    ScoreResult,
+)
+from surgeon.core.journal import Journal, Recovery, journal_path, recipe_digest
+from surgeon.core.plan.draft import draft_of
+from surgeon.core.preview import Preview
+from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.recipe import (
     Base,
     Recipe,
@@ -33,37 +38,17 @@ from surgeon.core.recipe.recipe import (
     recipe_from_builtins,
     recipe_to_builtins,
     step_from_builtins,
-    step_of,
-    step_to_builtins,
 )
-from surgeon.core.recipe.resolution import Resolution
 from surgeon.core.scoring.score import Score
-from surgeon.core.selection.selection import Ranked
-from surgeon.core.structure.structure import Structure
 from surgeon.errors import RecipeError
+from surgeon.session.editing import EditedRecipe
 
 __all__ = ["Preview", "Session"]
 
 
 @dataclass
-class Session:
-    """A model on the table. Built with `Session.open`. `notes` are what a person has to know of how it was opened."""
-
-    model: str
-    checkpoint: Checkpoint
-    structure: Structure
-    recipe: Recipe
-    recipe_path: Path | None
-    journal: Journal
-    position: int = 0
-    recovered: Recovery | None = None
-    notes: list[str] = field(default_factory=list)
-    scores: dict[str, Score] = field(default_factory=dict)
-    revision: int = 0
-    _drafts: list[Draft] = field(default_factory=list)
-    _plan: Plan | None = None
-    _saved: tuple[Step, ...] = ()
-    _digest: str = ""
+class Session(EditedRecipe):
+    """A model on the table. Built with `Session.open`."""
 
     @classmethod
     def open(cls, model: str, recipe_path: Path | None = None) -> Session:
@@ -104,109 +89,6 @@ class Session:
         self._show(steps, str(self.journal.path))
         self.position = entry.position
         self.recovered = Recovery(len(steps), entry.position, self.journal.path)
-
-    def _show(self, steps: tuple[Step, ...], where: str) -> None:
-        """Take steps over from a file, as far as what they came to still holds."""
-        shown = self._resolution.to_show(steps, where)
-        stale = [str(number) for number, step in enumerate(steps) if step != shown[number]]
-        if stale:
-            self.notes.append(f"changed since they were made: results of steps {', '.join(stale)}; they are left out")
-        self.recipe = msgspec.structs.replace(self.recipe, steps=shown)
-
-    @property
-    def _resolution(self) -> Resolution:
-        return Resolution(self.recipe, self.checkpoint.fingerprint, file_digests(self.root))
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps, the undone ones too."""
-        return self.recipe.steps
-
-    @property
-    def draft(self) -> Draft:
-        """The model after the applied steps."""
-        while len(self._drafts) <= self.position:
-            number = len(self._drafts) - 1
-            self._drafts.append(apply_step(self._drafts[number], self.steps[number], number))
-        return self._drafts[self.position]
-
-    def draft_at(self, position: int) -> Draft:
-        """Return the model after the first `position` steps, at most the applied ones; 0 is the base."""
-        return self.draft and self._drafts[position]
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the current draft."""
-        if self._plan is None:
-            self._plan = compile_plan(self.draft)
-        return self._plan
-
-    @property
-    def unsaved(self) -> bool:
-        """Whether the applied steps differ from the recipe on disk."""
-        return self.steps[: self.position] != self._saved
-
-    def step(self, operation: str, fields: Mapping[str, Any]) -> Step:
-        """Build a step on the current draft, its measured selections resolved from the scores at hand.
-
-        Raises:
-            RecipeError: the fields are wrong, or a score it needs has not been measured on this draft.
-        """
-        step = step_of(operation, fields, operation)
-        step = step_of(operation, with_data(fields, step.operation, self.score_for), operation)
-        measured = {ranked: self.score_for(ranked) for ranked in step.operation.ranked()}
-        step = resolve_step(self.draft, step, self.position, measured)
-        return self._resolution.signed(step, self.steps[: self.position], measured=True)
-
-    def score_for(self, ranked: Ranked) -> Score:
-        """Return the score a selection asks for, if it was measured on the current draft.
-
-        Raises:
-            SelectionError: it was not.
-        """
-        return current_score(ranked, self.scores.values(), self.draft, self.recipe.data)
-
-    def is_stale(self, score: Score) -> bool:
-        """Whether a score was measured on other weights than the current draft's."""
-        return not self.draft.is_what(score.provenance.draft, weights_only=score.weights_only)
-
-    def preview(self, step: Step) -> Preview:
-        """Say what a step would do. Changes nothing.
-
-        Raises:
-            RecipeError, ArchitectureError: the step does not fit.
-        """
-        return preview_step(step, self.position, self.draft, self.plan, self.model)
-
-    def apply(self, step: Step) -> Preview:
-        """Append a step; steps that were undone are dropped."""
-        preview = self.preview(step)
-        self.recipe = msgspec.structs.replace(self.recipe, steps=(*self.steps[: self.position], step))
-        self._drafts[self.position + 1 :] = [preview.draft]
-        self._move(self.position + 1)
-        self._plan = preview.plan
-        return preview
-
-    def undo(self) -> bool:
-        """Step back; False at the base."""
-        return self.position > 0 and self._move(self.position - 1)
-
-    def redo(self) -> bool:
-        """Step forward again; False at the newest step."""
-        return self.position < len(self.steps) and self._move(self.position + 1)
-
-    def _move(self, position: int) -> bool:
-        self.position = position
-        self.revision += 1
-        self._plan = None
-        steps = [step_to_builtins(step) for step in self.steps]
-        self.journal.append(Entry(model=self.model, steps=steps, position=position, recipe_digest=self._digest))
-        return True
-
-    def applied_recipe(self) -> Recipe:
-        """Return the recipe of the applied steps, with the base's fingerprint."""
-        base = msgspec.structs.replace(self.recipe.base, fingerprint=self.checkpoint.fingerprint)
-        return msgspec.structs.replace(self.recipe, base=base, steps=self.steps[: self.position])
 
     def save(self, path: Path | None = None) -> Path:
         """Write the recipe of the applied steps, atomically; comments of the file survive.
@@ -251,7 +133,7 @@ class Session:
         recipe = recipe if step is None else msgspec.structs.replace(recipe, steps=(*recipe.steps, step))
         return LearnJob(recipe=recipe_to_builtins(recipe), root=str(self.root), **settings)
 
-    def take_learned(self, result: LearnResult | RunResult) -> Preview | None:
+    def take_learned(self, result: LearnResult | EvaluateResult | RunResult) -> Preview | None:
         """Take in what a finished `learn` or `run` job has resolved; apply the step that it had one more, if any.
 
         Raises:
@@ -274,17 +156,17 @@ class Session:
         self._plan = None
         return self.apply(done[-1]) if len(done) > self.position else None
 
+    def evaluate_job(self, first: int, recipe: Recipe | None = None, **settings: Any) -> EvaluateJob:
+        """Return an `evaluate` job: look at the applied steps, or at a recipe of more, from step `first` on."""
+        plain = recipe_to_builtins(recipe or self.applied_recipe())
+        return EvaluateJob(recipe=plain, root=str(self.root), first=first, **settings)
+
     def run_job(self, out: Path, *, verify: bool = True, **settings: Any) -> RunJob:
         """Return a `run` job: execute the applied steps and export."""
         return RunJob(
             recipe=recipe_to_builtins(self.applied_recipe()), root=str(self.root),
             out=str(out.expanduser().absolute()), verify=verify, **settings,
         )  # fmt: skip
-
-    @property
-    def root(self) -> Path:
-        """The directory that data files of the recipe are relative to."""
-        return self.recipe_path.parent.absolute() if self.recipe_path else Path.cwd()
 
     def take_scores(self, result: ScoreResult) -> tuple[Score, ...]:
         """Take in the scores of a finished `score` job."""
