@@ -11,7 +11,7 @@ import msgspec
 
 from surgeon.backend.data.required_data import require_data
 from surgeon.core.checkpoint.checkpoint import Checkpoint
-from surgeon.core.journal import Entry, Journal, Recovery
+from surgeon.core.journal import Entry, Journal, Kept, Recovery
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.preview import Preview, preview_step
@@ -38,7 +38,10 @@ class Edit(NamedTuple):
 
 @dataclass
 class EditedRecipe:
-    """A model and the steps on it. `notes` are what a person has to know of how it was opened."""
+    """A model and the steps on it.
+
+    notes: what a person has to know of how it was opened.   kept: steps that other sessions on the model left unsaved.
+    """
 
     model: str
     checkpoint: Checkpoint
@@ -49,6 +52,7 @@ class EditedRecipe:
     position: int = 0
     recovered: Recovery | None = None
     notes: list[str] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     scores: dict[str, Score] = field(default_factory=dict)
     revision: int = 0
     _drafts: list[Draft] = field(default_factory=list)

@@ -25,7 +25,7 @@ from surgeon.core.jobs import (
     ScoreJob,
     ScoreResult,
 )
-from surgeon.core.journal import Journal, Recovery, journal_path, recipe_digest
+from surgeon.core.journal import Journal, Recovery, journal_path, kept_steps, note_recipe, recipe_digest
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.preview import Preview
 from surgeon.core.recipe.data_paths import rebase_data_paths
@@ -68,6 +68,9 @@ class Session(EditedRecipe):
         session._drafts = [draft_of(session.structure)]
         session.notes += filter(None, [session.journal.fault])
         session._digest = recipe_digest(recipe_path)
+        session.kept = [kept for kept in kept_steps(checkpoint.fingerprint) if not _is_same(kept.recipe, recipe_path)]
+        if recipe_path is not None:
+            note_recipe(checkpoint.fingerprint, recipe_path)
         session.position = len(recipe.steps)
         session._show(recipe.steps, str(recipe_path))
         session._saved = session.steps
@@ -112,6 +115,7 @@ class Session(EditedRecipe):
             self.journal.close(keep=False)
             self.journal = Journal(journal_path(self.checkpoint.fingerprint, path))
         self._digest = recipe_digest(path)
+        note_recipe(self.checkpoint.fingerprint, path)
         self.journal.clear()
         self._saved = self.steps[: self.position]
         return path
@@ -173,3 +177,7 @@ class Session(EditedRecipe):
         scores = tuple(msgspec.convert(plain, Score) for plain in result.scores)
         self.scores.update({score.name: score for score in scores})
         return scores
+
+
+def _is_same(one: Path | None, other: Path | None) -> bool:
+    return one == other if one is None or other is None else one.absolute() == other.absolute()

@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from surgeon.core.journal import Kept
 from surgeon.errors import UsageError
 from surgeon.session import Session
 from surgeon.ui.commands import commands
+from surgeon.ui.open_request import OpenRequest
 from surgeon.ui.screens.main_screen import MainScreen
 from surgeon.ui.state.job_runner import JobDefaults, JobRunner
 from surgeon.ui.state.screen_state import ScreenState
@@ -26,7 +28,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _EXIT_SECONDS = 5.0
 
 
-class SurgeonApp(App[int]):
+class SurgeonApp(App[int | OpenRequest]):
     """The interface of one session. `data`, `device` and `dtype` are the defaults of all jobs."""
 
     TITLE = "surgeon"
@@ -71,6 +73,17 @@ class SurgeonApp(App[int]):
             notes.append("w writes the recipe")
         if notes:
             self.state.set_notice("\n".join(notes), "warning")
+        if self.session.kept and recovered is None:
+            self.call_after_refresh(self._offer_kept)
+
+    def _offer_kept(self) -> None:
+        from surgeon.ui.screens.kept_dialog import KeptDialog
+
+        def chosen(kept: Kept | None) -> None:
+            if kept is not None:
+                self.exit(OpenRequest(self.session.model, kept.recipe))
+
+        self.push_screen(KeptDialog(self.session.kept), chosen)
 
     def on_ready(self) -> None:
         """Enable garbage collection, except of what is loaded by now: that alone would pause for milliseconds."""
@@ -115,8 +128,8 @@ def run_app(
     data: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-) -> int:
-    """Run the interface until the user quits, then close the session; return the exit status.
+) -> int | OpenRequest:
+    """Run the interface until the user quits, then close the session; return the exit status, or what to open next.
 
     Raises:
         UsageError: there is no terminal to draw on.
