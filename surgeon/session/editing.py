@@ -260,7 +260,7 @@ class EditedRecipe:
     def _show(self, steps: tuple[Step, ...], where: str) -> None:
         """Take steps over from a file, as far as what they came to still holds."""
         shown = self._resolution.to_show(steps, where)
-        stale = [str(number) for number, step in enumerate(steps) if step != shown[number]]
+        stale = [str(number) for number, step in enumerate(steps, start=1) if step != shown[number - 1]]
         if stale:
             self.notes.append(f"changed since they were made: results of steps {', '.join(stale)}; they are left out")
         self.recipe = msgspec.structs.replace(self.recipe, steps=shown)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
@@ -18,6 +21,7 @@ from surgeon.core.journal import Kept
 from surgeon.errors import UsageError
 from surgeon.session import Session
 from surgeon.ui.commands import commands
+from surgeon.ui.key_queue import KeyQueue
 from surgeon.ui.open_request import OpenRequest
 from surgeon.ui.screens.main_screen import MainScreen
 from surgeon.ui.state.job_runner import JobDefaults, JobRunner
@@ -26,6 +30,7 @@ from surgeon.ui.theme import DARK, DARK_THEME, LIGHT, LIGHT_THEME, css_variables
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _EXIT_SECONDS = 5.0
+_INTERRUPT_SECONDS = 3.0
 
 
 class SurgeonApp(App[int | OpenRequest]):
@@ -44,6 +49,8 @@ class SurgeonApp(App[int | OpenRequest]):
         self.runner = JobRunner(worker)
         self.state = ScreenState(session)
         self._defaults = JobDefaults(data, device, dtype)
+        self._keys = KeyQueue(self, super().on_event)  # type: ignore[arg-type]
+        self._interrupted = -math.inf
         self.register_theme(DARK_THEME)
         self.register_theme(LIGHT_THEME)
         requested = os.environ.get("TEXTUAL_THEME", "")
@@ -97,6 +104,29 @@ class SurgeonApp(App[int | OpenRequest]):
         deadline.daemon = True
         deadline.start()
         self.exit(128 + number)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Hand on one key after the other."""
+        if isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded:
+            await self._keys.take(event)
+        else:
+            await super().on_event(event)
+
+    def action_help_quit(self) -> None:
+        """Take ctrl+c: the first cancels the job, if there is one, the second quits as `q` does."""
+        again, self._interrupted = time.monotonic() - self._interrupted < _INTERRUPT_SECONDS, time.monotonic()
+        main = next((screen for screen in self.screen_stack if isinstance(screen, MainScreen)), None)
+        if main is None:
+            return
+        if again:
+            while self.screen is not main:
+                self.pop_screen()
+            main.action_quit()
+        elif self.runner.running is not None:
+            main.action_cancel_job()
+            main.say("cancelling · ctrl+c again quits", "warning")
+        else:
+            main.say("ctrl+c again quits", "info")
 
     async def action_quit(self) -> None:
         """Quit as `q` does: ask if steps are not saved."""

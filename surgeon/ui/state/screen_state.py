@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
+from surgeon.core.selection.selection import spans
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
@@ -21,6 +24,7 @@ _MANY_TENSORS = 5000
 class ScreenState(LayerListing):
     """The state of the main screen. Every method leaves it consistent with the session.
 
+    marked_as: the selection that the marks were made by, where they are just that.
     job_title: the job on the worker, if any.   keep_journal: whether the next session recovers unsaved steps.
     """
 
@@ -30,6 +34,7 @@ class ScreenState(LayerListing):
         self.job_title: str | None = None
         self.keep_journal = True
         self.results = StepResults()
+        self.marked_as = ""
         for score in session.scores.values():
             self.score_columns.set_score(score)
 
@@ -41,10 +46,11 @@ class ScreenState(LayerListing):
         """
         keys = self.selected_keys(text)
         self._set_marks(keys)
+        self.marked_as = text
         self.set_notice(f"marked {len(keys)} layers")
 
     def _set_marks(self, keys: frozenset[str]) -> None:
-        self.marks = keys
+        self.marks, self.marked_as = keys, ""
         if self.pending_step is not None:
             self._select(self._positions(keys))
 
@@ -75,19 +81,33 @@ class ScreenState(LayerListing):
 
     def start_step(self, operation: str) -> None:
         """Make an operation on the target layers the pending step; nothing is applied yet."""
-        keys = self.target_keys
-        if not keys:
-            self.set_notice("no layer is chosen: this row has been pruned", "warning")
-            return
         before = self.pending_step.marks_before if self.pending_step else self.marks
         fields = {} if self.stack_name == self.session.structure.default_stack else {"stack": self.stack_name}
-        self.pending_step = PendingStep(operation, fields, marks_before=before)
-        self.anchor, self.notice = None, None
-        self.marks = keys
-        if self.pending_step.takes_layers:
-            self._select(self._positions(keys))
-        else:
+        step = PendingStep(operation, fields, marks_before=before)
+        keys = self.target_keys
+        if step.takes_layers and not keys:
+            self.set_notice("no layer is chosen: this row has been pruned", "warning")
+            return
+        marked_as = self.marked_as if self.marked_as and keys == self.marks else ""
+        self.pending_step, self.anchor, self.notice = step, None, None
+        if not step.takes_layers:
             self.pending_step = evaluate_operation(self.session, operation, fields, before)
+            return
+        self.marks = keys
+        selectors = selection_fields(operation)
+        if marked_as and selectors and not step.reorders:
+            self.pending_step = evaluate_operation(self.session, operation, {**fields, selectors[0]: marked_as}, before)
+        if self.pending_step.preview is None:
+            self._select(self._positions(keys))
+
+    def line_fields(self, operation: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the fields of a typed operation; one that lacks its layers is for those that are marked."""
+        selectors, keys = selection_fields(operation), self.marks | self.range_keys
+        if not selectors or not keys or fields.keys() & set(selectors):
+            return fields
+        if evaluate_operation(self.session, operation, fields).error is None:
+            return fields
+        return {**fields, selectors[0]: self.marked_as or spans(self._positions(keys))}
 
     def _select(self, positions: tuple[int, ...], shift: int = 0) -> None:
         """Give the pending step other layers."""
@@ -118,7 +138,7 @@ class ScreenState(LayerListing):
             self.marks = frozenset(layers[position].key for position in self.pending_step.positions)
 
     def extend(self, change: int) -> None:
-        """Add one layer to the pending step or remove one; a step that reorders moves its layers instead."""
+        """Add the layer listed next to the pending step or remove the last; a reorder moves its layers instead."""
         step = self.pending_step
         if step is None or not step.positions:
             return
@@ -128,13 +148,14 @@ class ScreenState(LayerListing):
             shift = min(max(step.shift + change, -first), last_start - first)
             self._select(step.positions, shift)
             return
-        positions = set(step.positions)
-        last = max(positions)
-        if change > 0 and last + 1 < len(layers):
-            positions.add(last + 1)
-        elif change < 0 and len(positions) > 1:
-            positions.remove(last)
-        self._set_marks(frozenset(layers[position].key for position in positions))
+        keys = frozenset(layers[position].key for position in step.positions)
+        listed = [row.key for row in map(self.rows.__getitem__, self.order) if row.position is not None]
+        last = max((line for line, key in enumerate(listed) if key in keys), default=-1)
+        if change > 0 and last + 1 < len(listed):
+            keys |= {listed[last + 1]}
+        elif change < 0 and len(keys) > 1 and last >= 0:
+            keys -= {listed[last]}
+        self._set_marks(keys)
 
     def apply_pending_step(self) -> bool:
         """Apply the pending step; False where it is refused."""

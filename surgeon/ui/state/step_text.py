@@ -43,8 +43,9 @@ def step_effects(session: Session, pending: PendingStep) -> list[str]:
     added = adapter_parameters(preview.plan) - adapter_parameters(session.plan)
     if added:
         parts.append(f"{count_change(added)} adapter params")
-    if preview.plan.frozen != session.plan.frozen:
-        trainable = [count_text(trainable_parameters(plan)) for plan in (session.plan, preview.plan)]
+    if preview.plan.frozen != session.plan.frozen or added:
+        pairs = ((session.draft, session.plan), (preview.draft, preview.plan))
+        trainable = [count_text(trainable_parameters(draft, plan)) for draft, plan in pairs]
         parts += [f"trainable {trainable[0]}→{trainable[1]}"] if trainable[0] != trainable[1] else []
     operation = preview.step.operation
     if isinstance(operation, LearningStep):

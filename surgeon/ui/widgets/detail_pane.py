@@ -70,6 +70,8 @@ class DetailPane(TextList):
         columns = [column for column in self.state.visible_columns if key in column.values]
         for column in columns:
             yield self._score(column, key)
+            for note in column.notes:
+                yield Text(f"   {note}", self._theme_styles.warning, no_wrap=True)
         if columns:
             yield Text()
 
@@ -95,26 +97,33 @@ class DetailPane(TextList):
         columns = [column for column in self.state.visible_columns if key in column.matrices]
         groups = group_experts(base_tensors(layer.source, self.state.current_stack))
         width = min(_MAX_NAME_CELLS, max((len(_short_name(name)) for name in groups), default=0))
-        titles = "".join(f"{column.title:>9}" for column in columns)
-        yield Text(f" {'tensor':<{width}} {'shape':<10}{titles}{'bytes':>9}  dtype role", styles.dim, no_wrap=True)
+        titles = "".join(f" {column.title:>8}" for column in columns)
+        shapes = max([9, *(len(_shape_text(tensors)) for tensors in groups.values())]) + 1
+        heading = f" {'tensor':<{width}} {'shape':<{shapes}}{titles}{'bytes':>9}  dtype role"
+        yield Text(heading, styles.dim, no_wrap=True)
         for name, tensors in groups.items():
-            yield self._tensor(layer, key, name, tensors, columns, width)
+            yield self._tensor(layer, key, name, tensors, columns, (width, shapes))
         if any(layer_key == key for column in columns for layer_key, _ in column.untrained):
             yield Text(f" {_UNTRAINED} was not trained", styles.dim, no_wrap=True)
 
     def _tensor(
-        self, layer: Layer, key: str, name: str, tensors: Sequence[Tensor], columns: Sequence[ScoreColumn], width: int
+        self,
+        layer: Layer,
+        key: str,
+        name: str,
+        tensors: Sequence[Tensor],
+        columns: Sequence[ScoreColumn],
+        widths: tuple[int, int],
     ) -> Text:
-        styles, tensor = self._theme_styles, tensors[0]
+        styles, tensor, (width, shapes) = self._theme_styles, tensors[0], widths
         suffix = self._suffix(tensor, name)
         line = Text(no_wrap=True)
         line.append(f" {_truncated(_short_name(name), width):<{width}} ", styles.foreground)
-        times = f"{len(tensors)}× " if len(tensors) > 1 else ""
-        line.append(f"{times + '×'.join(map(str, tensor.shape)):<10}", styles.accent)
+        line.append(f"{_shape_text(tensors):<{shapes}}", styles.accent)
         for column in columns:
             value, untrained = column.matrices[key].get(suffix), (key, suffix) in column.untrained
             cell = _UNTRAINED if untrained else f"{value:.4g}" if value is not None else ""
-            line.append(f"{cell:>9}", styles.foreground)
+            line.append(f" {cell:>8}", styles.foreground)
         line.append(f"{bytes_text(sum(each.nbytes for each in tensors)):>9}", styles.dim)
         role = self.state.session.structure.role(suffix)
         style = styles.blue if role in layer.frozen else styles.yellow if role in layer.lora else styles.faint
@@ -134,6 +143,11 @@ def group_experts(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     for suffix, tensor in tensors.items():
         groups.setdefault(_EXPERT_INDEX.sub("*", suffix), []).append(tensor)
     return groups
+
+
+def _shape_text(tensors: Sequence[Tensor]) -> str:
+    times = f"{len(tensors)}× " if len(tensors) > 1 else ""
+    return times + "×".join(map(str, tensors[0].shape))
 
 
 def _short_name(name: str) -> str:

@@ -132,7 +132,7 @@ async def test_results_that_a_recipe_was_changed_after_are_told(tiny: Path, tmp_
     async with app.run_test(size=(120, 24)) as pilot:
         driver = AppDriver(app, pilot)
         await pilot.pause()
-        assert "results of steps 0; they are left out" in driver.text
+        assert "results of steps 1; they are left out" in driver.text
         assert driver.session.plan.pending
     app.session.close()
 

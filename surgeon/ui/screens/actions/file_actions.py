@@ -96,11 +96,11 @@ class FileActions:
     # ── quitting ──
 
     def quit(self) -> None:
-        """Quit; ask first if there are unsaved steps."""
+        """Quit; ask first if there are unsaved steps, or a job is under way."""
         from surgeon.ui.screens.quit_dialog import QuitDialog
 
-        if self._state.session.unsaved:
-            self._layout.app.push_screen(QuitDialog(self._state.session), self._quit_chosen)
+        if self._state.session.unsaved or self._state.job_title:
+            self._layout.app.push_screen(QuitDialog(self._state.session, self._state.job_title), self._quit_chosen)
         else:
             self._exit()
 
@@ -109,6 +109,8 @@ class FileActions:
             self._write_and_exit(self._recipe_path)
         elif choice == "write":
             self._ask_for_name(self._write_and_exit)
+        elif choice == "end":
+            self._exit()
         elif choice is not None:
             self._state.keep_journal = choice == "keep"
             self._exit()
