@@ -13,7 +13,9 @@ from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.session import Session
 
 
-def open_model(context: click.Context, model: str, recipe: Path | None = None, **settings: Any) -> None:
+def open_model(
+    context: click.Context, model: str, recipe: Path | None = None, trust_remote_code: bool = False, **settings: Any
+) -> None:
     """Open a model in the interface; where there is no terminal, show the help instead.
 
     Raises:
@@ -23,13 +25,13 @@ def open_model(context: click.Context, model: str, recipe: Path | None = None, *
         locate_model(model)
         show_help(context)
         return
-    session = Session.open(model, recipe)
+    session = Session.open(model, recipe, trust_remote_code=trust_remote_code)
     from surgeon.ui.app import run_app
     from surgeon.ui.open_request import OpenRequest
 
     status = run_app(session, **settings)
     while isinstance(status, OpenRequest):
-        status = run_app(Session.open(status.model, status.recipe), **settings)
+        status = run_app(Session.open(status.model, status.recipe, trust_remote_code=trust_remote_code), **settings)
     if status:
         context.exit(status)
 

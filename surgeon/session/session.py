@@ -38,6 +38,7 @@ from surgeon.core.recipe.recipe import (
     recipe_from_builtins,
     recipe_to_builtins,
     step_from_builtins,
+    trusting,
 )
 from surgeon.core.scoring.score import Score
 from surgeon.errors import RecipeError
@@ -51,7 +52,7 @@ class Session(EditedRecipe):
     """A model on the table. Built with `Session.open`."""
 
     @classmethod
-    def open(cls, model: str, recipe_path: Path | None = None) -> Session:
+    def open(cls, model: str, recipe_path: Path | None = None, *, trust_remote_code: bool = False) -> Session:
         """Open a model and, if one is given, its recipe; recover what a crash left unsaved.
 
         Raises:
@@ -59,7 +60,8 @@ class Session(EditedRecipe):
         """
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        checkpoint = open_checkpoint(locate_model(model))
+        recipe = trusting(recipe, model, recipe_path.parent if recipe_path else Path(), trust=trust_remote_code)
+        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=recipe.base.trust_remote_code)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,

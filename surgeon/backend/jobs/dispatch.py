@@ -13,6 +13,7 @@ from surgeon.core.jobs import (
     AblateJob,
     AnyJob,
     AnyResult,
+    CheckJob,
     DataJob,
     DemoJob,
     EvaluateJob,
@@ -65,6 +66,7 @@ _MODULES: Mapping[type[Job], str] = {
     EvaluateJob: "evaluate",
     RunJob: "run",
     VerifyJob: "verify",
+    CheckJob: "check",
     DemoJob: "demo",
     DataJob: "data",
 }

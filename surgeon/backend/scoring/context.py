@@ -22,7 +22,7 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
-from surgeon.backend.model.trained_adapters import Updates, trained_adapters_on
+from surgeon.backend.trained_adapters import Updates, trained_adapters_on
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
@@ -130,11 +130,12 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     checkpoint, digest = draft.structure.checkpoint, draft.measured_digest
     if calibration is None:
         return Provenance(fingerprint=checkpoint.fingerprint, draft=digest)
+    trusted = checkpoint.trust_remote_code or msgspec.UNSET
     dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."),
+        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted,
     )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def _text_digest(calibration: Calibration) -> str:
 
 def calibration_of(draft: Draft, settings: Settings, job: JobContext | None = None) -> Calibration:
     """Read the calibration text with the model's own tokenizer; say which keys of its rows nothing reads."""
-    tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
+    tokenizer: Any = load_tokenizer(draft.structure.checkpoint)
     calibration = read_calibration(
         settings.data, settings.root, tokenizer,
         sequences=settings.sequences, length=settings.length, seed=settings.seed,

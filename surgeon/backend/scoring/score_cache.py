@@ -17,7 +17,7 @@ from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.plan.draft import Layer
 
-_VERSION = 4
+_VERSION = 5
 """Raised whenever the mathematics of a score changes."""
 MOST_BYTES = 200_000_000
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.selection.selection import spans
 from surgeon.errors import SurgeonError, UsageError
@@ -26,6 +27,7 @@ class ScreenState(LayerListing):
 
     marked_as: the selection that the marks were made by, where they are just that.
     job_title: the job on the worker, if any.   keep_journal: whether the next session recovers unsaved steps.
+    base_fault: why the base cannot be measured or trained, as far as that was judged; empty if nothing is known.
     """
 
     def __init__(self, session: Session) -> None:
@@ -35,8 +37,20 @@ class ScreenState(LayerListing):
         self.keep_journal = True
         self.results = StepResults()
         self.marked_as = ""
+        fit = kept_fit(session.checkpoint)
+        self.base_fault = fit.text if fit is not None and not fit.whole else ""
         for score in session.scores.values():
             self.score_columns.set_score(score)
+
+    @property
+    def base_notes(self) -> tuple[str, ...]:
+        """What there is to know of the base's files."""
+        return (*self.session.checkpoint.notes, *self.session.structure.problems)
+
+    def take_fault(self, fault: str) -> None:
+        """Show what the worker found wrong with the base."""
+        self.base_fault = fault
+        self.set_notice(fault, "error")
 
     def mark_selection(self, text: str) -> None:
         """Mark the layers of a selection, such as `lowest 4 by block_influence`.
