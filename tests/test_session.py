@@ -318,3 +318,16 @@ def test_what_was_kept_beside_a_recipe_is_offered_when_the_model_is_opened_witho
     assert third.position == 1
     assert third.kept == []
     third.close()
+
+
+def test_an_adapter_beside_a_checkpoint_is_named_where_it_is_left_out(model: Path, tmp_path: Path) -> None:
+    """Of an export that holds both: its weights alone are another model."""
+    export = tmp_path / "export"
+    export.mkdir()
+    for file in model.iterdir():
+        (export / file.name).symlink_to(file)
+    (export / "adapter").mkdir()
+    (export / "adapter" / "adapter_config.json").write_text("{}")
+    session = Session.open(str(export))
+    assert any("is left out: these are the weights below it" in note for note in session.notes)
+    session.close()

@@ -14,7 +14,7 @@ import msgspec
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.model_location import locate_model
+from surgeon.core.checkpoint.model_location import adapter_beside, locate_model
 from surgeon.core.jobs import (
     EvaluateJob,
     EvaluateResult,
@@ -68,7 +68,7 @@ class Session(EditedRecipe):
             recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
-        session.notes += filter(None, [session.journal.fault])
+        session.notes += filter(None, [session.journal.fault, adapter_beside(checkpoint.path)])
         session._digest = recipe_digest(recipe_path)
         session.kept = [kept for kept in kept_steps(checkpoint.fingerprint) if not _is_same(kept.recipe, recipe_path)]
         if recipe_path is not None:

@@ -22,7 +22,7 @@ from surgeon.ui.widgets.table_layout import wanted_width
 
 MIN_WIDTH, MIN_HEIGHT, WIDE = 80, 24, 120
 _PANES = ("layers", "detail", "recipe")
-_SIDE_CELLS = 46
+_SIDE_CELLS = 40
 _TABLE_SHARE = 55
 
 
