@@ -63,20 +63,22 @@ def test_after_any_edits_a_session_is_the_fold_of_its_steps_and_goes_back_to_the
 ) -> None:
     """An edit that is refused changes nothing."""
     session = Session.open(str(model))
-    for action in script:
-        before = (session.steps, session.position)
-        try:
-            _act(session, action)
-        except (RecipeError, ArchitectureError):
-            assert (session.steps, session.position) == before
-        assert session.draft == fold(session.draft_at(0), session.steps[: session.position])
-    states = []
-    while session.undo():
-        states.append(session.draft)
-        assert len(states) < 100
-    assert not session.can_undo
-    assert session.position == 0
-    session.close()
+    try:
+        for action in script:
+            before = (session.steps, session.position)
+            try:
+                _act(session, action)
+            except (RecipeError, ArchitectureError):
+                assert (session.steps, session.position) == before
+            assert session.draft == fold(session.draft_at(0), session.steps[: session.position])
+        states = []
+        while session.undo():
+            states.append(session.draft)
+            assert len(states) < 100
+        assert not session.can_undo
+        assert session.position == 0
+    finally:
+        session.close()
 
 
 def test_an_edit_of_an_early_step_is_undone_and_done_again(session: Session) -> None:

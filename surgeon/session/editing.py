@@ -151,6 +151,12 @@ class EditedRecipe:
             return self._restore(edit.after)
         return self.position < len(self.steps) and self._move(self.position + 1)
 
+    def go_to(self, position: int) -> None:
+        """Apply so many of the steps, forwards or backwards; edits of steps stay."""
+        position = min(max(position, 0), len(self.steps))
+        if position != self.position:
+            self._move(position)
+
     @property
     def can_undo(self) -> bool:
         """Whether there is anything to take back."""
@@ -199,12 +205,19 @@ class EditedRecipe:
             step = msgspec.structs.replace(step, resolved=old.resolved)
         else:
             measured = {
-                one: current_score(one, self.scores.values(), self.draft_at(number), self.recipe.data)
+                one: current_score(one, self.scores.values(), self._draft_before(number), self.recipe.data)
                 for one in step.operation.ranked()
             }
-            step = resolve_step(self.draft_at(number), step, number, measured)
+            step = resolve_step(self._draft_before(number), step, number, measured)
         self._require_data(step)
         return self._resolution.signed(step, self.steps[:number], measured=not kept)
+
+    def _draft_before(self, number: int) -> Draft:
+        """Return the model before a step, an undone one too."""
+        draft = self.draft_at(min(number, self.position))
+        for place in range(self.position, number):
+            draft = apply_step(draft, self.steps[place], place)
+        return draft
 
     def _require_data(self, step: Step) -> None:
         try:

@@ -85,7 +85,7 @@ class SurgeonApp(App[int | OpenRequest]):
             self.call_after_refresh(self._offer_kept)
 
     def _offer_kept(self) -> None:
-        from surgeon.ui.screens.kept_dialog import KeptDialog
+        from surgeon.ui.screens.quit_dialog import KeptDialog
 
         def chosen(kept: Kept | None) -> None:
             if kept is not None:

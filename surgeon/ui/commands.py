@@ -124,7 +124,7 @@ def _mark_commands() -> list[Command]:
 def _step_commands() -> list[Command]:
     return [
         *_operation_commands(),
-        Command("apply", ("enter",), "apply the draft; in a list: go there", "Operate", "enter",
+        Command("apply", ("enter",), "apply the draft; in the recipe: read the step", "Operate", "enter",
                 availability.needs_valid_step, footer="apply", modes=_PENDING, rank=5),
         Command("leave", ("escape",), "leave the draft, the range, the marks, the filter", "Operate", "escape",
                 footer="leave", modes=_PENDING, rank=40),

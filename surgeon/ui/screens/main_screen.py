@@ -161,12 +161,11 @@ class MainScreen(MainLayout):
         self.actions.steps.edit_options()
 
     def action_enter(self) -> None:
-        """Apply the pending step; in the recipe go to the step; on a layer show its details."""
+        """Apply the pending step; in the recipe show the step; on a layer show its details."""
         if self.state.pending_step is not None:
             self.actions.steps.apply_pending_step()
         elif self.focused is self.recipe_pane:
-            self.state.go_to(self.recipe_pane.cursor or 0)
-            self.reload()
+            self.actions.steps.show_step(self.recipe_pane.cursor or 0)
         elif self.focused is self.layer_table:
             self.show_pane("detail")
 

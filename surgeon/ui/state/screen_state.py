@@ -217,27 +217,56 @@ class ScreenState(LayerListing):
 
     def undo(self) -> None:
         """Undo the newest applied step."""
+        before = self.session.position
         if self.session.undo():
-            self._after_move("undone", self.session.position)
+            self._after_move("undone", self.session.position if self.session.position < before else -1)
 
     def redo(self) -> None:
         """Redo the next undone step."""
+        before = self.session.position
         if self.session.redo():
-            self._after_move("redone", self.session.position - 1)
+            self._after_move("redone", before if self.session.position == before + 1 else -1)
 
     def go_to(self, position: int) -> None:
         """Undo or redo until this many steps are applied."""
-        while self.session.position > position:
-            self.undo()
-        while self.session.position < min(position, len(self.session.steps)):
-            self.redo()
+        before = self.session.position
+        self.session.go_to(position)
+        now = self.session.position
+        if now != before:
+            self._after_move("undone" if now < before else "redone", now if now < before else now - 1)
+
+    def edit_step(self, number: int, edit: str) -> None:
+        """Go to a step, counted from 0, delete it, duplicate it, or move it up or down.
+
+        Raises:
+            SurgeonError: a step that follows does not fit any more; nothing is changed.
+        """
+        session, title = self.session, self.step_titles[number]
+        if edit == "go_to":
+            self.go_to(number + 1)
+            return
+        place = number + (1 if edit == "down" else -1)
+        if edit in ("up", "down") and not 0 <= place < len(session.steps):
+            raise UsageError(f"step {number + 1} cannot be moved {edit}")
+        if edit == "delete":
+            session.delete_step(number)
+        elif edit == "duplicate":
+            session.duplicate_step(number)
+        else:
+            session.move_step(number, place)
+        self.pending_step, self.anchor, self.marks = None, None, frozenset()
+        self.reload()
+        done = {"delete": "deleted", "duplicate": "duplicated"}.get(edit, f"moved {edit}")
+        self._set_done(f"{done}: {title} · u takes that back", "success")
 
     def _after_move(self, what: str, number: int) -> None:
         self.pending_step, self.anchor = None, None
         self.reload()
         self.marks &= frozenset(row.key for row in self.rows if row.position is not None)
         inverse = "ctrl+r redoes" if what == "undone" else "u undoes"
-        self._set_done(f"{what}: {step_title(self.session.steps[number])} · {inverse}", "info")
+        moved = 0 <= number < len(self.session.steps)
+        title = step_title(self.session.steps[number]) if moved else "the edit of an earlier step"
+        self._set_done(f"{what}: {title} · {inverse}", "info")
 
     # ── scores ──
 

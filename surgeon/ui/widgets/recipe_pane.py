@@ -17,7 +17,7 @@ from surgeon.ui.widgets.text_list import TextList
 class RecipePane(TextList):
     """The steps: ✓ applied, … not measured yet, ✗ a gate that is not met, ○ undone."""
 
-    HELP = "The steps of the recipe. Enter undoes or redoes up to the step under the cursor."
+    HELP = "The steps of the recipe. Enter shows the step under the cursor, and what can be done with it."
 
     def __init__(self, state: ScreenState) -> None:
         super().__init__(id="recipe")

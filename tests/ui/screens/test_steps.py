@@ -63,7 +63,7 @@ async def test_undo_and_redo_walk_the_recipe_and_the_pane_shows_where(drive: Dri
         assert "○ freeze" in driver.text
         await driver.press("k", "enter")
         assert driver.session.position == 0
-        await driver.press("G", "enter")
+        await driver.press("G", "enter", "u")
         assert driver.session.position == 2
 
     await drive(scenario)
@@ -215,5 +215,24 @@ async def test_words_before_the_options_are_the_selection_and_marks_stand_for_it
         await driver.type("freeze")
         await driver.press("enter")
         assert str(driver.session.steps[1].operation.selections()["layers"]) == "0"
+
+    await drive(scenario)
+
+
+async def test_enter_in_the_recipe_reads_the_step_and_keys_edit_it(drive: Drive) -> None:
+    """What follows is folded again; what would break is refused by its name; undo takes the edit back."""
+
+    async def scenario(driver: AppDriver) -> None:
+        await driver.press("j", "d", "enter", "j", "f", "enter", "3")
+        await driver.press("k", "enter")
+        assert "step 1: prune 1" in driver.text
+        assert "6→5 layers" in driver.text
+        assert driver.session.position == 2
+        await driver.press("D")
+        assert [step.operation.name for step in driver.session.steps] == ["freeze"]
+        assert "deleted: prune 1" in driver.text
+        await driver.press("u")
+        assert [step.operation.name for step in driver.session.steps] == ["prune", "freeze"]
+        assert driver.session.position == 2
 
     await drive(scenario)

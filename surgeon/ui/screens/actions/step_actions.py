@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.evaluation_actions import EvaluationActions, looks
 from surgeon.ui.screens.actions.training_actions import TrainingActions
 from surgeon.ui.screens.main_layout import MainLayout
@@ -30,6 +31,24 @@ class StepActions:
         if self._unchanged_calls >= _PAUSE_CALLS:
             self._state.evaluate()
             self._layout.refresh_bars()
+
+    def show_step(self, number: int) -> None:
+        """Show a step, counted from 1, with the keys that edit it; at the base undo all."""
+        from surgeon.ui.screens.step_screen import StepEdit, StepScreen
+
+        if not number:
+            self._state.go_to(0)
+            self._layout.reload()
+            return
+
+        def edited(edit: StepEdit) -> None:
+            try:
+                self._state.edit_step(number - 1, edit)
+            except SurgeonError as error:
+                self._state.set_notice(f"nothing is changed: {error}", "error")
+            self._layout.reload()
+
+        self._layout.app.push_screen(StepScreen(self._state, number - 1, edited))
 
     def edit_options(self) -> None:
         """Open the form of the pending step's options."""
