@@ -153,7 +153,8 @@ def _compare(
     row: dict[str, float] = {}
     for name, covariance in entered.items():
         transposed = structure.role(f"{name}.weight") in structure.family.transposed
-        for part, matrix in matrices_of(structure, config, f"{name}.weight", modules[name].weight):
+        weight = context.with_update(modules[name], modules[name].weight)
+        for part, matrix in matrices_of(structure, config, f"{name}.weight", weight):
             row[part] = kind.matrix(matrix.weight.T if transposed else matrix.weight, covariance)
     return row
 
@@ -243,8 +244,7 @@ def gradients_pass(
             "gradients need the whole model in memory", where=", ".join(kind.name for kind in kinds),
             hint="say --no-stream on a larger machine, or choose a score of weights, activations or losses",
         )  # fmt: skip
-    structure = context.draft.structure
-    require_values(structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
+    require_values(context.draft.structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
     seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in context.keys] for kind in kinds}
     sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in context.keys] for kind in kinds}
     total = len(context.calibration.tokens_BT)
@@ -252,7 +252,7 @@ def gradients_pass(
     for number in sequence_gradients(context.model, tokens_BT, context.job.is_cancelled):
         for layer, module in enumerate(context.runner.layers):
             for kind in kinds:
-                row = _row(kind, structure, module)
+                row = _row(kind, context, module)
                 sums[kind.name][layer].append(sum(row.values()))
                 for name, value in row.items():
                     seen[kind.name][layer][name] = seen[kind.name][layer].get(name, 0.0) + value / total
@@ -267,10 +267,14 @@ def gradients_pass(
     return {kind.name: tallies[kind.name].score(kind, context.keys, provenance) for kind in kinds}
 
 
-def _row(kind: GradientsScore, structure: Any, layer: nn.Module) -> dict[str, float]:
+def _row(kind: GradientsScore, context: ScoringContext, layer: nn.Module) -> dict[str, float]:
+    def weight(name: str, parameter: nn.Parameter) -> torch.Tensor:
+        holder = layer.get_submodule(name.rpartition(".")[0])
+        return context.with_update(holder, parameter.detach()) if name.endswith(".weight") else parameter.detach()
+
     with weights_of(layer):
         return {
-            name: kind.matrix(parameter.detach(), parameter.grad)
+            name: kind.matrix(weight(name, parameter), parameter.grad)
             for name, parameter in layer.named_parameters()
             if parameter.dim() >= 2 and parameter.grad is not None
         }

@@ -17,12 +17,14 @@ import torch
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
 from surgeon.backend.scoring.dequantising import dequantised, require_readable
-from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.scoring.score_cache import ScoreCache, made_of_layer
+from surgeon.backend.trained_adapters import LowRankUpdate, trained_updates
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Layer
 from surgeon.core.plan.layer_layouts import config_of, layout_of
-from surgeon.core.plan.plan import PlannedTensor, compile_plan
+from surgeon.core.plan.learned_results import layer_tensor
+from surgeon.core.plan.plan import Adapter, PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
 from surgeon.core.structure.companions import companions_among
@@ -68,7 +70,7 @@ def weights_pass(
 
 
 def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
-    return ("layer", kind.name, kind, layer.source)
+    return ("layer", kind.name, kind, *made_of_layer(layer))
 
 
 class _Scales:
@@ -79,14 +81,21 @@ class _Scales:
         self._stack = draft.structure.stack()
 
     @cached_property
+    def _updates(self) -> Mapping[str, tuple[Adapter, LowRankUpdate]]:
+        return trained_updates(self._draft)
+
+    @cached_property
     def _planned(self) -> Mapping[str, PlannedTensor]:
         return {tensor.name: tensor for tensor in compile_plan(self._draft).tensors}
 
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
         config = config_of(self._draft.structure, self._stack, layer.source)
-        for suffix, weight in self._weights(position, layer):
+        for suffix, stored in self._weights(position, layer):
             self._job.stop_if_cancelled()
+            own = layer_tensor(self._stack.name, layer.key, suffix.removesuffix(".weight"))
+            adapted = own in self._updates
+            weight = stored.float() + self._updates[own][1].weight if adapted else stored
             for name, matrix in matrices_of(self._draft.structure, config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(

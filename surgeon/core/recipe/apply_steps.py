@@ -128,6 +128,18 @@ def changes_of(before: Draft, after: Draft) -> str:
     return ", ".join(parts)
 
 
+def measured_draft(draft: Draft) -> Draft:
+    """Return the draft without freezes and untrained adapters: everything that the model computes depends on."""
+    stacks = {
+        name: tuple(
+            replace(layer, frozen=frozenset(), lora={role: one for role, one in layer.lora.items() if one.address})
+            for layer in layers
+        )
+        for name, layers in draft.stacks.items()
+    }
+    return replace(draft, stacks=stacks, frozen=frozenset())
+
+
 def unfrozen(draft: Draft) -> Draft:
     """Return the draft without freezes and adapters: what the weights alone are."""
     stacks = {

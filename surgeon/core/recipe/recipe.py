@@ -17,7 +17,7 @@ from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
-from surgeon.core.recipe.problems import Problems, Spot, built_in
+from surgeon.core.recipe.problems import Problems, Spot, built_in, validation_text
 from surgeon.core.selection.part_selection import by_scores_of_layers
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.core.selection.spot_selection import SpotSelection
@@ -199,7 +199,7 @@ def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) ->
     except KeyError:
         problems.add((key,), "is missing")
     except msgspec.ValidationError as error:
-        problems.add((key,), str(error))
+        problems.add((key,), validation_text(error))
     return None
 
 
@@ -248,7 +248,7 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         try:
             values[fields[key].name] = msgspec.convert(built_in(value), fields[key].type, dec_hook=_decode)
         except msgspec.ValidationError as error:
-            problems.add((*path, key), str(error))
+            problems.add((*path, key), validation_text(error))
     for name, field in fields.items():
         if field.required and name not in plain:
             problems.add((*path, name), "is missing")
@@ -259,7 +259,7 @@ def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | N
     try:
         return msgspec.convert(built_in(plain), ResolvedFor)
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved_for"), str(error), "what a run wrote there; leave it out")
+        problems.add((*path, "resolved_for"), validation_text(error), "what a run wrote there; leave it out")
         return None
 
 
@@ -269,7 +269,7 @@ def _resolved(
     try:
         resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved"), str(error))
+        problems.add((*path, "resolved"), validation_text(error))
         return None
     selections = selection_fields(operation)
     known = [*selections, *([LEARNED] if issubclass(operation, ResultStep) else [])]

@@ -86,6 +86,12 @@ def unresolved(step: Step) -> Step:
     return Step(step.operation)
 
 
+def unresolved_result(step: Step) -> Step:
+    """Return a step without the result that it made; what its selections came to stays."""
+    kept = {name: found for name, found in (step.resolved or {}).items() if name != LEARNED}
+    return step if LEARNED not in (step.resolved or {}) else msgspec.structs.replace(step, resolved=kept or None)
+
+
 def resolved_text(step: Step) -> str:
     """Return in words what a step came to."""
     found = (f"{name} {','.join(map(str, chosen)) or 'none'}" for name, chosen in (step.resolved or {}).items())

@@ -85,7 +85,17 @@ def answers(score: Score, request: str) -> bool:
     return score.name == kind.name and settings == msgspec.to_builtins(kind)
 
 
+def _by_title(request: str) -> str:
+    """Return a score that is asked for by the title of its column, such as BI, by its name."""
+    titles = {kind.title.lower(): name for name, kind in score_kinds().items()}
+    title, parenthesis, settings = request.strip().partition("(")
+    if title in score_kinds():
+        return request
+    return titles.get(title.strip().lower(), title) + parenthesis + settings
+
+
 def _parse(request: str, where: str) -> ScoreKind:
+    request = _by_title(request)
     match = _REQUEST.fullmatch(request.strip().replace("-", "_") if "(" not in request else request.strip())
     kinds = score_kinds()
     name = match[1] if match else request

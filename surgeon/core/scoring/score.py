@@ -68,6 +68,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
     END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached.
     notes: what a person should know before trusting it.
+    weights_only: whether the model carries trained adapters that were left out.
     measured_on: the data, by the name it was asked for; None for the built-in text. It says nothing of what is in it.
     """
 
@@ -80,6 +81,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     measured_on: str | None = None
+    weights_only: bool = False
     provenance: Provenance
 
     @property

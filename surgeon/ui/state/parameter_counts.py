@@ -8,6 +8,7 @@ from surgeon.core.plan.draft import Draft, Layer, Source
 from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.plan import Plan
 from surgeon.core.plan.tied_head import outside_tensors
+from surgeon.core.recipe.learning_step import is_free
 from surgeon.core.structure.structure import Structure
 
 
@@ -42,6 +43,8 @@ def adapter_parameters(plan: Plan) -> int:
     return sum(adapter.lora.rank * sum(adapter.shape) for adapter in plan.adapters)
 
 
-def trainable_parameters(plan: Plan) -> int:
-    """Return the stored elements that no step froze."""
-    return sum(tensor.parameters for tensor in plan.tensors if tensor.name not in plan.frozen)
+def trainable_parameters(draft: Draft, plan: Plan) -> int:
+    """Return what a training would train: the adapters where there are any, else the elements that no step froze."""
+    if plan.adapters:
+        return sum(one.lora.rank * sum(one.shape) for one in plan.adapters if is_free(draft, one))
+    return plan.trainable_parameters

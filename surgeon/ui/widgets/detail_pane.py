@@ -71,6 +71,8 @@ class DetailPane(TextList):
         columns = [column for column in self.state.visible_columns if key in column.values]
         for column in columns:
             yield self._score(column, key)
+            for note in column.notes:
+                yield Text(f"   {note}", self._theme_styles.warning, no_wrap=True)
         if columns:
             yield Text()
 
@@ -97,26 +99,28 @@ class DetailPane(TextList):
         types = self._layout(layer).types
         groups = group_experts(types)
         width = min(_MAX_NAME_CELLS, max((len(_short_name(name)) for name in groups), default=0))
-        titles = "".join(f"{column.title:>9}" for column in columns)
-        yield Text(f" {'tensor':<{width}} {'shape':<10}{titles}{'bytes':>9}  dtype role", styles.dim, no_wrap=True)
-        for name, suffixes in groups.items():
-            yield self._tensor(layer, key, name, {suffix: types[suffix] for suffix in suffixes}, columns, width)
+        titles = "".join(f" {column.title:>8}" for column in columns)
+        grouped = {name: {suffix: types[suffix] for suffix in suffixes} for name, suffixes in groups.items()}
+        shapes = max([9, *(len(_shape_text([*one.values()])) for one in grouped.values())]) + 1
+        heading = f" {'tensor':<{width}} {'shape':<{shapes}}{titles}{'bytes':>9}  dtype role"
+        yield Text(heading, styles.dim, no_wrap=True)
+        for name, one in grouped.items():
+            yield self._tensor(layer, key, name, one, columns, (width, shapes))
         if any(layer_key == key for column in columns for layer_key, _ in column.untrained):
             yield Text(f" {_UNTRAINED} was not trained", styles.dim, no_wrap=True)
 
     def _tensor(
         self, layer: Layer, key: str, name: str, types: Mapping[str, TensorType], columns: Sequence[ScoreColumn],
-        width: int,
+        widths: tuple[int, int],
     ) -> Text:  # fmt: skip
-        styles, (suffix, one) = self._theme_styles, next(iter(types.items()))
+        styles, (suffix, one), (width, shapes) = self._theme_styles, next(iter(types.items())), widths
         line = Text(no_wrap=True)
         line.append(f" {_truncated(_short_name(name), width):<{width}} ", styles.foreground)
-        times = f"{len(types)}× " if len(types) > 1 else ""
-        line.append(f"{times + '×'.join(map(str, one.shape)):<10}", styles.accent)
+        line.append(f"{_shape_text([*types.values()]):<{shapes}}", styles.accent)
         for column in columns:
             value, untrained = column.matrices[key].get(suffix), (key, suffix) in column.untrained
             cell = _UNTRAINED if untrained else f"{value:.4g}" if value is not None else ""
-            line.append(f"{cell:>9}", styles.foreground)
+            line.append(f" {cell:>8}", styles.foreground)
         line.append(f"{bytes_text(sum(each.nbytes for each in types.values())):>9}", styles.dim)
         role = self.state.session.structure.role(suffix)
         style = styles.blue if role in layer.frozen else styles.yellow if role in layer.lora else styles.faint
@@ -134,6 +138,11 @@ def group_experts(names: Iterable[str]) -> dict[str, list[str]]:
     for name in names:
         groups.setdefault(_EXPERT_INDEX.sub("*", name), []).append(name)
     return groups
+
+
+def _shape_text(types: Sequence[TensorType]) -> str:
+    times = f"{len(types)}× " if len(types) > 1 else ""
+    return times + "×".join(map(str, types[0].shape))
 
 
 def _short_name(name: str) -> str:
