@@ -11,10 +11,11 @@ import msgspec
 
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from surgeon.core.plan.donors import read_donor
+from surgeon.core.donors.donor import Donor
+from surgeon.core.donors.reading import read_donor
 from surgeon.core.plan.draft import Draft, Grafted, Layer
 from surgeon.core.recipe.operation import Chosen, Operation
-from surgeon.core.structure.structure import Donor, Stack
+from surgeon.core.structure.structure import Stack
 from surgeon.errors import ArchitectureError, RecipeError
 
 

@@ -6,7 +6,6 @@ hooks would fetch a layer anew for every batch; here a layer is fetched once, pu
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import sys
 from collections.abc import Iterator
@@ -151,9 +150,3 @@ def without_hooks(layer: nn.Module) -> nn.Module:
             hook.offload = False
     remove_hook_from_module(layer, recurse=True)
     return layer
-
-
-def copied_layer(layer: nn.Module) -> nn.Module:
-    """Return a copy of a layer, with its weights in memory."""
-    with weights_of(layer) as whole:
-        return without_hooks(copy.deepcopy(whole))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.backend.scoring.context import Settings
 from surgeon.backend.scoring.learned_scores import score_of_matrices
-from surgeon.backend.training.merging import adapted_weights
+from surgeon.backend.trained_adapters import trained_updates
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.learning_step import result_names
 from surgeon.core.scoring.score import Score
 from surgeon.core.scoring.score_kinds import AdapterScore, LearnedValues
 from surgeon.errors import ScoreError
@@ -23,13 +24,18 @@ def adapters_pass(draft: Draft, kinds: Sequence[AdapterScore], settings: Setting
         ScoreError: none was trained.
     """
     values: dict[str, dict[str, float]] = {kind.name: {} for kind in kinds}
-    count = len(compile_plan(draft).adapters)
+    own = dict(result_names(draft))
+    planned = {own[tensor.name]: tensor for tensor in compile_plan(draft).tensors if tensor.name in own}
+    updates = trained_updates(draft)
     with tensor_reader() as reader:
-        for done, (adapter, weight, (scale, b_OR, a_RI)) in enumerate(adapted_weights(reader, draft)):
+        for done, (name, (_, update)) in enumerate(updates.items()):
             job.stop_if_cancelled()
-            job.progress(done, count, "matrices", "adapters")
+            job.progress(done, len(updates), "matrices", "adapters")
+            tensor = planned[f"{name}.weight"]
+            weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape).float()
+            weight = weight.T if update.transposed else weight
             for kind in kinds:
-                values[kind.name][adapter.name] = kind.matrix(weight.float(), scale * b_OR, a_RI)
+                values[kind.name][name] = kind.matrix(weight, update.b_OR, update.a_RI)
     if not any(values.values()):
         raise ScoreError(
             "there are no trained adapters", where=", ".join(values), allowed="after load_adapter or train",

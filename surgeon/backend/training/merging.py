@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.backend.digests import contents_digest, digest_of
-from surgeon.backend.model.tensors import TensorReader, tensor_reader
+from surgeon.backend.model.tensors import tensor_reader
 from surgeon.backend.model.update_rounding import Rounding
+from surgeon.backend.trained_adapters import read_update
 from surgeon.backend.training.result_store import keep
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
@@ -22,21 +23,15 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (
     REPORT,
     TENSORS,
-    adapter_tensors,
     is_learned,
     result_report,
-    result_tensors,
 )
-from surgeon.core.plan.plan import Adapter, compile_plan
+from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.learning_step import LEARNED, draft_state, result_names
 from surgeon.core.recipe.recipe import Step
 
 _VERSION = 1
 """Raised whenever the same inputs would give another result."""
-
-
-Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Gate times alpha / rank, B (outputs, rank) and A (rank, inputs), float32: their product is added to the weight."""
 
 
 def merge(draft: Draft, step: Step, job: JobContext) -> Step:
@@ -75,33 +70,14 @@ def _merge(draft: Draft, directory: Path) -> dict[str, Any]:
 
 def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield the matrices with trained adapters: name in the result, weight, and what is added to it in float32."""
-    transposed = draft.structure.family.transposed
-    with tensor_reader() as reader:
-        for adapter, weight, (scale, b_OR, a_RI) in adapted_weights(reader, draft):
-            update = scale * (b_OR @ a_RI)
-            turned = adapter.role in transposed
-            yield f"{adapter.name}.weight", weight.T if turned else weight, update.T if turned else update
-
-
-def adapter_factors(reader: TensorReader, adapter: Adapter) -> Factors | None:
-    """Return what an adapter's update is the product of; None where it was not trained: its B is zero."""
-    lora = adapter.lora
-    stored = result_tensors(lora.address) if lora.address else {}
-    names = adapter_tensors(adapter.name)
-    if names[1] not in stored:
-        return None
-    a_RI, b_OR, gate = (reader.read(stored[name]).float() for name in names)
-    return torch.sigmoid(gate) * (lora.alpha / lora.rank), b_OR, a_RI
-
-
-def adapted_weights(reader: TensorReader, draft: Draft) -> Iterator[tuple[Adapter, torch.Tensor, Factors]]:
-    """Yield the trained adapters of a draft, the weight that each is on (outputs, inputs), and its factors."""
     plan = compile_plan(draft)
     own = dict(result_names(draft))
     planned = {own[tensor.name]: tensor for tensor in plan.tensors if tensor.name in own}
-    for adapter in plan.adapters:
-        factors = adapter_factors(reader, adapter)
-        if factors is not None:
-            tensor = planned[f"{adapter.name}.weight"]
-            weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-            yield adapter, weight.T if adapter.role in draft.structure.family.transposed else weight, factors
+    transposed = draft.structure.family.transposed
+    with tensor_reader() as reader:
+        for adapter in plan.adapters:
+            name = f"{adapter.name}.weight"
+            tensor = planned[name]
+            update = read_update(reader, adapter, transposed=adapter.role in transposed)
+            if update is not None:
+                yield name, reader.evaluate(tensor.source, tensor.dtype, tensor.shape), update.weight

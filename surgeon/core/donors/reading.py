@@ -8,10 +8,11 @@ from typing import Any
 
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.tensors import Shard
+from surgeon.core.donors.donor import Donor
 from surgeon.core.structure.boundary_layer_tensors import EndTensor, SharedTensors
 from surgeon.core.structure.layer_dependencies import UnexplainedDifference
 from surgeon.core.structure.layouts import LayerTensors, Layout, Run
-from surgeon.core.structure.structure import Donor, Stack, Structure
+from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
 _NOT_OF_LAYERS = frozenset(
