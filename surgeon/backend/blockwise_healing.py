@@ -19,15 +19,16 @@ from transformers import get_scheduler
 
 from surgeon.backend.data.examples import Examples, examples_of_step, steps_wanted
 from surgeon.backend.hidden_states import HiddenStates
-from surgeon.backend.model.in_memory_executor import build_layer, live_suffix
+from surgeon.backend.model.in_memory_executor import edited_config
 from surgeon.backend.model.input_limits import refuse_unreadable
+from surgeon.backend.model.layer_building import LayerShells, build_layer, live_suffix
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import Arguments, LayerRunner
-from surgeon.backend.model.loading import resident_model
+from surgeon.backend.model.loading import forget_donor, resident_model
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, room_for_states, weights_of
 from surgeon.backend.model.tensors import DTYPES
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.core.plan.blocks import Block, blocks_of
+from surgeon.core.plan.layer_moves import Block, blocks_of
 from surgeon.core.plan.learned_results import layer_tensor
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.learning_step import layer_suffixes
@@ -85,18 +86,20 @@ class _Healing:
             )
         seen = sorted({at for number in range(steps) for at in self._of_step(number)})
         runner, calls = self._recorded(seen)
-        stack = self.request.draft.structure.stack()
-        blocks = blocks_of(self.request.draft)
+        draft, stack = self.request.draft, self.request.draft.structure.stack()
+        shells = LayerShells(self.model, edited_config(self.model, draft), stack, len(draft.layers()))
+        base, blocks = list(runner.layers), blocks_of(draft)
         for done, block in enumerate(blocks):
             job.stop_if_cancelled()
-            for base in block.base:
-                self._push(runner, runner.layers[base], _BASE, seen, [call[base] for call in calls])
+            for number in block.base:
+                self._push(runner, base[number], _BASE, seen, [call[number] for call in calls])
             arguments = dict(zip(seen, (call[block.like] for call in calls), strict=True))
-            layer = build_layer(self.request.draft.structure, stack, block.layer.source, list(runner.layers))
+            layer = build_layer(draft.structure, stack, block.layer.source, base, shells, block.position)
             if block.changed:
                 self._train(runner, layer, block, seen, arguments, steps)
             self._push(runner, layer, _HEALED, seen, [arguments[at] for at in seen])
             job.progress(done + 1, len(blocks), "layers", "healing")
+        forget_donor()
         for text in notes:
             job.warn(f"{step.name}: {text}")
         mean = [math.fsum(of_step) / len(of_step) for of_step in zip(*self.losses, strict=True)]

@@ -10,10 +10,11 @@ import msgspec
 
 from surgeon.backend.open_base import open_base
 from surgeon.core.checkpoint.file_stamps import FileStamps
+from surgeon.core.checkpoint.model_location import adapter_beside
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.apply_steps import Measured, apply_step, margins, resolve_step
+from surgeon.core.recipe.apply_steps import Measured, apply_step, margins, pin_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
@@ -43,8 +44,12 @@ def replay(
     draft = base
     steps: list[Step] = []
     fingerprint = base.structure.checkpoint.fingerprint
+    left_out = adapter_beside(base.structure.checkpoint.path)
+    if left_out:
+        job.warn(left_out)
     resolution = Resolution(recipe, fingerprint, file_digests(job.root))
-    for number, written in enumerate(recipe.steps):
+    for number, unpinned in enumerate(recipe.steps):
+        written = pin_step(unpinned, job.root)
         step = _current(written, number, steps, resolution, job)
         was_open = step.resolved is None
         if isinstance(step.operation, ResultStep):

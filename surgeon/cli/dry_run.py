@@ -12,18 +12,24 @@ import msgspec
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.plan.draft import Draft, base_tensors, draft_of
+from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.apply_steps import apply_step, changes_of, margins
+from surgeon.core.recipe.apply_steps import apply_step, changes_of, margins, pin_step
 from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved
 from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
+from surgeon.core.scoring.requests import request_name
 from surgeon.core.scoring.score import RUNS, Provenance, Score
+from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.core.selection.budget_layers import measured_budget
+from surgeon.core.selection.part_selection import part_counts
 from surgeon.core.selection.selection import Ranked
+from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.structure import SUBLAYERS
 from surgeon.errors import ArchitectureError, RecipeError
 
 ABSENT = "(absent)"
@@ -124,11 +130,12 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
     compared = recipe.base.fingerprint or any(step.resolved_for for step in recipe.steps)
     fingerprint = checkpoint.fingerprint if compared else ""
     recipe.base.check(fingerprint, str(checkpoint.path), str(where or "recipe"))
-    drafts = [draft_of(read_structure(checkpoint))]
+    drafts = [draft_of(read_structure(checkpoint), root)]
     reports: list[StepReport] = []
     plan, exact = compile_plan(drafts[0]), True
     resolution, steps = Resolution(recipe, fingerprint or None, file_digests(root)), list[Step]()
-    for number, written in enumerate(recipe.steps):
+    for number, unpinned in enumerate(recipe.steps):
+        written = pin_step(unpinned, root)
         reason = resolution.stale(written, steps)
         step = unresolved(written) if reason else written
         assumed = _assumed(drafts[-1], step)
@@ -150,7 +157,8 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
         steps.append(step)
         drafts.append(draft)
         plan = after
-    return Folded(recipe, tuple(drafts), plan, tuple(reports))
+    pinned = msgspec.structs.replace(recipe, steps=tuple(pin_step(step, root) for step in recipe.steps))
+    return Folded(pinned, tuple(drafts), plan, tuple(reports))
 
 
 def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
@@ -159,16 +167,30 @@ def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
         return {}
     stack, layers = draft.structure.stack(step.operation.stack), draft.layers(step.operation.stack)
     values = {layer.key: 0.0 for layer in layers}
-    alike = {
-        layout: {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2} for layout in stack.layouts
-    }
-    matrices = {layer.key: alike[base_tensors(layer.source, stack).layout] for layer in layers}
+    sublayers = {name: [0.0] * len(layers) for name in SUBLAYERS}
     runs = {f"{at}-{at}": [0.0, None] for at in range(len(layers))}
+    matrices = {layer.key: _alike(layout_of(draft.structure, stack, layer.source)) for layer in layers}
     origin = Provenance(fingerprint="")
     return {
-        ranked: Score(name=ranked.by, values=values, matrices=matrices, details={RUNS: runs}, provenance=origin)
+        ranked: Score(
+            name=ranked.by, values=values, matrices=matrices, provenance=origin, details={**sublayers, RUNS: runs},
+            parts=_equal_parts(draft, step.operation.stack, ranked),
+        )
         for ranked in step.operation.ranked()
-    }
+    }  # fmt: skip
+
+
+def _alike(layout: Layout) -> dict[str, float]:
+    return {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2}
+
+
+def _equal_parts(draft: Draft, stack: str | None, ranked: Ranked) -> dict[str, list[float]]:
+    """Return equal values of the parts that a score is of, by layer key; none where it is of layers or matrices."""
+    kind = score_kinds()[request_name(ranked.by)].part
+    if not kind:
+        return {}
+    layers = draft.layers(stack)
+    return {layers[at].key: [0.0] * count for at, count in part_counts(draft, stack, kind).items()}
 
 
 def _report(

@@ -23,6 +23,8 @@ COMMANDS = {
     "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
     "run": "Carry out a recipe.",
+    "import-config": "Turn a config file of mergekit, axolotl, LLaMA-Factory or PEFT into a recipe.",
+    "export-config": "Write a recipe down for mergekit, axolotl, LLaMA-Factory or PEFT.",
     "verify": "Prove that an exported model is what it should be.",
     "list": "List the scores, operations or objectives there are.",
     "schema": "Print the JSON Schema of recipes.",
@@ -33,8 +35,9 @@ COMMANDS = {
 
 _HELP = """An operating room for language models.
 
-`surgeon MODEL` opens a model: a directory, a hub id, or `demo`. A directory that is called like a command is
-reachable as ./NAME.
+`surgeon MODEL` opens a model: a directory, a hub id, or `demo`; `surgeon RECIPE.yaml` opens a recipe with its model,
+and `surgeon MODEL --recipe FILE` goes on with a recipe or begins one. `surgeon open --help` lists what else opening
+takes. A directory that is called like a command is reachable as ./NAME.
 """
 _OWN_FLAGS = (*MANNER_FLAGS, "-h", "--help", "--version")
 
@@ -55,7 +58,7 @@ class SurgeonGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command of a name."""
         if cmd_name in (*COMMANDS, "open"):
-            return import_module(f"surgeon.cli.commands.{cmd_name}").command  # type: ignore[no-any-return]
+            return import_module(f"surgeon.cli.commands.{cmd_name.replace('-', '_')}").command  # type: ignore[no-any-return]
         if cmd_name in _operation_names():
             from surgeon.cli.operation_command import command_of
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.plan.blocks import blocks_of
 from surgeon.core.plan.draft import OUTSIDE, Draft
+from surgeon.core.plan.layer_moves import blocks_of
 from surgeon.core.recipe.learning_step import LearningStep, learned_layer, with_learned_adapters, with_learned_weights
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.errors import RecipeError

@@ -45,7 +45,7 @@ def test_a_tied_head_is_not_frozen_without_the_embedding_that_it_is(tmp_path: Pa
         ({"matrices": "1.mlp.up", "roles": ["attention"]}, "does not go with `matrices`"),
         ({"layers": "inserted"}, "chooses no layer"),
         ({"layers": "inserted", "outside": ["embedding"]}, "chooses no layer"),
-        ({"layers": "0", "except": "1"}, "needs one of"),
+        ({"layers": "0", "except": "1"}, "takes one of"),
         ({}, "needs one of"),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 
 from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.device import choose_device, choose_dtype
-from surgeon.backend.digests import side_digest
+from surgeon.backend.digests import contents_digest, side_digest
 from surgeon.backend.evaluation.divergence import divergences
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.live_model import LiveModel, live_model
@@ -31,10 +31,10 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.learning_step import draft_state
-from surgeon.core.recipe.read_only_step import ReadOnlyStep
+from surgeon.core.recipe.read_only_step import Bound, ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
-from surgeon.errors import ScoreError
+from surgeon.errors import GateError, ScoreError
 
 _BY_LIKELIHOOD = ("text", "responses", "choices", "pairs", "divergence")
 """What can be measured layer by layer; the rest has tokens written one after the other."""
@@ -59,8 +59,12 @@ class Evaluator:
         self._cache = ScoreCache(base.structure.checkpoint)
         self._tokenizer: Any = None
 
-    def evaluate(self, draft: Draft, step: ReadOnlyStep, number: int) -> Iterator[EvaluationResult]:
+    def evaluate(
+        self, draft: Draft, step: ReadOnlyStep, number: int, *, looking: bool = False
+    ) -> Iterator[EvaluationResult]:
         """Carry out a step and yield what it finds.
+
+        `looking`: a gate that is not met is told in the result and stops nothing, and the base is measured too.
 
         Raises:
             GateError: a figure is out of its bounds.   DataError, RecipeError: the data or a bound says nothing.
@@ -72,7 +76,9 @@ class Evaluator:
             base = self._raw(self._base, measure) if measure.kind == "pairs" else None
             figures = figures_of(measure, raw, base)
             bound = bounds.get(name)
-            untouched = self._figures_of_base(measure) if bound is not None and bound.relative else {}
+            compared = looking and measure.kind not in ("pairs", "divergence", "tasks", "speed")
+            relative = bound is not None and bound.relative
+            untouched = self._figures_of_base(measure) if compared or relative else {}
             result = EvaluationResult(
                 step=number, name=name if bounds else step.title, metric=name, data=measure.data,
                 examples=len(raw.values), figures=figures, base=dict(untouched), measured_on=raw.measured_on,
@@ -80,8 +86,7 @@ class Evaluator:
             self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
             if bound is not None:
                 where = f"steps[{number}].{step.name}.{name}"
-                said = bound.judge(name, figures[name], untouched.get(name), where)
-                result = msgspec.structs.replace(result, bounds={name: said})
+                result = _judged(result, bound, name, untouched.get(name) if relative else None, where, looking)
             yield result
 
     def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
@@ -145,7 +150,10 @@ class Evaluator:
         self._job.progress(done, total, unit, "evaluating")
 
     def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any, *, stream: bool = False) -> RawResults:
-        made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
+        state, seed = weights_state(draft), self._recipe.seed
+        made_of: tuple[Any, ...] = ("evaluation", _VERSION, state, asked, str(self._dtype), seed)
+        if len(draft.checkpoints) > 1:  # the cache knows the base's bytes alone
+            made_of = (*made_of, contents_digest(draft.checkpoints))
         known = self._cache.get(RawResults, *made_of)
         if known is None:
             with self._live(draft, self._dtype, stream=stream) as live:
@@ -212,6 +220,18 @@ class Evaluator:
         self, draft: Draft, dtype: torch.dtype | None, *, stream: bool = False
     ) -> AbstractContextManager[LiveModel]:
         return live_model(draft, dtype, self._device, self._recipe.seed, self._job, stream=stream)
+
+
+def _judged(
+    result: EvaluationResult, bound: Bound, name: str, base: Average | None, where: str, looking: bool
+) -> EvaluationResult:
+    try:
+        said = bound.judge(name, result.figures[name], base, where)
+    except GateError as error:
+        if not looking:
+            raise
+        return msgspec.structs.replace(result, bounds={name: error.allowed}, unmet={name: error.what})
+    return msgspec.structs.replace(result, bounds={name: said})
 
 
 def weights_state(draft: Draft) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from surgeon.backend.data.rows import require_data
+from surgeon.backend.data.required_data import require_data
 from surgeon.backend.jobs.verify import verify_checkpoint
 from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
@@ -67,6 +67,7 @@ def _carried_out(
     searches: list[SearchResult] = []
     evaluate = _evaluation_of(recipe, base, results, request, job)
     draft, recipe = replay(recipe, base, request, job, evaluate, searches.append)
+    files.add(*draft.checkpoints)
     plan = compile_plan(draft)
     proof = None
     if out is not None:

@@ -11,10 +11,10 @@ import msgspec
 from surgeon.backend.scoring.context import (
     ScoringContext,
     calibration_of,
+    draft_to_measure,
     provenance_of,
     scoring_context,
     settings_of,
-    weights_alone,
 )
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.backend.scoring.score_runner import measure
@@ -55,17 +55,17 @@ def search(
     settings = replace(
         settings_of(request), data=data, seed=recipe.seed, sequences=step.sequences, length=step.length
     )  # fmt: skip
-    alone = weights_alone(draft, job)
-    calibration = calibration_of(alone, settings, job)
-    scores = {name: measure(alone, [name], settings, job)[0] for name in step.by}
-    cache = ScoreCache(draft.structure.checkpoint)
+    measured = draft_to_measure(draft, settings)
+    calibration = calibration_of(measured, settings, job)
+    scores = {name: measure(measured, [name], settings, job)[0] for name in step.by}
+    cache = ScoreCache(*draft.checkpoints)
     plain = msgspec.to_builtins(step, enc_hook=str)
-    layers = [(layer.key, layer.settings) for layer in alone.layers()]
-    made_of = ("search", _VERSION, provenance_of(alone, settings, calibration), plain, layers)
+    layers = [(layer.key, layer.settings) for layer in measured.layers()]
+    made_of = ("search", _VERSION, provenance_of(measured, settings, calibration), plain, layers)
     found = cache.get(SearchResult, *made_of)
     if found is None:
-        with scoring_context(alone, settings, calibration, settings.first_batch, job) as context:
-            found = _Searching(context, alone, step, scores).result()
+        with scoring_context(measured, settings, calibration, settings.first_batch, job) as context:
+            found = _Searching(context, measured, step, scores).result()
         cache.check()
         cache.put(found, *made_of)
         cache.trim()

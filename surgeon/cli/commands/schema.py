@@ -12,18 +12,20 @@ from surgeon.cli.formatting import print_json
 from surgeon.cli.options import SurgeonCommand
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import Objective, ObjectiveChoice, objectives
-from surgeon.core.recipe.operation import Operation, operations
+from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.recipe import VERSION
 from surgeon.core.scoring.score_kinds import ScoreKind, score_kinds
 from surgeon.core.selection.budget import GRAMMAR as BUDGETS
 from surgeon.core.selection.budget import KINDS as BUDGET_KINDS
 from surgeon.core.selection.selection import GRAMMAR, Selection
+from surgeon.core.selection.spot_selection import SpotSelection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
 _OBJECTIVE = {"$ref": "#/$defs/Objective"}
 _BASE: dict[str, Any] = {
     "model": {"type": "string"},
     "fingerprint": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    "adapter": {"type": "string", "description": "short for a first step load_adapter: {from: …}"},
     "trust_remote_code": {"type": "boolean", "description": "whether code that the model brings may be run"},
 }
 _POSITION = {"type": "integer", "minimum": 0}
@@ -135,10 +137,10 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     properties = _spelled_out(parts[kind.__name__]["properties"], parts)
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
-    chosen = [key for key, value in properties.items() if "Selection" in str(value)]
+    chosen = selection_fields(kind)
     learned: dict[str, Any] = {name: _texts() for name in kind.resolved_fields}
     learned |= {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
-    resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
+    resolved = _closed({**{key: _positions(value) for key, value in chosen.items()}, **learned}, [])
     bodies = [body, *(_said_shortly(body, head, field) for head, field in kind.shorthand.items())]
     whole = body if len(bodies) == 1 else {"anyOf": bodies}
     step = {name: whole if body["required"] else _or_null(body), "resolved": resolved, "resolved_for": _resolved_for()}
@@ -175,8 +177,8 @@ def _texts() -> dict[str, Any]:
     return {"type": "array", "items": {"type": "string"}}
 
 
-def _positions(field: str) -> dict[str, Any]:
-    return {"type": "array", "items": {"type": "string" if field == "matrices" else "integer"}}
+def _positions(kind: type[Selection]) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string" if issubclass(kind, SpotSelection) else "integer"}}
 
 
 def _selection_hook(kind: type) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class RawResults(msgspec.Struct, frozen=True, kw_only=True):
 class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an evaluation at a step came to.
 
-    base: the base model's figures, where a bound is a multiple of them.   bounds: what was required, by figure.
+    base: the base model's figures, where they were asked for.   bounds: what was required, by figure.
+    unmet: the required figures that are out of their bounds, and how.
     measured_on: the machine, in words, where the figures depend on it.
     """
 
@@ -100,6 +101,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     base: dict[str, Average] = {}
     bounds: dict[str, str] = {}
     measured_on: str = ""
+    unmet: dict[str, str] = {}
 
 
 def figures_of(measure: Measure, raw: RawResults, base: RawResults | None) -> dict[str, Average]:

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 import msgspec
 
-from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, in_full, operations, selection_fields
-from surgeon.core.recipe.problems import Problems, Spot, built_in, written_steps
-from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
+from surgeon.core.recipe.problems import Problems, Spot, built_in, validation_text, written_steps
+from surgeon.core.selection.part_selection import by_scores_of_layers
 from surgeon.core.selection.selection import Selection, parse_selection
+from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 VERSION = 1
@@ -51,6 +51,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
 
 
+_BASE_KEYS = (*Base.__struct_fields__, "adapter")
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
@@ -81,13 +82,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
-
-
-def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
-    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
-    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
-    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
-    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
@@ -178,23 +172,30 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
     base = _field(plain, "base", Base, problems)
     seed = _field(plain, "seed", int, problems) if "seed" in plain else 0
     data = _field(plain, "data", dict[str, str], problems) if "data" in plain else {}
-    steps = _steps(plain.get("steps", []), problems)
+    steps = [*_adapter_of_base(plain, problems), *_steps(plain.get("steps", []), problems)]
     if problems.faults:
         return None
     return Recipe(base=base, seed=seed, data=data, steps=tuple(steps))
 
 
+def _adapter_of_base(plain: Mapping[str, Any], problems: Problems) -> list[Step]:
+    """Return the first step that `base: {model: …, adapter: …}` is short for."""
+    adapter = plain["base"].get("adapter") if isinstance(plain.get("base"), Mapping) else None
+    found = None if adapter is None else _step({"load_adapter": {"from": adapter}}, ("base", "adapter"), problems)
+    return [] if found is None else [found]
+
+
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in Base.__struct_fields__:
-                problems.unknown((key,), name, list(Base.__struct_fields__))
+            if name not in _BASE_KEYS:
+                problems.unknown((key,), name, list(_BASE_KEYS))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:
         problems.add((key,), "is missing")
     except msgspec.ValidationError as error:
-        problems.add((key,), str(error))
+        problems.add((key,), validation_text(error))
     return None
 
 
@@ -244,7 +245,7 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         try:
             values[fields[key].name] = msgspec.convert(built_in(value), fields[key].type, dec_hook=_decode)
         except msgspec.ValidationError as error:
-            problems.add((*path, key), str(error))
+            problems.add((*path, key), validation_text(error))
     for name, field in fields.items():
         if field.required and name not in plain:
             problems.add((*path, name), "is missing")
@@ -255,7 +256,7 @@ def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | N
     try:
         return msgspec.convert(built_in(plain), ResolvedFor)
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved_for"), str(error), "what a run wrote there; leave it out")
+        problems.add((*path, "resolved_for"), validation_text(error), "what a run wrote there; leave it out")
         return None
 
 
@@ -265,12 +266,13 @@ def _resolved(
     try:
         resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved"), str(error))
+        problems.add((*path, "resolved"), validation_text(error))
         return None
+    selections = selection_fields(operation)
     texts = [*operation.resolved_fields, *([LEARNED] if issubclass(operation, ResultStep) else [])]
-    known = [*selection_fields(operation), *texts]
+    known = [*selections, *texts]
     for name, chosen in resolved.items():
-        kind = str if name in ("matrices", *texts) else int
+        kind = str if name in texts or issubclass(selections.get(name, Selection), SpotSelection) else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
         elif not all(isinstance(one, kind) for one in chosen):
@@ -285,7 +287,7 @@ def _decode(kind: type, raw: Any) -> Any:
             return parse_objective(raw)
         if not issubclass(kind, Selection):
             raise NotImplementedError(kind)
-        return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
+        return kind.parse(raw) if issubclass(kind, SpotSelection) else by_scores_of_layers(parse_selection(raw))
     except RecipeError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from surgeon.core.plan.blocks import blocks_of
 from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.layer_moves import blocks_of
 from surgeon.core.plan.plan import Plan
 from surgeon.core.recipe.learning_step import LearningStep, is_free
 

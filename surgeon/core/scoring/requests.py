@@ -28,7 +28,7 @@ def split_requests(text: str) -> list[str]:
 
 
 def requested_scores(requests: Sequence[str], where: str = "--by") -> list[ScoreKind]:
-    """Return the scores asked for, each once; `all` stands for every one that is not learned.
+    """Return the scores asked for, each once; `all` stands for every one that is not learned, nor of adapters.
 
     Raises:
         UsageError: there is no such score or setting, or one score is asked for twice with different settings.
@@ -39,7 +39,9 @@ def requested_scores(requests: Sequence[str], where: str = "--by") -> list[Score
         if found.setdefault(kind.name, kind) != kind:
             raise UsageError(f"{kind.name} is asked for twice, with different settings", where=where)
     if "all" in requests:
-        measured = {name: kind for name, kind in score_kinds().items() if kind.needs != "learning"}
+        measured = {
+            name: kind for name, kind in score_kinds().items() if not (kind.of_adapters or kind.needs == "learning")
+        }
         found |= {name: kind() for name, kind in measured.items() if name not in found}
     if not found:
         raise UsageError("names no score", where=where, allowed=", ".join((*score_kinds(), "all")))
@@ -73,6 +75,11 @@ def request_text(raw: Any, where: str = "by") -> str:
     return request_of(_checked(type(kind), settings, f"{where} {name}", strict=True))
 
 
+def request_name(request: str) -> str:
+    """Return the name of a score as `request_text` returns it."""
+    return request.partition("(")[0]
+
+
 def answers(score: Score, request: str) -> bool:
     """Whether a score is what a request in text asks for: the same one, measured with the same settings."""
     kind = _parse(request, "by")
@@ -80,7 +87,17 @@ def answers(score: Score, request: str) -> bool:
     return score.name == kind.name and settings == msgspec.to_builtins(kind)
 
 
+def _by_title(request: str) -> str:
+    """Return a score that is asked for by the title of its column, such as BI, by its name."""
+    titles = {kind.title.lower(): name for name, kind in score_kinds().items()}
+    title, parenthesis, settings = request.strip().partition("(")
+    if title in score_kinds():
+        return request
+    return titles.get(title.strip().lower(), title) + parenthesis + settings
+
+
 def _parse(request: str, where: str) -> ScoreKind:
+    request = _by_title(request)
     match = _REQUEST.fullmatch(request.strip().replace("-", "_") if "(" not in request else request.strip())
     kinds = score_kinds()
     name = match[1] if match else request

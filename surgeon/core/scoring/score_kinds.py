@@ -1,4 +1,4 @@
-"""Kinds of scores, by what they need of a model: weights, activations, inputs, sweeps, gradients or a training."""
+"""Kinds of scores, by what they need of a model: its weights, activations, gradients, adapters, or a training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
+from surgeon.core.parts.division import PartKind
 from surgeon.core.registry import classes_of
 from surgeon.core.scoring.score import Average
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "parts", "sweep", "gradients", "adapters", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +27,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
     needs: the pass that feeds it.   data: whether it reads calibration text.
     local: whether a layer's score depends on no layer behind it, and on nothing but its own row.
+    part: the kind of parts of a layer that it gives a value each, if any: experts, neurons or heads.
     of_adapters: whether it is of the draft's own trained adapters, which all others leave out.
     """
 
@@ -37,6 +39,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
     local: ClassVar[bool] = False
+    part: ClassVar[PartKind | Literal[""]] = ""
     of_adapters: ClassVar[bool] = False
 
 
@@ -234,6 +237,18 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
 
     def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> LearnedValues:
         """Return the scores from the reports of the learning steps."""
+        raise NotImplementedError
+
+
+class AdapterScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of the draft's own trained adapters; a layer's is the mean over its matrices that have one."""
+
+    needs = "adapters"
+    data = False
+    of_adapters = True
+
+    def matrix(self, weight: Tensor, b_OR: Tensor, a_RI: Tensor) -> float:
+        """Return the score of one matrix (outputs, inputs) and what is added to it, `b_OR @ a_RI`; float32."""
         raise NotImplementedError
 
 

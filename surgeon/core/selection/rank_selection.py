@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from surgeon.core.plan.draft import Draft
 from surgeon.core.scoring.score import Score
-from surgeon.core.selection.matrix_selection import MatrixSelection, Spot, matrix_shapes
+from surgeon.core.selection.matrix_selection import Spot, matrix_shapes
 from surgeon.core.selection.selection import Ranked
+from surgeon.core.selection.spot_selection import SpotSelection, required, split_spot
 from surgeon.errors import SelectionError
 
 Scores = Mapping[Ranked, Score]
@@ -16,26 +17,19 @@ Wanted = Callable[[Draft, Scores], Mapping[int, frozenset[str]]]
 """Gives the roles that are adapted, by position."""
 
 
-class RankSelection(MatrixSelection):
+class RankSelection(SpotSelection):
     """The ranks of the adapters on some matrices, by a score: `POSITION.ROLE=RANK` for each.
 
     mean: of all ranks.   least: of any.   wanted: which matrices are adapted.
     """
 
     __slots__ = ("least", "mean", "wanted")
+    what = "ranks"
 
     def __init__(self, by: str, data: str | None, mean: int, least: int, wanted: Wanted) -> None:
         self.mean, self.least, self.wanted = mean, least, wanted
         text = f"by {by}, mean {mean}, least {least}"
         super().__init__((Ranked("ranks", f"{mean} {least}", by, data, ()),), (), text)
-
-    def __eq__(self, other: object) -> bool:
-        """Compare by meaning."""
-        return isinstance(other, RankSelection) and self.terms == other.terms
-
-    def __hash__(self) -> int:
-        """Hash by meaning."""
-        return hash(self.terms)
 
     def spots(self, draft: Draft, stack: str | None, scores: Scores) -> tuple[str, ...]:
         """Return the ranks, in the order of the layers.
@@ -44,11 +38,10 @@ class RankSelection(MatrixSelection):
             SelectionError: the score is not there, or has no value for a matrix that is adapted.
         """
         (term,) = self.ranked()
-        if term not in scores:
-            raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe, which measures it")
+        score = required(term, scores)
         spots = [(at, role) for at, roles in sorted(self.wanted(draft, scores).items()) for role in sorted(roles)]
         shapes = matrix_shapes(draft, stack)
-        values = [_value(scores[term], draft, stack, spot) for spot in spots]
+        values = [_value(score, draft, stack, spot) for spot in spots]
         if max(values, default=0.0) <= 0 and len(set(values)) > 1:
             raise SelectionError(
                 f"{term.by} has no positive value, and ranks are in proportion to what is positive", where="by",
@@ -77,10 +70,9 @@ def ranks_by_spot(chosen: Sequence[int | str]) -> dict[Spot, int]:
     found = {}
     for text in map(str, chosen):
         spot, equals, rank = text.partition("=")
-        position, dot, role = spot.partition(".")
-        if not (equals and dot and position.isdigit() and rank.isdigit() and int(rank)):
+        if not (equals and rank.isdigit() and int(rank)):
             raise SelectionError(f"{text!r} is no rank", allowed="POSITION.ROLE=RANK, such as 3.mlp.up=12")
-        found[int(position), role] = int(rank)
+        found[split_spot(spot, "rank", "3.mlp.up=12")] = int(rank)
     return found
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend import blockwise_healing
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.plan.blocks import blocks_of
 from surgeon.core.plan.draft import Draft, draft_of
+from surgeon.core.plan.layer_moves import blocks_of
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.apply_steps import apply_step
 from surgeon.core.recipe.recipe import step_of
