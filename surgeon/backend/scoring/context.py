@@ -21,7 +21,7 @@ from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
-from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.backend.model.streaming import fits_in_memory, is_streamed, room_for_states
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
@@ -159,8 +159,6 @@ def scoring_context(
     how = "layer by layer from disk" if stream else "whole"
     job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
-        if stream:
-            stack.enter_context(freed_memory_returned())
         model = resident_model(draft.structure, dtype, device, stream=stream).model
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))

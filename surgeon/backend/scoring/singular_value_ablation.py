@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.matrices import cut, decile, put_back
-from surgeon.backend.model.streaming import weights_of
+from surgeon.backend.model.streaming import weights_in_order
 from surgeon.backend.scoring.context import (
     ScoringContext,
     Settings,
@@ -138,10 +138,12 @@ class _Ablated:
         """Push all variants through all layers."""
         count = len(self._ready.runner.layers)
         found = False
-        for number, layer in enumerate(self._ready.runner.layers):
-            with weights_of(layer):
-                found |= self._push_through(number, layer)
-            self._ready.progress(number + 1, count, f"ablating {self._role}")
+        layers = list(self._ready.runner.layers)
+        with weights_in_order(layers) as weights:
+            for number, layer in enumerate(layers):
+                with weights(number):
+                    found |= self._push_through(number, layer)
+                self._ready.progress(number + 1, count, f"ablating {self._role}")
         if not found:
             raise SelectionError(f"no matrix in a layer has role {self._role!r}", where="roles")
 
