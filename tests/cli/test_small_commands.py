@@ -26,7 +26,8 @@ def test_verify_prints_the_checks(run: Run, model: str, jobs: Jobs) -> None:
     result = run("verify", model, "--base", "demo")
     assert result.exit_code == 0
     assert "keys   passed  all there" in result.stdout
-    expected = {"root": ".", "directory": model, "base": "demo", "device": None, "dtype": None}
+    expected = {"root": ".", "directory": model, "base": "demo", "trust_remote_code": False}
+    expected |= {"device": None, "dtype": None}
     assert jobs.asked == [("verify", expected, None)]
 
 
@@ -39,6 +40,19 @@ def test_a_failed_check_fails_verify(run: Run, model: str, jobs: Jobs) -> None:
     as_json = run("verify", model, "--json")
     assert as_json.exit_code == 1
     assert json.loads(as_json.stdout) == {"passed": False, "proof": BAD}
+
+
+def test_what_is_not_proved_is_neither_passed_nor_failed(run: Run, model: str, jobs: Jobs) -> None:
+    """A model that could not be loaded is not what passed; a missing base is only said."""
+    base = {"base": {"passed": None, "detail": "not at hand"}}
+    unloaded = {"keys": {"passed": None, "detail": "not loaded"}, "bytes": {"passed": True, "detail": "equal"}}
+    for proof, passed, names in (({**GOOD, **base}, True, ["base"]), ({**unloaded, **base}, None, ["keys", "base"])):
+        jobs.answer = {"proof": proof}
+        result = run("verify", model)
+        assert result.exit_code == 0
+        assert "base   not proved  not at hand" in result.stdout
+        found = json.loads(run("verify", model, "--json").stdout)
+        assert found == {"passed": passed, "not_proved": names, "proof": proof}
 
 
 def test_verify_tells_what_is_broken_on_disk_at_once(run: Run, tmp_path: Path, jobs: Jobs) -> None:

@@ -158,7 +158,7 @@ class Evaluator:
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._base.structure.checkpoint.path)
+            self._tokenizer = load_tokenizer(self._base.structure.checkpoint)
         return self._tokenizer
 
     @contextmanager

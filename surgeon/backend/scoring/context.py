@@ -121,11 +121,12 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     checkpoint = draft.structure.checkpoint
     if calibration is None:
         return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
+    trusted = checkpoint.trust_remote_code or msgspec.UNSET
     dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."),
+        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted,
     )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def _text_digest(calibration: Calibration) -> str:
 
 def calibration_of(draft: Draft, settings: Settings, job: JobContext | None = None) -> Calibration:
     """Read the calibration text with the model's own tokenizer; say which keys of its rows nothing reads."""
-    tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
+    tokenizer: Any = load_tokenizer(draft.structure.checkpoint)
     calibration = read_calibration(
         settings.data, settings.root, tokenizer,
         sequences=settings.sequences, length=settings.length, seed=settings.seed,

@@ -72,6 +72,6 @@ def teacher_model(request: TrainingRequest, objective: Objective) -> Iterator[nn
     if not objective.teacher:
         yield None
         return
-    teacher = load_model(request.draft.structure.checkpoint.path, torch.float32, request.device).model
+    teacher = load_model(request.draft.structure.checkpoint, torch.float32, request.device).model
     teacher.requires_grad_(requires_grad=False)
     yield teacher

@@ -67,7 +67,7 @@ def open_trainable(request: TrainingRequest, *, gates: bool = False) -> Iterator
     plan = compile_plan(draft)
     forget_model()
     _tell_memory(request, plan)
-    model = load_model(draft.structure.checkpoint.path, torch.float32, request.device).model
+    model = load_model(draft.structure.checkpoint, torch.float32, request.device).model
     model.requires_grad_(requires_grad=False)
     with apply_draft(model, unfrozen(draft)) as edited:
         edited.requires_grad_(requires_grad=False)

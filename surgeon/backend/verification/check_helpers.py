@@ -8,25 +8,31 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.model.loading import load_tokenizer
+from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import VerifyError
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `detail` says what was seen."""
+    """One thing that was looked at. `detail` says what was seen.
+
+    passed: None where it could not be looked at: it is not proved.   hint: what to do where it failed.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
+    hint: str = "please report this: the export does not do what was planned"
 
     def require(self, where: Path) -> None:
-        """Raise VerifyError unless it passed."""
-        if not self.passed:
-            raise VerifyError(
-                f"{self.name}: {self.detail}",
-                where=str(where),
-                hint="please report this: the export does not do what was planned",
-            )
+        """Raise VerifyError if it failed."""
+        if self.passed is False:
+            raise VerifyError(f"{self.name}: {self.detail}", where=str(where), hint=self.hint)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a proof holds of it."""
+        return {"passed": self.passed, "detail": self.detail}
 
 
 Proof = dict[str, dict[str, Any]]
@@ -40,6 +46,22 @@ def random_tokens(
     return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(seed)).to(
         device
     )
+
+
+TEXTS = (
+    'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n',
+    "Übergröße 3½ × π ≈ 11 – 手術, عملية 🙂\n\n\t1. one\n\t2. two",
+)
+"""What tokenizers are compared on: prose with code in it; other scripts, signs, and white space."""
+LENGTH = 32
+"""How many tokens of a prompt are compared."""
+
+
+def token_rows(tokenizer: Any, model: torch.nn.Module, device: torch.device) -> list[torch.Tensor]:
+    """Return the texts as the tokenizer cuts them, (1, at most LENGTH); none that the embedding has no row for."""
+    words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    rows = [list(tokenizer(text)["input_ids"])[:LENGTH] for text in TEXTS]
+    return [torch.tensor([row], device=device) for row in rows if row and max(row) < words]
 
 
 def difference(left: torch.Tensor, right: torch.Tensor) -> str:
@@ -64,3 +86,13 @@ def reallocate_parameters(*models: torch.nn.Module) -> None:
     for model in models:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+
+
+def working_tokenizer(base: Checkpoint) -> Any:
+    """Return a checkpoint's tokenizer; None where it has none that works."""
+    try:
+        tokenizer = load_tokenizer(base)
+        tokenizer(TEXTS[0])
+    except Exception:  # transformers tells in many ways that files or libraries are missing
+        return None
+    return tokenizer

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
@@ -27,10 +28,14 @@ RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
+
+    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    """
 
     model: str
     fingerprint: str | None = None
+    trust_remote_code: bool = False
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -76,6 +81,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
+
+
+def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
+    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
+    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
+    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
+    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
@@ -179,8 +191,8 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in ("model", "fingerprint"):
-                problems.unknown((key,), name, ["model", "fingerprint"])
+            if name not in Base.__struct_fields__:
+                problems.unknown((key,), name, list(Base.__struct_fields__))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:

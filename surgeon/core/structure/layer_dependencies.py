@@ -131,6 +131,35 @@ class OrderedLayers(msgspec.Struct, frozen=True):
         return {}
 
 
+class TwoCounts(msgspec.Struct, frozen=True):
+    """Two parts of a config that count the same layers, and differ: whoever reads it may believe either.
+
+    fields: what they are called.   counts: what they say.
+    """
+
+    fields: tuple[str, str]
+    counts: tuple[int, int]
+    key: str = "two layer counts"
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return the layers' numbers."""
+        del config
+        return tuple((index,) for index in range(count))
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write nothing, if no layer moved."""
+        del config
+        if list(values) != [(index,) for index in range(self.counts[0])]:
+            raise ArchitectureError(
+                f"count the same layers, and say {self.counts[0]} and {self.counts[1]}",
+                where=f"config fields {self.fields[0]} and {self.fields[1]}",
+                allowed="one count, or the same twice",
+                hint="correct config.json, or take out the one that transformers does not read",
+            )
+        return {}
+
+
 class UnexplainedDifference(msgspec.Struct, frozen=True):
     """Layers that are built differently although every known config field says the same about them.
 
@@ -155,6 +184,7 @@ class UnexplainedDifference(msgspec.Struct, frozen=True):
                 f"layers 0 and {odd} are built differently, and no config field known to surgeon says so",
                 where=self.key,
                 allowed="edits that leave the number of layers and how each is built",
-                hint="what decides it must be declared for this model type in surgeon/architectures",
+                hint="`surgeon inspect MODEL --check` tells whether a tensor is missing; if none is, what decides it "
+                "must be declared for this model type in surgeon/architectures",
             )
         return {}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.fit import Fit, keep_fit
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from tests.ui.app_driver import AppDriver, Drive, fake_worker
@@ -18,6 +23,16 @@ async def test_the_first_screen_lists_every_layer_and_says_how_to_go_on(drive: D
         assert len(driver.text.splitlines()) == 24
 
     await drive(scenario)
+
+
+async def test_the_bar_at_the_top_says_that_weights_are_quantised(tiny: Path) -> None:
+    """By the method's name, where there is room for it."""
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker())
+    async with app.run_test(size=(120, 24)) as pilot:
+        await pilot.pause()
+        assert "quantised: fp8" in AppDriver(app, pilot).line("surgeon")
 
 
 async def test_a_key_that_does_nothing_now_says_why(drive: Drive) -> None:
@@ -95,3 +110,28 @@ async def test_slash_lists_only_what_fits_and_esc_lists_all_again(drive: Drive) 
         assert "   3 " in driver.text
 
     await drive(scenario)
+
+
+async def test_what_there_is_to_know_of_the_files_is_shown_when_a_model_is_opened(tiny: Path) -> None:
+    (tiny / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}')
+    session = Session.open(str(tiny))
+    app = SurgeonApp(session, fake_worker())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.pause()
+        text = AppDriver(app, pilot).text
+        assert "1 note on its files" in text.splitlines()[0]
+        assert "stale" in text
+    session.close()
+
+
+async def test_a_base_that_was_judged_before_and_does_not_fit_is_shown_at_once(tiny: Path) -> None:
+    fit = Fit(class_name="LlamaForCausalLM", transformers="5.0", missing=("lm_head.weight",))
+    keep_fit(open_checkpoint(tiny), fit)
+    session = Session.open(str(tiny))
+    app = SurgeonApp(session, fake_worker())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.pause()
+        text = AppDriver(app, pilot).text
+        assert "! cannot be loaded" in text.splitlines()[0]
+        assert "lacks lm_head.weight" in text
+    session.close()
