@@ -22,6 +22,7 @@ COMMANDS = {
     "data": "Show how a file of data is read, and what would be trained on.",
     "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
+    "plan": "Tell beforehand what work takes in memory, bytes and time.",
     "run": "Carry out a recipe.",
     "verify": "Prove that an exported model is what it should be.",
     "list": "List the scores, operations or objectives there are.",

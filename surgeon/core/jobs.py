@@ -109,11 +109,15 @@ class DataJob(Job, frozen=True, kw_only=True, tag="data"):
     trust_remote_code: bool = False
 
 
+class CalibrateJob(Job, frozen=True, kw_only=True, tag="calibrate"):
+    """Measure how fast this machine calculates, copies and reads, and keep it in the cache directory."""
+
+
 class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CalibrateJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,7 +237,23 @@ class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
     trained: TrainedTokens | None = None
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | CheckResult | DemoResult | DataResult
+class CalibrateResult(_Result, frozen=True, kw_only=True, tag="calibrate"):
+    """The rates, as plain data of `Machine`."""
+
+    machine: Plain
+
+
+AnyResult = (
+    ScoreResult
+    | AblateResult
+    | LearnResult
+    | RunResult
+    | VerifyResult
+    | CheckResult
+    | DemoResult
+    | DataResult
+    | CalibrateResult
+)
 
 
 encode = msgspec.json.Encoder().encode

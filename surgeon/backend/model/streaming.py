@@ -28,22 +28,18 @@ from transformers import modeling_utils
 from surgeon.backend.model.tensors import DTYPES, TensorReader, tensor_reader
 from surgeon.core.checkpoint.checkpoint import Checkpoint, Tensor
 from surgeon.core.checkpoint.headers import read_header
+from surgeon.core.resources.estimates import SHARE_OF_MEMORY, loaded_bytes
 from surgeon.core.structure.structure import Structure
 
-_SHARE_OF_MEMORY = 0.6
 _SHARE_FOR_STATES = 0.3
 _STATES_BESIDE_A_LAYER = 32 << 20
 _RETURNED_BYTES = 1 << 20
-_VALUES = {"U8": 2, "I8": 2, "I32": 8, "U32": 8}
-"""How many weights of four bits an integer holds, once they are dequantised; models that are not have next to none."""
 
 
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> bool:
     """Whether the whole model fits in a safe share of what is free now."""
-    grown = 4 if dtype is torch.float32 else 2
-    values = sum(count * _VALUES.get(kind, 1) for kind, count in checkpoint.dtype_parameters.items())
-    wanted = max(values * grown, checkpoint.nbytes) if dtype is not None else checkpoint.nbytes
-    return wanted < _free(device) * _SHARE_OF_MEMORY
+    size = None if dtype is None else 4 if dtype is torch.float32 else 2
+    return loaded_bytes(checkpoint, size) < _free(device) * SHARE_OF_MEMORY
 
 
 def room_for_states(device: torch.device, *, streamed: bool) -> int:

@@ -27,11 +27,8 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import unfrozen
+from surgeon.core.resources.estimates import batch_tokens
 from surgeon.core.scoring.score import Average, Provenance
-
-# On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
-_BATCH_TOKENS = {"cpu": 512}
-_MOST_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Settings:
     @property
     def first_batch(self) -> int:
         """How many tokens go through a layer at once, unless memory runs out."""
-        return self.batch_tokens or _BATCH_TOKENS.get(choose_device(self.device).type, _MOST_BATCH_TOKENS)
+        return self.batch_tokens or batch_tokens(choose_device(self.device).type)
 
 
 class Row(msgspec.Struct, frozen=True):
