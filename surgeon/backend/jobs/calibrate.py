@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from surgeon.backend.device import choose_device, choose_dtype
+from surgeon.backend.model.matrices import StoredMatrix
 from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import CalibrateJob, CalibrateResult
@@ -30,12 +31,12 @@ def calibrate_job(request: CalibrateJob, job: JobContext) -> CalibrateResult:
     job.log(f"measuring how fast {device} calculates, copies and reads")
     weight, hidden = torch.randn(_WIDTH, _WIDTH, device=device).to(dtype), torch.randn(_TOKENS, _WIDTH, device=device)
     hidden = hidden.to(dtype)
-    matrix = torch.randn(_DECOMPOSED, _DECOMPOSED, dtype=torch.float64)
+    matrix = torch.randn(_DECOMPOSED, _DECOMPOSED)
     copied = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
     machine = Machine(
         device=str(device), dtype=str(dtype).removeprefix("torch."), memory_bytes=_memory(device),
         operations=2 * _TOKENS * _WIDTH**2 / _quickest(lambda: hidden @ weight, device),
-        decompositions=_DECOMPOSED**3 / _quickest(lambda: torch.linalg.svdvals(matrix), device),
+        decompositions=_DECOMPOSED**3 / _quickest(lambda: StoredMatrix(matrix).singular_values, device),
         copied=_COPIED_BYTES / _quickest(lambda: copied.to(device, copy=True), device),
         read=_disk_rate(),
     )  # fmt: skip
