@@ -111,13 +111,15 @@ class Estimator:
         if whole < self.memory * SHARE_OF_MEMORY:
             return resident
         if kind_of_pass == "gradients":
-            text = "nothing: gradients need the whole model; --dtype bfloat16, a larger device, or another score"
+            text = f"nothing: gradients need the whole model; {self._smaller_model}, or another score"
             return msgspec.structs.replace(resident, fits=False, setting=text)
         streamed = msgspec.structs.replace(
             resident, memory_bytes=model.streamed_bytes + beside + _STATES, setting="--stream",
-            seconds=max(reading, computing),
+            seconds=max(reading, model.whole_bytes / self.machine.copied, computing),
         )  # fmt: skip
-        return self._judged(streamed, "nothing: two layers and what stands outside them do not fit; --dtype bfloat16")
+        return self._judged(
+            streamed, f"nothing: two layers and what stands outside them do not fit; {self._smaller_model}"
+        )
 
     def training(self, step: LearningStep, draft: Draft, plan: Plan, tokens: int | None, title: str) -> Work:
         """Return what a learning step takes; each of several GPUs holds all of it, and they share the batches."""
@@ -160,7 +162,7 @@ class Estimator:
         model = _Model(draft, self._size)
         memory = model.whole_bytes + self._process + self._logits
         work = Work(step=title, memory_bytes=memory, read_bytes=model.stored_bytes, forwards=1.0)
-        return self._judged(work, "nothing: an evaluation needs the whole model in memory")
+        return self._judged(work, f"nothing: an evaluation needs the whole model; {self._smaller_model}")
 
     def export(self, plan: Plan) -> Work:
         """Return what writing the result takes: tensors are copied one at a time."""
@@ -174,6 +176,10 @@ class Estimator:
     def _judged(self, work: Work, otherwise: str = "nothing: a larger machine") -> Work:
         fits = work.memory_bytes <= self.memory
         return work if fits else msgspec.structs.replace(work, fits=False, setting=otherwise)
+
+    @property
+    def _smaller_model(self) -> str:
+        return "--dtype bfloat16, or a larger device" if self._size == _SIZES["float32"] else "a larger device"
 
     @property
     def _size(self) -> int | None:
