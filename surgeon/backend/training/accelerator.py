@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
@@ -16,18 +17,36 @@ from surgeon.errors import LearningError
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
+Precision = Literal["no", "bf16"]
+"""What products are taken in, in accelerate's words: `no` is float32."""
+_BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def precision_of(step: LearningStep, device: torch.device, stored: str) -> Precision:
+    """Return what the products of a step are taken in: what it says, or else bfloat16 where the device is made for it.
+
+    On a CPU that holds for weights that are stored in bfloat16 alone: whoever has float32 weights there wants them.
+    """
+    if step.mixed_precision is not None:
+        return step.mixed_precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device.type == "cpu" and stored == "BF16":
+        units = torch.cpu.get_capabilities()
+        return "bf16" if any(units.get(name) for name in _BF16_UNITS) else "no"
+    return "no"
+
+
 @contextmanager
-def training_accelerator(step: LearningStep, device: torch.device) -> Iterator[Accelerator]:
+def training_accelerator(step: LearningStep, device: torch.device, precision: Precision) -> Iterator[Accelerator]:
     """Yield the accelerator of a step; meanwhile kernels are deterministic if the step wants them so.
 
     Raises:
         LearningError: it was launched to spread the weights over processes.
     """
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    chosen = step.mixed_precision or ("bf16" if native else "no")
     AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
     accelerator = Accelerator(
-        mixed_precision=chosen,
+        mixed_precision=precision,
         cpu=device.type == "cpu",
         # The model is where it was asked to be: accelerate knows of no second GPU of one process.
         device_placement=False,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from surgeon.backend.data.examples import Examples, steps_wanted
-from surgeon.backend.training.train_step import plain_report, remarks, teaching
+from surgeon.backend.training.train_step import plain_report, remarks
 from surgeon.backend.training.trainable_model import TrainableModel, open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
@@ -31,12 +31,12 @@ def learn_masks(request: TrainingRequest, state: Path) -> TrainingResult:
     objective = step.minimised.objective
     data, held_out = request.split(objective)
     notes = remarks(request, objective, data)
-    with open_trainable(request, gates=True) as trainable, teaching(request, objective) as teacher:
+    with open_trainable(request, gates=True, taught=objective.teacher) as trainable:
         before = _started(trainable, step.init)
         run = TrainingRun(
             model=trainable.model, parameters=trainable.parameters, step=step, objective=objective, data=data,
             held_out=held_out, steps=_steps(step, data), learning_rate=trainable.learning_rate(step), seed=request.seed,
-            device=request.device, state=state, job=request.job, teacher=teacher,
+            device=request.device, state=state, job=request.job, precision=request.precision, teacher=trainable.teacher,
         )  # fmt: skip
         report = train(run)
         masks = _masks(trainable, before)

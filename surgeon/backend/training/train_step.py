@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from surgeon.backend.data.examples import Examples, steps_wanted
-from surgeon.backend.model.loading import load_model
 from surgeon.backend.model.rounding import rounding_of
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.backend.training.training_run import TrainingReport, TrainingRun, is_stable
-from surgeon.backend.training.weight_mask_bits import masked
 from surgeon.core.recipe.objective import Objective
 
 
@@ -26,13 +19,12 @@ def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
     objective = request.step.objective.objective  # type: ignore[attr-defined]
     data, held_out = request.split(objective)
     notes = remarks(request, objective, data)
-    with open_trainable(request) as whole, teaching(request, objective) as teacher:
-        trainable, mask = masked(whole, request.draft, request.device)
+    with open_trainable(request, taught=objective.teacher) as trainable:
         run = TrainingRun(
             model=trainable.model, parameters=trainable.parameters, step=request.step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(request.step, data),
             learning_rate=trainable.learning_rate(request.step), seed=request.seed, device=request.device,
-            state=state, job=request.job, teacher=teacher, mask=mask,
+            state=state, job=request.job, precision=request.precision, teacher=trainable.teacher, mask=trainable.mask,
             epsilon=getattr(request.step, "epsilon", None),
         )  # fmt: skip
         report = train(run)
@@ -64,14 +56,3 @@ def plain_report(report: TrainingReport) -> dict[str, Any]:
         "held_out": {"before": report.before, "after": report.after, "steps": report.held_out},
         "tokens": report.tokens, "seconds": report.seconds,
     }  # fmt: skip
-
-
-@contextmanager
-def teaching(request: TrainingRequest, objective: Objective) -> Iterator[nn.Module | None]:
-    """Yield the recipe's base, frozen, where the objective looks at a teacher."""
-    if not objective.teacher:
-        yield None
-        return
-    teacher = load_model(request.draft.structure.checkpoint.path, torch.float32, request.device).model
-    teacher.requires_grad_(requires_grad=False)
-    yield teacher

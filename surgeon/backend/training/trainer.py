@@ -39,7 +39,7 @@ def train(training: TrainingRun) -> TrainingReport:
         sequences = (one for example in data.examples for one in example)
         refuse_unreadable(training.model, sequences, training.step.name, "max_length")
     steady = without_dropout(training.model) if training.objective.reference else nullcontext()
-    with training_accelerator(training.step, training.device) as accelerator, steady:
+    with training_accelerator(training.step, training.device, training.precision) as accelerator, steady:
         return _Trainer(training, accelerator).train()
 
 
@@ -56,7 +56,7 @@ class _Trainer:
         warmup = min(math.ceil(training.step.warmup_ratio * training.steps), training.steps - 1)
         self.scheduler = get_scheduler(training.step.scheduler, optimizer, warmup, training.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
-        self.model, self.optimizer = accelerator.prepare(training.model.to(training.device), optimizer)
+        self.model, self.optimizer = accelerator.prepare(training.model, optimizer)
         self.reference = self._references()
         self.done = self._resume()
         if training.held_out is not None and not self.done:

@@ -13,6 +13,7 @@ from torch import nn
 
 from surgeon.backend.data.examples import Batch, Examples
 from surgeon.backend.model.losses import label_log_probs
+from surgeon.backend.training.accelerator import Precision
 from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
@@ -27,6 +28,7 @@ class TrainingRun:
 
     reference: whether labels' log-probabilities before the first step are needed.   teacher: gives other logits.
     state: the file that a broken run goes on from.   epsilon: training ends early where the loss is stable to it.
+    precision: what products are taken in, by the model and the teacher.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class TrainingRun:
     device: torch.device
     state: Path
     job: JobContext
+    precision: Precision = "no"
     teacher: nn.Module | None = None
     mask: GradientMask | None = None
     epsilon: float | None = None
@@ -106,7 +109,9 @@ class BatchOutputs:
     def teacher_BTV(self) -> torch.Tensor:
         """The teacher's logits."""
         assert self._course.teacher is not None, "an objective that asks for a teacher says so"
-        with torch.no_grad():
+        run = self._course
+        products = torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16")
+        with torch.no_grad(), products:
             return logits_of(self._course.teacher, self._batch)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from surgeon.backend.data.examples import steps_wanted
-from surgeon.backend.training.train_step import plain_report, remarks, teaching
+from surgeon.backend.training.train_step import plain_report, remarks
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
@@ -77,15 +77,15 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
     whole = replace(order, draft=replace(order.draft, mask=None))
     data, held_out = order.split(objective)
     notes = remarks(order, objective, data)
-    with open_trainable(whole) as bench, teaching(order, objective) as teacher:
+    with open_trainable(whole, taught=objective.teacher) as bench:
         run = TrainingRun(
             model=bench.model, parameters=bench.parameters, step=step, objective=objective, data=data,
             held_out=held_out, steps=steps_wanted(step, data), learning_rate=bench.learning_rate(step), seed=order.seed,
-            device=order.device, state=state, job=order.job, teacher=teacher,
+            device=order.device, state=state, job=order.job, precision=order.precision, teacher=bench.teacher,
         )  # fmt: skip
         report = {**plain_report(train(run)), "remarks": notes}
         moved = {name: parameter.detach() for name, parameter in bench.parameters.items()}
-    del bench, run, teacher
+    del bench, run
     with open_trainable(replace(whole, job=_silent(whole.job))) as bench:
         for name, parameter in bench.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
