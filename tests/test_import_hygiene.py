@@ -19,6 +19,9 @@ HEAVY = (
     "safetensors",
     "peft",
     "accelerate",
+    "datasets",
+    "pandas",
+    "pyarrow",
 )
 ROOMS = ("", ".errors", ".core", ".architectures", ".operations", ".scores", ".export", ".client", ".session")
 

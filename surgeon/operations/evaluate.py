@@ -24,7 +24,7 @@ class Evaluate(ReadOnlyStep, frozen=True, kw_only=True):
 
     name = "evaluate"
     key = "m"
-    summary = "measure the model: perplexity, multiple choice, exact match, preferences"
+    summary = "measure the model: perplexity, KL divergence from the base, multiple choice, exact match, preferences"
     paper = "rewards: Direct Preference Optimization, arXiv:2305.18290, section 5"
 
     metric: Annotated[Metric, msgspec.Meta(description="what to measure")] = "perplexity"

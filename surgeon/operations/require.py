@@ -29,6 +29,8 @@ class Require(ReadOnlyStep, frozen=True, kw_only=True):
     perplexity: Annotated[Bound | None, msgspec.Meta(description="of running text")] = None
     bits_per_byte: Annotated[Bound | None, msgspec.Meta(description="of running text")] = None
     response_perplexity: Annotated[Bound | None, msgspec.Meta(description="of responses alone")] = None
+    kl: Annotated[Bound | None, msgspec.Meta(description="of the base's next tokens from the model's, in nats")] = None
+    top1_agreement: Annotated[Bound | None, msgspec.Meta(description="share of tokens rated highest by both")] = None
     multiple_choice: Annotated[Bound | None, msgspec.Meta(description="share of right choices")] = None
     multiple_choice_normalised: Annotated[Bound | None, msgspec.Meta(description="the same per byte")] = None
     exact_match: Annotated[Bound | None, msgspec.Meta(description="share of right answers")] = None
@@ -46,9 +48,9 @@ class Require(ReadOnlyStep, frozen=True, kw_only=True):
         for name, bound in bounds.items():
             if not bound.limits:
                 raise RecipeError("has no bound", where=name, allowed="at_most, at_least")
-            if bound.data is None and KINDS[name] != "text":
+            if bound.data is None and KINDS[name] not in ("text", "divergence"):
                 raise RecipeError("is needed", where=f"{name}.data", hint="name a file of its rows")
-            if bound.relative and name.startswith("reward"):
+            if bound.relative and (name.startswith("reward") or KINDS[name] == "divergence"):
                 raise RecipeError("is told against the base already", where=name, allowed="a number")
         return draft
 

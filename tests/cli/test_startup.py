@@ -18,6 +18,9 @@ HEAVY = {
     "accelerate",
     "peft",
     "safetensors",
+    "datasets",
+    "pandas",
+    "pyarrow",
 }
 WATCH = """
 import sys
@@ -50,12 +53,16 @@ def loaded_by(*words: str) -> set[str]:
         ["schema"],
         ["run", "{recipe}", "--dry-run"],
         ["prune", "{model}", "--layers", "lowest 2 by block_influence", "--dry-run", "--json"],
+        ["data", "{rows}", "--rows", "1"],
+        ["data", "python_docs", "--json"],
         ["score", "--help"],
         ["prune", "--help"],
     ],
 )
 def test_looking_and_planning_load_nothing_heavy(model: str, recipe: Path, words: list[str]) -> None:
-    loaded = loaded_by(*(word.format(model=model, recipe=recipe) for word in words))
+    rows = recipe.with_name("rows.jsonl")
+    rows.write_text('{"prompt": "a", "response": "b"}\n')
+    loaded = loaded_by(*(word.format(model=model, recipe=recipe, rows=rows) for word in words))
     assert not loaded & HEAVY
 
 

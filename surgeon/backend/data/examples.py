@@ -73,24 +73,39 @@ Rewarding = Callable[[Sequence[Row]], Sequence[Row]]
 """Gives rows the token rewards that they lack."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How much of its data a course sees: so many examples, or so many tokens; all of it where neither is said."""
+
+    examples: int | None = None
+    tokens: int | None = None
+
+
+ALL = Wanted()
+
+
 def read_examples(
     data: str | None, root: Path, tokenizer: Any, rows: Rows, max_length: int, rewarding: Rewarding | None = None,
-    most: int | None = None,
+    wanted: Wanted = ALL,
 ) -> Examples:  # fmt: skip
-    """Read a source and tokenise it. Of a source that is streamed, only what `most` examples need is fetched.
+    """Read a source and tokenise it. Of a source that is streamed, only what is wanted is fetched.
 
     Raises:
         DataError: it cannot be read, a row lacks what the objective needs, or nothing is left.
     """
     source = open_source(data, root)
-    limit = most if source.streamed else None
+    found: list[Row] = []
     if rows == "text":
-        found: list[Row] = []
         stream = _kept(rows_of(source), found)
-        examples: list[Example] = [(one,) for one in _packed(stream, tokenizer, max_length, limit)]
+        most = None
+        if source.streamed:
+            most = wanted.examples or (wanted.tokens and math.ceil(wanted.tokens / max_length))
+        examples: list[Example] = [(one,) for one in _packed(stream, tokenizer, max_length, most)]
         left_out = 0
     else:
-        found = list(rows_of(source, limit))
+        stream = rows_of(source, wanted.examples if source.streamed else None)
+        cut = wanted.tokens if source.streamed else None
+        found += stream if cut is None else _up_to(stream, cut, tokenizer, max_length)
         given: Sequence[Row] = rewarding(found) if rewarding is not None and rows == "rejected" else found
         examples, left_out = examples_of(given, tokenizer, rows, max_length)
     if not examples:
@@ -113,6 +128,16 @@ def examples_of(rows: Sequence[Row], tokenizer: Any, kind: Rows, max_length: int
     if kind == "rejected":
         _refuse_mixed(rows)
     return examples, len(rows) - len(examples)
+
+
+def _up_to(rows: Iterable[Row], tokens: int, tokenizer: Any, length: int) -> Iterator[Row]:
+    """Yield rows until they have so many tokens, each cut at `length`."""
+    read = 0
+    for row in rows:
+        yield row
+        read += min(len(ids_of(whole_text(row, tokenizer), tokenizer)), length)
+        if read >= tokens:
+            return
 
 
 def _kept(rows: Iterable[Row], found: list[Row]) -> Iterator[Row]:

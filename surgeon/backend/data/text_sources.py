@@ -63,9 +63,11 @@ def json_rows(text: str, path: Path) -> Iterator[tuple[Any, str]]:
     rows = parsed_json(text, str(path))
     if not isinstance(rows, list):
         raise DataError("is no array of rows", where=str(path), allowed="JSON lines, or one array of rows")
+    has_halves = _SURROGATE.search(text) is not None
     for number, row in enumerate(rows):
         where = f"{path}, row {number}"
-        _refuse_half_characters(row, text, where)
+        if has_halves:
+            _refuse_half_characters(row, where)
         yield row, where
 
 
@@ -80,7 +82,8 @@ def json_lines(text: str, path: Path) -> Iterator[tuple[Any, str]]:
         if line.strip():
             where = f"{path}, line {number}"
             row = parsed_json(line, where)
-            _refuse_half_characters(row, line, where)
+            if _SURROGATE.search(line):
+                _refuse_half_characters(row, where)
             yield row, where
 
 
@@ -101,10 +104,8 @@ def parsed_json(text: str, where: str) -> Any:
         raise DataError(f"is not valid JSON: {error}", where=where) from error
 
 
-def _refuse_half_characters(row: Any, text: str, where: str) -> None:
+def _refuse_half_characters(row: Any, where: str) -> None:
     r"""Refuse half a surrogate pair: JSON may write `\ud83d` alone, and no tokenizer can read it."""
-    if _SURROGATE.search(text) is None:
-        return
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

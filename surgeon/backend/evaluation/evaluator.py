@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import nn
 
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.digests import side_digest
+from surgeon.backend.evaluation.divergence import AsBase, divergences
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
 from surgeon.backend.model.adapters import attached
-from surgeon.backend.model.in_memory_executor import apply_draft
+from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.scoring.score_cache import ScoreCache
@@ -32,8 +33,16 @@ from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
 from surgeon.errors import RecipeError
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
+
+
+@dataclass(frozen=True)
+class _LiveModel:
+    """The model of a draft; `as_base` makes it the base while it is entered."""
+
+    model: nn.Module
+    as_base: AsBase
 
 
 class Evaluator:
@@ -91,20 +100,21 @@ class Evaluator:
             self._job.warn(text)
         answering = (measure.max_new_tokens, self._answering()) if measure.kind == "answers" else None
         asked = (measure.kind, items.digest, answering)
-        return self._cached(draft, asked, lambda model: self._measured(model, items, measure))
+        return self._cached(draft, asked, lambda live: self._measured(live, items, measure))
 
     def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> RawResults:
         made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
         known = self._cache.get(RawResults, *made_of)
         if known is None:
-            with self._live(draft) as model:
-                known = measured(model)
+            with self._live(draft) as live:
+                known = measured(live)
             self._cache.check()
             self._cache.put(known, *made_of)
             self._cache.trim()
         return known
 
-    def _measured(self, model: nn.Module, items: Items, measure: Measure) -> RawResults:
+    def _measured(self, live: _LiveModel, items: Items, measure: Measure) -> RawResults:
+        model = live.model
         sequences = [one for example in items.examples for one in example]
         written = measure.max_new_tokens - 1 if measure.kind == "answers" else 0  # the last is not read again
         settings = "max_length, or max_new_tokens" if written else "max_length"
@@ -119,6 +129,9 @@ class Evaluator:
             hits = [[float(text.strip() == right)] for text, right in zip(told, items.texts, strict=True)]
             return RawResults(values=hits)
         words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        if measure.kind == "divergence":
+            values = divergences(model, live.as_base, sequences, words, tell)
+            return RawResults(values=values, sizes=[list(row) for row in items.sizes])
         sums = iter(log_likelihoods(model, sequences, words, tell))
         values = [[next(sums) for _ in example] for example in items.examples]
         if measure.kind in ("text", "responses"):
@@ -130,12 +143,12 @@ class Evaluator:
     def _by_harness(self, draft: Draft, measure: Measure) -> RawResults:
         from surgeon.backend.evaluation.lm_eval import harness_figures, harness_version
 
-        def measured(model: nn.Module) -> RawResults:
-            return harness_figures(model, self._own_tokenizer(), measure, self._recipe.seed)
+        def measured(live: _LiveModel) -> RawResults:
+            return harness_figures(live.model, self._own_tokenizer(), measure, self._recipe.seed)
 
         if any(Path(task).exists() for task in measure.tasks):  # nobody knows which other files it names
-            with self._live(draft) as model:
-                return measured(model)
+            with self._live(draft) as live:
+                return measured(live)
         asked = ("lm_eval", harness_version(), measure.tasks, measure.rows, measure.max_length, self._answering())
         return self._cached(draft, asked, measured)
 
@@ -149,18 +162,24 @@ class Evaluator:
         return self._tokenizer
 
     @contextmanager
-    def _live(self, draft: Draft) -> Iterator[nn.Module]:
+    def _live(self, draft: Draft) -> Iterator[_LiveModel]:
         """Yield the model of a draft with what was learned and with its adapters, in evaluation mode."""
         plan = compile_plan(draft)
         if plan.pending:
             raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
         model = resident_model(draft.structure, self._dtype, self._device).model
-        with apply_draft(model, unfrozen(draft)) as edited:
+        with edited_model(model, unfrozen(draft)) as edited:
             if not plan.adapters:
-                yield edited
+                yield _LiveModel(edited.model, edited.as_base)
                 return
-            with attached(edited, plan, self._recipe.seed) as (adapted, _):
-                yield adapted.eval()
+            with attached(edited.model, plan, self._recipe.seed) as (adapted, _):
+
+                @contextmanager
+                def as_base() -> Iterator[nn.Module]:
+                    with adapted.disable_adapter(), edited.as_base():
+                        yield adapted
+
+                yield _LiveModel(adapted.eval(), as_base)
 
 
 def weights_state(draft: Draft) -> Any:

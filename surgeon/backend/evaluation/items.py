@@ -54,7 +54,7 @@ def read_items(measure: Measure, data: str | None, root: Path, tokenizer: Any) -
         DataError: it cannot be read, a row lacks what is measured, or nothing fits into `max_length`.
     """
     rows, _ = read_rows(data, root, measure.rows)
-    if measure.kind == "text":
+    if measure.kind in ("text", "divergence"):
         items = _windows(rows, tokenizer, measure.max_length)
     elif measure.kind == "responses":
         items = _responses(rows, tokenizer, measure.max_length)

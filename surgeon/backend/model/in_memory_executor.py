@@ -30,27 +30,66 @@ from surgeon.errors import ArchitectureError
 _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
 
 
+class EditedModel:
+    """A loaded model that can be arranged as a draft has it, or as the base: both share what is unchanged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Start as the base."""
+        self.model = model
+        self._lists: list[tuple[nn.ModuleList, list[nn.Module], list[nn.Module]]] = []
+        self._attributes: list[tuple[Any, str, Any]] = []
+
+    def build(self, draft: Draft) -> None:
+        """Arrange the model as the draft has it; layers that are not the base's own are built here, once."""
+        self._attributes = _swap_configs(self.model, compile_config(draft))
+        self._attributes += swap_slices(self.model, draft)
+        self._attributes += _swap_outside(self.model, draft)
+        for name, layers in draft.stacks.items():
+            stack = draft.structure.stacks[name]
+            modules = layer_list(self.model, stack)
+            base = list(modules)
+            edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
+            self._lists.append((modules, base, edited))
+            _refill(modules, edited)
+
+    def restore(self) -> None:
+        """Arrange the model as the base."""
+        for modules, base, _ in self._lists:
+            _refill(modules, base)
+        for module, name, value in self._attributes:
+            setattr(module, name, value)
+
+    @contextmanager
+    def as_base(self) -> Iterator[nn.Module]:
+        """Yield the model arranged as the base for a while: comparing the two costs no second copy of the weights."""
+        # The last value of an attribute that was swapped twice is the edited one.
+        edited = {(id(module), name): (module, name, getattr(module, name)) for module, name, _ in self._attributes}
+        self.restore()
+        try:
+            yield self.model
+        finally:
+            for module, name, value in edited.values():
+                setattr(module, name, value)
+            for modules, _, layers in self._lists:
+                _refill(modules, layers)
+
+
+@contextmanager
+def edited_model(model: nn.Module, draft: Draft) -> Iterator[EditedModel]:
+    """Yield a loaded model arranged as the draft has it, in evaluation mode; restore the base afterwards."""
+    edited = EditedModel(model)
+    try:
+        edited.build(draft)
+        yield edited
+    finally:
+        edited.restore()
+
+
 @contextmanager
 def apply_draft(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
     """Yield the model as the draft has it, in evaluation mode; restore the base afterwards."""
-    restores: list[tuple[nn.ModuleList, list[nn.Module]]] = []
-    configs = _swap_configs(model, compile_config(draft))
-    try:
-        configs += swap_slices(model, draft)
-        configs += _swap_outside(model, draft)
-        for name, layers in draft.stacks.items():
-            stack = draft.structure.stacks[name]
-            modules = layer_list(model, stack)
-            base = list(modules)
-            edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
-            restores.append((modules, base))
-            _refill(modules, edited)
-        yield model
-    finally:
-        for modules, base in restores:
-            _refill(modules, base)
-        for module, name, value in configs:
-            setattr(module, name, value)
+    with edited_model(model, draft) as edited:
+        yield edited.model
 
 
 def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:

@@ -18,23 +18,15 @@ _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.ME
 
 
 Precision = Literal["no", "bf16"]
-"""What products are taken in, in accelerate's words: `no` is float32."""
-_BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""The dtype of matrix products, in accelerate's words: `no` is float32."""
 
 
-def precision_of(step: LearningStep, device: torch.device, stored: str) -> Precision:
-    """Return what the products of a step are taken in: what it says, or else bfloat16 where the device is made for it.
-
-    On a CPU that holds for weights that are stored in bfloat16 alone: whoever has float32 weights there wants them.
-    """
+def precision_of(step: LearningStep, device: torch.device) -> Precision:
+    """Return the dtype of a step's matrix products: the one that it names, or bfloat16 on a GPU that has it."""
     if step.mixed_precision is not None:
         return step.mixed_precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type == "cpu" and stored == "BF16":
-        units = torch.cpu.get_capabilities()
-        return "bf16" if any(units.get(name) for name in _BF16_UNITS) else "no"
-    return "no"
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
 
 
 @contextmanager

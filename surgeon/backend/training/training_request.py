@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.data.examples import Examples, read_examples
-from surgeon.backend.frozen.stored_model import majority_dtype
+from surgeon.backend.data.examples import ALL, Examples, Wanted, read_examples
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.accelerator import Precision, precision_of
 from surgeon.backend.training.token_rewards import rewarding_of
@@ -37,7 +36,7 @@ class TrainingRequest:
     @property
     def precision(self) -> Precision:
         """What products are taken in."""
-        return precision_of(self.step, self.device, majority_dtype(self.draft.structure))
+        return precision_of(self.step, self.device)
 
     def source(self, data: str | None) -> str | None:
         """Return the file that a step's data means."""
@@ -49,19 +48,19 @@ class TrainingRequest:
         rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.job)
         return read_examples(
             self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding,
-            self._wanted() if data == self.step.data else None,
+            self._wanted() if data == self.step.data else ALL,
         )  # fmt: skip
 
-    def _wanted(self) -> int | None:
-        """Return how many examples the step sees, with those that are held out of them; None where it sees all."""
+    def _wanted(self) -> Wanted:
+        """Return how much data the step sees, with what is held out of it."""
         step = self.step
-        if step.steps is None and step.tokens is None:
-            return None
-        # A step of so many tokens sees at most that many examples; how long they are is not known yet.
-        seen = step.steps * step.batch_size if step.steps is not None else int(step.tokens or 0)
-        if step.held_out is None or not step.held_out.endswith("%"):
-            return seen
-        return math.ceil(seen / max(1 - _share(step.held_out), 0.5)) + 1
+        share = _share(step.held_out) if step.held_out is not None and step.held_out.endswith("%") else 0.0
+        more = 1 / max(1 - share, 0.5)
+        if step.steps is not None:
+            return Wanted(examples=math.ceil(step.steps * step.batch_size * more) + 1)
+        if step.tokens is not None:  # the last step is whole, whatever is wanted of it
+            return Wanted(tokens=math.ceil((step.tokens + step.batch_size * step.max_length) * more))
+        return ALL
 
     def split(self, objective: Objective) -> tuple[Examples, Examples | None]:
         """Return the examples to train on and those held out."""

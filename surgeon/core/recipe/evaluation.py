@@ -6,12 +6,15 @@ multiple_choice, multiple_choice_normalised       the likeliest choice by its wh
 exact_match                                       greedy answers that equal the response, white space around both apart
 preference, preference_margin                     log-likelihood of the chosen against the rejected answer; ties: half
 reward_accuracy, reward_margin                    the same less the base model's, times beta: DPO's implicit rewards
+kl, top1_agreement                                all tokens of running text: KL divergence of the base's next-token
+                                                  distribution from this model's, nats per token; and how often both
+                                                  rate the same token highest
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,15 +22,23 @@ import msgspec
 from surgeon.core.scoring.score import Average, average
 
 Metric = Literal[
-    "perplexity", "bits_per_byte", "response_perplexity", "multiple_choice", "exact_match", "preference", "lm_eval"
+    "perplexity",
+    "bits_per_byte",
+    "response_perplexity",
+    "multiple_choice",
+    "exact_match",
+    "preference",
+    "kl",
+    "lm_eval",
 ]
-Kind = Literal["text", "responses", "choices", "answers", "pairs", "tasks"]
+Kind = Literal["text", "responses", "choices", "answers", "pairs", "divergence", "tasks"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 KINDS: Mapping[str, Kind] = {
     "perplexity": "text", "bits_per_byte": "text", "response_perplexity": "responses", "multiple_choice": "choices",
     "multiple_choice_normalised": "choices", "exact_match": "answers", "preference": "pairs",
-    "preference_margin": "pairs", "reward_accuracy": "pairs", "reward_margin": "pairs", "lm_eval": "tasks",
+    "preference_margin": "pairs", "reward_accuracy": "pairs", "reward_margin": "pairs", "kl": "divergence",
+    "top1_agreement": "divergence", "lm_eval": "tasks",
 }  # fmt: skip
 """What has to be run for a metric or a figure."""
 
@@ -50,8 +61,9 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 class RawResults(msgspec.Struct, frozen=True, kw_only=True):
     """What a model gave, example by example.
 
-    values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected].
-    sizes: text, responses: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.
+    values: text, responses: [nats]; choices: the log-likelihood of each; answers: [1 or 0]; pairs: [chosen, rejected];
+    divergence: [nats, tokens on which both agree].
+    sizes: text, responses, divergence: [tokens]; choices: the UTF-8 bytes of each.   answers: the right choices.
     nbytes: of all text.
     figures: what another program has averaged already.
     """
@@ -81,30 +93,37 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 def figures_of(measure: Measure, raw: RawResults, base: RawResults | None) -> dict[str, Average]:
     """Return the averages with their standard errors; `base` is what the base model gave on the same pairs."""
-    if measure.kind == "text":
-        return _text(raw)
-    if measure.kind == "responses":
-        text = _text(raw)
-        return {"nll": text["nll"], "response_perplexity": text["perplexity"]}
-    if measure.kind == "choices":
-        return _choices(raw)
-    if measure.kind == "answers":
-        return {"exact_match": average([value for (value,) in raw.values])}
     if measure.kind == "pairs":
         assert base is not None, "rewards are told against the base"
         return _pairs(raw, base, measure.beta)
+    return _FIGURES[measure.kind](raw)
+
+
+def _responses(raw: RawResults) -> dict[str, Average]:
+    text = _text(raw)
+    return {"nll": text["nll"], "response_perplexity": text["perplexity"]}
+
+
+def _answers(raw: RawResults) -> dict[str, Average]:
+    return {"exact_match": average([value for (value,) in raw.values])}
+
+
+def _divergence(raw: RawResults) -> dict[str, Average]:
+    sizes = [size for (size,) in raw.sizes]
+    kl, same = zip(*raw.values, strict=True)
+    return {"kl": _ratio(kl, sizes), "top1_agreement": _ratio(same, sizes)}
+
+
+def _tasks(raw: RawResults) -> dict[str, Average]:
     return dict(raw.figures)
 
 
 def _text(raw: RawResults) -> dict[str, Average]:
     """Ratios of sums over windows; their errors by linearisation (delta method)."""
-    nats, tokens = math.fsum(value for (value,) in raw.values), sum(size for (size,) in raw.sizes)
-    nll = nats / tokens
-    error = None
-    count = len(raw.values)
-    if count > 1:
-        residues = (value - nll * size for (value,), (size,) in zip(raw.values, raw.sizes, strict=True))
-        error = math.sqrt(count / (count - 1) * math.fsum(residue**2 for residue in residues)) / tokens
+    sizes = [size for (size,) in raw.sizes]
+    tokens = sum(sizes)
+    loss = _ratio([value for (value,) in raw.values], sizes)
+    nll, error = loss.value, loss.error
     bits = tokens / (math.log(2) * raw.nbytes) if raw.nbytes else math.nan
     try:
         perplexity = math.exp(nll)
@@ -115,6 +134,16 @@ def _text(raw: RawResults) -> dict[str, Average]:
         "perplexity": Average(perplexity, _times(error, perplexity)),
         "bits_per_byte": Average(nll * bits, _times(error, bits)),
     }
+
+
+def _ratio(values: Sequence[float], sizes: Sequence[int]) -> Average:
+    """Return the ratio of two sums over windows, its error by linearisation (delta method)."""
+    total, count = sum(sizes), len(values)
+    ratio = math.fsum(values) / total
+    if count < 2:
+        return Average(ratio)
+    residues = (value - ratio * size for value, size in zip(values, sizes, strict=True))
+    return Average(ratio, math.sqrt(count / (count - 1) * math.fsum(residue**2 for residue in residues)) / total)
 
 
 def _choices(raw: RawResults) -> dict[str, Average]:
@@ -155,6 +184,12 @@ def _won(margin: float) -> float:
 
 def _times(error: float | None, factor: float) -> float | None:
     return None if error is None else error * factor
+
+
+_FIGURES: Mapping[Kind, Callable[[RawResults], dict[str, Average]]] = {
+    "text": _text, "responses": _responses, "choices": _choices, "answers": _answers, "divergence": _divergence,
+    "tasks": _tasks,
+}  # fmt: skip
 
 
 def evaluations_to_builtins(results: Sequence[EvaluationResult]) -> list[dict[str, Any]]:

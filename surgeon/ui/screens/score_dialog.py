@@ -47,7 +47,9 @@ class ScoreDialog(Dialog[ScoreOptions]):
         """Yield the scores and the data they are measured on."""
         yield Checklist({name: self._label(kind) for name, kind in self._kinds.items()}, self._checked)
         yield Static(id="description")
-        yield Static("text to measure on, .jsonl or .txt; empty is the built-in one", classes="label")
+        yield Static(
+            "data to measure on: a file, or OWNER/NAME on the hub; empty is the built-in text", classes="label"
+        )
         yield Input(self._data or "", placeholder="python_docs", id="data", compact=True)
         with Horizontal(classes="input-row"):
             yield Input(placeholder="sequences (default)", id="sequences", type="integer", compact=True)

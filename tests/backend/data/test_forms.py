@@ -81,7 +81,8 @@ SYSTEM = [turn("system", "SYS"), turn("user", "Q1")]
 @pytest.mark.parametrize("prompt", ["Q1", None, "spelled out"])
 def test_a_whole_dialogue_in_a_preference_keeps_every_turn(before: list[Plain], prompt: str | None) -> None:
     """With the prompt as a text, in the dialogues alone, or with the whole history in it."""
-    asked = {None: {}, "Q1": {"prompt": "Q1"}, "spelled out": {"prompt": before}}[prompt]
+    forms: dict[str | None, Plain] = {None: {}, "Q1": {"prompt": "Q1"}, "spelled out": {"prompt": before}}
+    asked: Plain = forms[prompt]
     row = row_of({**asked, "chosen": [*before, GOOD], "rejected": [*before, BAD]}, "here")
     assert (row.ended_rightly, row.ended_wrongly) == ((*before, GOOD), (*before, BAD))
 

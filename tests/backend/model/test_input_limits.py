@@ -1,4 +1,4 @@
-"""Sequences that are longer than a model's table of positions."""
+"""Sequences that are longer than a model's table of positions, and tokens that its embedding has no row for."""
 
 from __future__ import annotations
 
@@ -64,3 +64,57 @@ def test_what_reaches_to_the_last_position_is_not(tmp_path: Path, use: str) -> N
 def test_rotary_positions_go_on(tmp_path: Path) -> None:
     """They are computed, so nothing is out of range."""
     assert _carried_out(tmp_path, "llama", TOO_LONG["trained on"])
+
+
+MEASURED: Mapping[str, Mapping[str, Any]] = {
+    "lm": training(max_length=16, steps=1),
+    "sft": training(objective="sft", data="asked.jsonl", steps=1),
+    "dpo": training(objective="dpo", data="pairs.jsonl", steps=1),
+    "held out": training(data="plain.jsonl", held_out="text.jsonl", steps=1),
+    "perplexity": {"evaluate": {"data": "text.jsonl"}},
+    "exact_match": {"evaluate": {"metric": "exact_match", "data": "asked.jsonl"}},
+    "preference": {"evaluate": {"metric": "preference", "data": "pairs.jsonl"}},
+}
+
+
+@pytest.fixture
+def beyond(tmp_path: Path) -> Path:
+    """A model whose tokenizer knows more words than it has rows; `~` in line 2 of each file is one of them."""
+    model = save_tiny("llama", tmp_path / "model", vocab_size=64)
+    write_tokenizer(model)
+    good, bad = "ABC" * 9, "AB" * 9 + "z"
+    files: Mapping[str, list[dict[str, str]]] = {
+        "plain": [{"text": good}],
+        "text": [{"text": good}, {"text": bad}],
+        "asked": [{"prompt": "A", "response": "B"}, {"prompt": "z", "response": "B"}],
+        "pairs": [{"prompt": "A", "chosen": "B", "rejected": "C"}, {"prompt": "A", "chosen": "B", "rejected": "z"}],
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("use", MEASURED)
+def test_a_token_that_the_embedding_has_no_row_for_is_refused_by_its_line(beyond: Path, use: str) -> None:
+    """Before the first step; an index out of range says nothing, and a GPU does not survive it."""
+    step = MEASURED[use]
+    job = "learn" if "train" in step else "run"
+    with pytest.raises(DataError, match="embedding ends at 63") as caught:
+        perform(job, {"recipe": recipe(beyond / "model", [step]), "root": str(beyond), "device": "cpu"})
+    assert caught.value.where.endswith(".jsonl, line 2")
+
+
+def test_scores_refuse_such_a_token_too(beyond: Path) -> None:
+    args = {"recipe": recipe(beyond / "model", []), "root": str(beyond), "device": "cpu"}
+    with pytest.raises(DataError, match="embedding ends at 63") as caught:
+        perform("score", {**args, "names": ["block_influence"], "data": "text.jsonl", "sequences": 2, "length": 24})
+    assert caught.value.where.endswith(".jsonl, line 2")
+
+
+def test_scores_refuse_what_reaches_beyond_the_last_position(tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "model", n_positions=POSITIONS)
+    write_tokenizer(model)
+    args = {"recipe": recipe(model, []), "names": ["block_influence"], "sequences": 2, "device": "cpu"}
+    with pytest.raises(DataError, match=f"the model knows {POSITIONS} positions"):
+        perform("score", {**args, "length": POSITIONS + 1})
+    assert perform("score", {**args, "length": POSITIONS})
