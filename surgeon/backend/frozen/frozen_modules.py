@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,9 +21,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Parameters are objects of their own, so that either may be given others; what is written into a tensor both see.
     """
-    memo: dict[int, object] = {
-        id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()
-    }
+    memo: dict[int, object] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
     memo.update((id(one), one) for one in model.buffers())
     made: nn.Module = copy.deepcopy(model, memo)
     return made
@@ -89,7 +87,8 @@ def _frozen(weight: torch.Tensor) -> nn.Parameter:
 
 def _only_multiplied(models: Sequence[nn.Module]) -> set[_Place]:
     """Return where the matrices are that linear layers multiply by, and nothing else uses."""
-    linear, other = set(), set()
+    linear: set[_Place] = set()
+    other: set[_Place] = set()
     for module in (module for model in models for module in model.modules()):
         for name, one in module._parameters.items():
             if one is not None:
@@ -102,8 +101,8 @@ def _held(weight: torch.Tensor, computed_in: torch.dtype, *, multiplied: bool) -
     if weight.dim() < _MATRIX:
         return weight.float()
     if multiplied and computed_in.itemsize <= weight.dtype.itemsize:
-        weight = weight.to(computed_in)
-    return weight if weight.dtype == computed_in == torch.float32 else FrozenWeight(weight)
+        return weight.to(computed_in)  # what autocast takes as it is
+    return weight if weight.dtype == torch.float32 == computed_in else FrozenWeight(weight)
 
 
 def release(modules: Iterable[nn.Module]) -> None:

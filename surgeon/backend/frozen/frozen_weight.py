@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ _MOVES = frozenset({
     _ATEN.clone.default, _ATEN.gather.default, _ATEN.index.Tensor, _ATEN.index_select.default,
 })  # fmt: skip
 """What only chooses or moves elements is done to what is stored, and the outcome is a frozen weight again."""
-_AT_ONCE = 1 << 22
-"""Elements of a matrix that are widened at once for a product: a whole output head would be a second model."""
+_CHUNK = {"cpu": 1 << 19}
+_LARGE_CHUNK = 1 << 24
+"""Elements of a matrix that are converted at once for a product: on a CPU they must not leave the cache."""
 
 
 class FrozenWeight(torch.Tensor):
@@ -44,7 +45,7 @@ class FrozenWeight(torch.Tensor):
         device: torch.device | None = None, casts: dict[Any, torch.Tensor] | None = None,
     ) -> FrozenWeight:  # fmt: skip
         """Hold a tensor, or what `read` returns; a view shares the casts of what it is a view of."""
-        made: FrozenWeight = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: FrozenWeight = torch.Tensor._make_wrapper_subclass(
             cls, like.shape, strides=like.stride(), storage_offset=like.storage_offset(), dtype=torch.float32,
             device=device or like.device, requires_grad=False,
         )  # fmt: skip
@@ -55,8 +56,9 @@ class FrozenWeight(torch.Tensor):
     def __init__(self, *_: Any) -> None:
         """All is done before."""
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is held."""
+        del tensor_contents
         held = "on disk" if self.stored is None else str(self.stored.dtype)
         return f"FrozenWeight({tuple(self.shape)}, {held})"
 
@@ -83,8 +85,8 @@ class FrozenWeight(torch.Tensor):
         return self._casts[part]
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
     ) -> Any:
         """Do what is asked for with the values in float32, or with what is stored where that comes to the same."""
         del types
@@ -119,28 +121,34 @@ def _moved(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _product(*args: torch.Tensor) -> torch.Tensor:
-    """Return `first @ weight`, with a bias before them if there is one, as few columns being wide at once as may be.
+    """Return `first @ weight`, with a bias before them if there is one; a chunk of the weight is float32 at a time.
 
-    Every element is still one sum over all rows of the weight: the parts are columns.
+    Chunks are contiguous in memory: rows, over which sums go on, or columns, which give columns of the product.
     """
-    *bias, first, weight = args
+    *before, first, weight = args
     assert isinstance(weight, FrozenWeight)
-    first, held = _widened(first), weight.held
-    bias = [_widened(one) for one in bias]
-    rows, columns = held.shape
-    if rows * columns <= _AT_ONCE:
-        wide = held.float()
-        return torch.addmm(*bias, first, wide) if bias else torch.mm(first, wide)  # type: ignore[misc]
-    out = first.new_empty(first.shape[0], columns)
-    width = max(1, _AT_ONCE // rows)
+    first, stored = _widened(first), weight.held
+    bias: torch.Tensor | None = _widened(before[0]) if before else None
+    rows, columns = stored.shape
+    chunk = _CHUNK.get(stored.device.type, _LARGE_CHUNK)
+    if rows * columns <= chunk:
+        return _multiply(bias, first, stored.float())
+    out: torch.Tensor = first.new_empty(first.shape[0], columns)
+    if stored.stride(1) == 1 and rows > 1:
+        height = max(1, chunk // columns)
+        torch.mm(first[:, :height], stored[:height].float(), out=out)
+        for start in range(height, rows, height):
+            out.addmm_(first[:, start : start + height], stored[start : start + height].float())
+        return out if bias is None else out.add_(bias)
+    width = max(1, chunk // rows)
     for start in range(0, columns, width):
-        part, wide = out[:, start : start + width], held[:, start : start + width].float()
-        if bias:
-            added = bias[0][..., start : start + width]
-            part.copy_(torch.addmm(added, first, wide))
-        else:
-            part.copy_(torch.mm(first, wide))
+        part = slice(start, start + width)
+        out[:, part] = _multiply(None if bias is None else bias[..., part], first, stored[:, part].float())
     return out
+
+
+def _multiply(bias: torch.Tensor | None, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.mm(first, second) if bias is None else torch.addmm(bias, first, second)
 
 
 def _refuse_writing(func: Any, args: Sequence[Any]) -> None:

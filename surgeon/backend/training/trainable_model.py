@@ -123,7 +123,7 @@ def _bits(request: TrainingRequest, names: dict[str, str]) -> dict[str, torch.Te
 
 
 def _hold_frozen(request: TrainingRequest, model: nn.Module, teacher: nn.Module | None, reader: TensorReader) -> None:
-    """Hold what is frozen once; what the teacher alone uses stays on disk where the device is this computer's memory."""
+    """Hold what is frozen once. What the teacher alone uses stays on disk where the device is a CPU."""
     computed_in = torch.bfloat16 if request.precision == "bf16" else torch.float32
     if teacher is None:
         hold_frozen([model], computed_in)

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.data.examples import steps_wanted
-from surgeon.backend.training.train_step import plain_report, remarks
+from surgeon.backend.training.train_step import plain_report, remarks, training_run
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.backend.training.training_run import TrainingReport, TrainingRun
+from surgeon.backend.training.training_run import TrainingReport
 from surgeon.backend.training.weight_mask_bits import pack, unpack
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import outside_kind
+from surgeon.core.recipe.learning_step import objective_of
 from surgeon.errors import LearningError
 from surgeon.operations.mask_weights import MaskWeights
 
@@ -73,29 +73,26 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
     theta is loaded again afterwards: by then the gradients and moments of the run are gone, so it takes no more
     memory than the run did.
     """
-    objective = step.minimised.objective
+    objective = objective_of(step)
     whole = replace(order, draft=replace(order.draft, mask=None))
     data, held_out = order.split(objective)
     notes = remarks(order, objective, data)
-    with open_trainable(whole, taught=objective.teacher) as bench:
-        run = TrainingRun(
-            model=bench.model, parameters=bench.parameters, step=step, objective=objective, data=data,
-            held_out=held_out, steps=steps_wanted(step, data), learning_rate=bench.learning_rate(step), seed=order.seed,
-            device=order.device, state=state, job=order.job, precision=order.precision, teacher=bench.teacher,
-        )  # fmt: skip
+    with open_trainable(whole, taught=objective.teacher) as trainable:
+        run = training_run(order, trainable, data, held_out, state)
         report = {**plain_report(train(run)), "remarks": notes}
-        moved = {name: parameter.detach() for name, parameter in bench.parameters.items()}
-    del bench, run
-    with open_trainable(replace(whole, job=_silent(whole.job))) as bench:
-        for name, parameter in bench.parameters.items():
+        moved = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
+    del trainable, run
+    with open_trainable(replace(whole, job=_silent(whole.job))) as trainable:
+        for name, parameter in trainable.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
     return moved, report
 
 
 def _without_trial(order: TrainingRequest) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return equal importances by name: nothing has to be trained where chance decides."""
-    with open_trainable(replace(order, draft=replace(order.draft, mask=None))) as bench:
-        return {name: torch.ones_like(one) for name, one in bench.parameters.items()}, plain_report(TrainingReport())
+    with open_trainable(replace(order, draft=replace(order.draft, mask=None))) as trainable:
+        equal = {name: torch.ones_like(one) for name, one in trainable.parameters.items()}
+    return equal, plain_report(TrainingReport())
 
 
 def _silent(job: JobContext) -> JobContext:
