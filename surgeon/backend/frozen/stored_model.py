@@ -42,13 +42,17 @@ def majority_dtype(structure: Structure) -> str:
 def readings(structure: Structure, reader: TensorReader, device: torch.device) -> dict[str, Reading]:
     """Return, by name in the loaded model, how to read each tensor of a layer from disk.
 
-    Empty where transformers gives tensors other names or forms when it loads them: they are not on disk as they are.
+    Without those that transformers gives another name, and so maybe another form, when it loads them.
     """
-    if structure.family.renamed or structure.family.in_memory:
+    if structure.family.renamed:
         return {}
     prefixes = tuple(f"{stack.prefix}." for stack in structure.stacks.values())
     stored = [one for name, one in structure.checkpoint.tensors.items() if name.startswith(prefixes)]
-    return {one.name: partial(_read, reader, one, device) for one in stored}
+    return {
+        one.name: partial(_read, reader, one, device)
+        for one in stored
+        if one.dtype in FLOATS and structure.memory_names([one.name]) == [one.name]
+    }
 
 
 def _read(reader: TensorReader, stored: Tensor, device: torch.device) -> torch.Tensor:
