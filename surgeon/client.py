@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from surgeon.core.checkpoint.locating import state_directory
+from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.core.events import AnyEvent, Event, Hello, JobFailed, JobResult, LogMessage, read_event
 from surgeon.core.jobs import PROTOCOL, AnyJob, AnyResult, CancelJob, JobRequest, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
@@ -238,7 +238,7 @@ def run_job(job: AnyJob, on_event: OnEvent, worker: str | None = None) -> AnyRes
         from surgeon.backend.distributed import join_process_group, rank
 
         if rank() > 0:
-            from surgeon.backend.follower import follow
+            from surgeon.backend.nonzero_rank import follow
 
             follow()
         join_process_group()

@@ -12,17 +12,17 @@ from typing import Any
 
 import msgspec
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.jobs import LearnJob, LearnResult, RunJob, RunResult, ScoreJob, ScoreResult
 from surgeon.core.journal import Entry, Journal, Recovery, journal_path, recipe_digest
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.preview import Preview, preview_step
-from surgeon.core.recipe.data_paths import file_digests, seen_from
-from surgeon.core.recipe.fold import apply_step, resolve_step
+from surgeon.core.recipe.apply_steps import apply_step, resolve_step
+from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
 from surgeon.core.recipe.measured_selection import refuse_other_data, with_data
 from surgeon.core.recipe.recipe import (
     Base,
@@ -229,9 +229,9 @@ class Session:
         place = path.absolute().parent
         here = path == self.recipe_path
         applied = self.applied_recipe()
-        write_text(path, dump_recipe(applied if here else seen_from(applied, self.root, place), like=path))
+        write_text(path, dump_recipe(applied if here else rebase_data_paths(applied, self.root, place), like=path))
         if not here:
-            self.recipe = seen_from(self.recipe, self.root, place)
+            self.recipe = rebase_data_paths(self.recipe, self.root, place)
             self.recipe_path = path
             self.journal.close(keep=False)
             self.journal = Journal(journal_path(self.checkpoint.fingerprint, path))

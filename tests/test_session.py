@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from surgeon.core.jobs import ScoreResult
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import load_recipe, step_to_builtins
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 from surgeon.session import Session

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import FULL, LINEAR, SLIDING, every, first, where
-from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.architectures.derived_layer_lists import FULL, LINEAR, SLIDING, every, first, where
+from surgeon.core.structure.layer_count_fields import FirstCount
 from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
 from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family, Silence

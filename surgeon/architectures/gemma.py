@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import FULL, every
+from surgeon.architectures.derived_layer_lists import FULL, every
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.structure.layer_counts import LastCount
+from surgeon.core.structure.layer_count_fields import LastCount
 from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
 from surgeon.core.structure.layer_fields import Config, Derived, LayerField, PerLayerList
 from surgeon.core.structure.structure import Family, OutsideSlices, Silence

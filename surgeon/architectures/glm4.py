@@ -1,8 +1,8 @@
 """GLM-4, Kolibri, HyperCLOVA X, AFMoE: norms before and after each sublayer."""
 
-from surgeon.architectures.positions import every
+from surgeon.architectures.derived_layer_lists import every
 from surgeon.architectures.shared import SANDWICH, post_norms
-from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.core.structure.layer_count_fields import FirstCount
 from surgeon.core.structure.layer_fields import PerLayerList
 from surgeon.core.structure.structure import Family
 

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: attention and MLP in parallel, biases, query, key and value interleaved by head."""
 
-from surgeon.core.structure.end_tensors import EndTensor
+from surgeon.core.structure.boundary_layer_tensors import EndTensor
 from surgeon.core.structure.structure import Family
 
 _FUSED = {"attention.qkv": ("attention.query", "attention.key", "attention.value")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from surgeon.architectures.positions import first
+from surgeon.architectures.derived_layer_lists import first
 from surgeon.core.structure.layer_dependencies import ReadsEarlierLayer
 from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family

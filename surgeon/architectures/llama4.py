@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from surgeon.architectures.positions import FULL, SLIDING
+from surgeon.architectures.derived_layer_lists import FULL, SLIDING
 from surgeon.core.structure.layer_fields import Config, LayerIndices, PerLayerList
 from surgeon.core.structure.structure import Family
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.architectures.positions import FULL, LINEAR, every, first
+from surgeon.architectures.derived_layer_lists import FULL, LINEAR, every, first
 from surgeon.architectures.shared import MOE_IS_MLP, POST_NORM
-from surgeon.core.structure.end_tensors import SharedTensors
-from surgeon.core.structure.layer_counts import FirstCount, Period
+from surgeon.core.structure.boundary_layer_tensors import SharedTensors
+from surgeon.core.structure.layer_count_fields import FirstCount, Period
 from surgeon.core.structure.layer_dependencies import OrderedLayers
 from surgeon.core.structure.layer_fields import Config, LayerIndices, LayerPattern, PerLayerList, RepeatingList
 from surgeon.core.structure.structure import Family, Silence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.architectures.positions import FULL, LINEAR, every, first
+from surgeon.architectures.derived_layer_lists import FULL, LINEAR, every, first
 from surgeon.architectures.shared import SANDWICH, post_norms
 from surgeon.core.structure.layer_fields import Config, PerLayerList
 from surgeon.core.structure.structure import Family

@@ -1,6 +1,6 @@
 """RWKV: a norm of its own in the first layer; numbers are rescaled every so many layers."""
 
-from surgeon.core.structure.end_tensors import EndTensor
+from surgeon.core.structure.boundary_layer_tensors import EndTensor
 from surgeon.core.structure.layer_dependencies import IndexDependent
 from surgeon.core.structure.structure import Family
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.core.structure.layer_counts import FirstCount
+from surgeon.core.structure.layer_count_fields import FirstCount
 from surgeon.core.structure.layer_dependencies import IndexDependent
 from surgeon.core.structure.layer_fields import KeyedByLayer, LayerField, LayerIndices, LayerPattern, PerLayerList
 from surgeon.core.structure.structure import Silence, StackRule

@@ -1,6 +1,6 @@
 """T5 and its kin: the first layer of each stack holds the position bias that all layers of the stack use."""
 
-from surgeon.core.structure.end_tensors import EndTensor
+from surgeon.core.structure.boundary_layer_tensors import EndTensor
 from surgeon.core.structure.structure import Family, StackRule
 
 _ROLES = (

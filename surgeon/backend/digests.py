@@ -14,7 +14,7 @@ import msgspec
 from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PROSE = (".md", ".pdf", ".png", ".jpg", ".svg", ".gitattributes", ".gitignore")

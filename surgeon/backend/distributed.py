@@ -73,7 +73,7 @@ def all_gather(value: Value) -> list[Value]:
 
 @contextmanager
 def run_on_all_ranks(call: Mapping[str, Any]) -> Iterator[None]:
-    """Have the others train along, told by `call`; see `learning.train_along`.
+    """Have the others train along, told by `call`; see `learning.join_training`.
 
     What fails in the same way everywhere is a SurgeonError. After anything else the others wait for ever, so this
     process is broken and has to end once it has said what went wrong.

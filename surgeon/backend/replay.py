@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import msgspec
 
-from surgeon.backend.base import open_base
+from surgeon.backend.open_base import open_base
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
+from surgeon.core.recipe.apply_steps import Measured, apply_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests
-from surgeon.core.recipe.fold import Measured, apply_step, resolve_step
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins
@@ -99,7 +99,7 @@ def _measure(
     job: JobContext,
 ) -> Measured:
     from surgeon.backend.scoring.context import settings_of
-    from surgeon.backend.scoring.measure import measure
+    from surgeon.backend.scoring.score_runner import measure
 
     measured: dict[Ranked, Score] = {}
     for one in ranked:

@@ -96,7 +96,7 @@ class _Channel:
 def main() -> None:
     """Serve until stdin ends; of several processes the first one does, and the others train along with it."""
     if rank() > 0:
-        from surgeon.backend.follower import follow
+        from surgeon.backend.nonzero_rank import follow
 
         follow()
     lines, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -143,7 +143,7 @@ def _warm_up() -> None:
     """Import what every measurement needs while nobody waits, and keep it out of the garbage collector's sight."""
     try:
         from surgeon.backend.device import use_threads
-        from surgeon.backend.scoring.measure import measure
+        from surgeon.backend.scoring.score_runner import measure
 
         del measure
         use_threads(reserved=1)

@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, base_tensors, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
 from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.apply_steps import apply_step, changes_of
 from surgeon.core.recipe.data_paths import file_digests
-from surgeon.core.recipe.fold import apply_step, changes_of
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from surgeon.cli.formatting import print_json
-from surgeon.core.checkpoint.locating import state_directory
+from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.errors import Cancelled, SurgeonError, UsageError
 
 READER_GONE = 141
@@ -26,7 +26,7 @@ def exit_status(error: BaseException, words: Sequence[str], *, debug: bool) -> i
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):
-        _let_go()
+        _close_streams()
         return READER_GONE
     known = _known(error)
     if debug and not isinstance(error, click.ClickException):
@@ -42,7 +42,7 @@ def exit_status(error: BaseException, words: Sequence[str], *, debug: bool) -> i
             print_json({"error": {**known.to_dict(), "exit": known.exit_code}})
         sys.stdout.flush()
     except OSError:
-        _let_go()
+        _close_streams()
     return known.exit_code
 
 
@@ -73,7 +73,7 @@ def _write_log(error: BaseException, words: Sequence[str]) -> Path:
     return path
 
 
-def _let_go() -> None:
+def _close_streams() -> None:
     """Point both streams nowhere: Python flushes them once more when it ends, and would complain there."""
     for stream in (sys.stdout, sys.stderr):
         try:

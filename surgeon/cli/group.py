@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from surgeon.cli.error_output import exit_status
-from surgeon.cli.options import HELP_NAMES, MANNER_FLAGS, manner_options
+from surgeon.cli.options import HELP_NAMES, MANNER_FLAGS, verbosity_options
 from surgeon.cli.progress_output import ConsoleReporter
 
 COMMANDS = {
@@ -46,7 +46,7 @@ class SurgeonGroup(click.Group):
     def __init__(self) -> None:
         super().__init__(
             name="surgeon", help=_HELP, subcommand_metavar="[MODEL | COMMAND] ...", context_settings=HELP_NAMES,
-            params=[*manner_options(), _version_option()],
+            params=[*verbosity_options(), _version_option()],
         )  # fmt: skip
 
     def list_commands(self, ctx: click.Context) -> list[str]:

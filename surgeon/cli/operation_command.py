@@ -16,7 +16,7 @@ from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.jobs import RunResult
-from surgeon.core.recipe.data_paths import seen_from
+from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
@@ -76,7 +76,7 @@ def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleRe
         result = run_recipe(recipe, order, reporter)
     if save is not None:
         done = recipe if result is None else recipe_from_builtins(result.recipe)
-        write_text(save, dump_recipe(seen_from(done, Path.cwd(), save.absolute().parent)))
+        write_text(save, dump_recipe(rebase_data_paths(done, Path.cwd(), save.absolute().parent)))
         reporter.write_line(f"the recipe is in {save}")
 
 

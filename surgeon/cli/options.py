@@ -21,7 +21,7 @@ worker = click.option(
 )
 
 
-def manner_options() -> list[click.Option]:
+def verbosity_options() -> list[click.Option]:
     """Return -q, -v and --debug. They are accepted before and after a command's name."""
     return [
         click.Option(
@@ -43,7 +43,7 @@ class SurgeonCommand(click.Command):
     def __init__(self, *args: Any, **settings: Any) -> None:
         settings.setdefault("context_settings", HELP_NAMES)
         super().__init__(*args, **settings)
-        self.params += manner_options()
+        self.params += verbosity_options()
 
 
 def computing(function: Function) -> Function:

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.cli.formatting import bytes_text, count_text, duration_text, value_text
 from surgeon.core.events import Evaluated, Event, LayerScored, LogMessage, Progress, Statistics
-from surgeon.core.training_events import Figures, is_training, training_texts
+from surgeon.core.training_figures import Figures, is_training, training_texts
 
 _BAR_CELLS = 24
 _ASIDES = ("held-out loss", "reference")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from surgeon.core.checkpoint.base_path import named_from_here
+from surgeon.core.checkpoint.base_path import resolved_model_name
 from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +39,7 @@ def base_recipe(model: str, recipe: Path | None) -> Recipe:
     if recipe is None:
         return Recipe(base=Base(model=model))
     loaded = load_recipe(recipe)
-    named = named_from_here(model, recipe.absolute().parent)
+    named = resolved_model_name(model, recipe.absolute().parent)
     return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))
 
 

@@ -35,7 +35,7 @@ class Progress(EventBody, frozen=True, kw_only=True, tag="progress"):
     """How far a job is; `unit` is "layers", "bytes", "tokens" and the like.
 
     figures: of a training step `loss`, `tokens_per_second`, `eta_seconds`, `held_out_…` and what its objective adds;
-    see `surgeon.core.training_events`. JSON has no word for what is not finite: it arrives as None.
+    see `surgeon.core.training_figures`. JSON has no word for what is not finite: it arrives as None.
     """
 
     done: int

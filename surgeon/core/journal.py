@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
-from surgeon.core.checkpoint.locating import state_directory
+from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.errors import SurgeonError
 
 

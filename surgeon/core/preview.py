@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.recipe.apply_steps import apply_step
 from surgeon.core.recipe.command_text import command_line
-from surgeon.core.recipe.fold import apply_step
 from surgeon.core.recipe.recipe import Step
 
 

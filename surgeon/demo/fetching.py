@@ -22,7 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
-from surgeon.core.checkpoint.locating import demo_directory
+from surgeon.core.checkpoint.model_location import demo_directory
 from surgeon.core.job_context import JobContext
 from surgeon.errors import Cancelled, CheckpointError
 

@@ -8,17 +8,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
-from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.errors import VerifyError
+from surgeon.export.atomic_directory import refuse_existing, refuse_inside, require_space, written_atomically
 from surgeon.export.model_card import model_card
-from surgeon.export.publish import published, refuse_existing, refuse_inside, require_space
-from surgeon.export.shards import Arithmetic, write_shards
+from surgeon.export.shard_writer import Arithmetic, write_shards
 
 RECIPE = "recipe.yaml"
 PROOF = "surgeon_proof.json"
@@ -52,7 +52,7 @@ def export_checkpoint(
         done += count
         job.progress(done, plan.nbytes, "bytes", "writing")
 
-    with published(out, job.warn) as directory:
+    with written_atomically(out, job.warn) as directory:
         write_shards(plan, directory, arithmetic, advance, job.is_cancelled)
         write_config(plan, directory)
         copy_side_files(plan, directory)

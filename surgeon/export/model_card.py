@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from surgeon.core.checkpoint.base_path import is_beside
+from surgeon.core.checkpoint.base_path import is_relative
 from surgeon.core.plan.plan import Plan
-from surgeon.core.recipe.evaluation import EvaluationResult
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
 from surgeon.core.scoring.score import Average
 
@@ -74,7 +74,7 @@ def _licence(directory: Path) -> list[str]:
 
 
 def _base_line(base: str) -> list[str]:
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not is_beside(base) and not Path(base).exists()
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not is_relative(base) and not Path(base).exists()
     return [f"base_model: {base}"] if on_hub else []
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.evaluation import KINDS, Measure
+from surgeon.core.recipe.evaluation_metrics import KINDS, Measure
 from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.read_only_step import Bound, ReadOnlyStep
 from surgeon.errors import RecipeError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.scoring.layer_sequences import BASE, runs, whole
+from surgeon.core.scoring.layer_variants import BASE, runs, whole
 from surgeon.core.scoring.score import average, paired_average
 from surgeon.core.scoring.score_kinds import LayerSequence, Losses, ScoreSummary, SweepScore
 

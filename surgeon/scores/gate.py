@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from surgeon.core.scoring.gate_ranking import gates_of, rank_values
 from surgeon.core.scoring.score import NOT_TRAINED
 from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
-from surgeon.core.scoring.untrained_gates import gates_of, settled
 from surgeon.errors import ScoreError
 
 
@@ -47,4 +47,4 @@ class Gate(LearningScore, frozen=True, kw_only=True):
         masks = {name: mask for report in reports for name, mask in report["masks"].items()}
         gates, untrained, notes = gates_of(masks)
         details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
-        return LearnedValues(settled(gates, seed, self.name), details, tuple(notes))
+        return LearnedValues(rank_values(gates, seed, self.name), details, tuple(notes))

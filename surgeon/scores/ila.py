@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from surgeon.core.scoring.gate_ranking import gates_of, rank_values
 from surgeon.core.scoring.score import NOT_TRAINED
 from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
-from surgeon.core.scoring.untrained_gates import gates_of, settled
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0)]
@@ -92,4 +92,4 @@ class Ila(LearningScore, frozen=True, kw_only=True):
             )
         details = {"gamma": {name: mask["gamma"] for name, mask in masks.items()}, NOT_TRAINED: untrained}
         losses = {"lora_losses": trained["losses"], "mask_losses": masked["losses"]}
-        return LearnedValues(settled(gates, seed, self.name), {**details, **losses}, tuple(notes))
+        return LearnedValues(rank_values(gates, seed, self.name), {**details, **losses}, tuple(notes))

@@ -57,7 +57,7 @@ class Lamp(WeightsScore, frozen=True, kw_only=True):
         used = histogram.nonzero().flatten()
         return dict(zip(used.tolist(), histogram[used].tolist(), strict=True))
 
-    def settle(self, summaries: Sequence[Mapping[int, float]]) -> list[float]:
+    def finalize(self, summaries: Sequence[Mapping[int, float]]) -> list[float]:
         """Return the share of each matrix above the model's common threshold, within a bin in proportion."""
         totals = [0.0] * _BINS
         for summary in summaries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from surgeon.core.scoring.layer_sequences import each_changed, rise_of_each
+from surgeon.core.scoring.layer_variants import each_changed, rise_of_each
 from surgeon.core.scoring.score_kinds import LayerSequence, Losses, ScoreSummary, SweepScore
 
 

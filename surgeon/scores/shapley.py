@@ -8,7 +8,7 @@ from typing import Annotated
 
 import msgspec
 
-from surgeon.core.scoring.layer_sequences import BASE, runs
+from surgeon.core.scoring.layer_variants import BASE, runs
 from surgeon.core.scoring.score import average
 from surgeon.core.scoring.score_kinds import LayerCall, LayerSequence, Losses, ScoreSummary, SweepScore
 

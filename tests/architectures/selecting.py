@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import SurgeonError
 from tests.architectures.examining import Outcome, Patient

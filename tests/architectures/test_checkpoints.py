@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.expressions import Copy
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
 from surgeon.export.checkpoint_writer import export_checkpoint

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import Plan, PlannedTensor, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins
 from surgeon.errors import ArchitectureError, RecipeError
 from surgeon.export.checkpoint_writer import export_checkpoint

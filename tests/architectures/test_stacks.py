@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.structure.structure import Stack, Structure
 from tests.architectures.building import small_config, tiny_model

@@ -229,7 +229,7 @@ def test_the_end_of_stdin_during_an_export_leaves_nothing(tmp_path: Path) -> Non
     """As when the terminal is closed."""
     base = write_llama(tmp_path / "base", layers=6)
     slow = (
-        "import time, surgeon.export.shards as s, surgeon.backend.worker as w\n"
+        "import time, surgeon.export.shard_writer as s, surgeon.backend.worker as w\n"
         "s._PIECE = 16\nreal = s._copy\n"
         "def copy(*a):\n    time.sleep(0.05); real(*a)\n"
         "s._merge_ranges.__globals__['_copy'] = copy\nw._warm_up = lambda: None\nw.main()"

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.data.examples import Examples, read_examples
 from surgeon.backend.device import choose_device
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.loading import load_model, load_tokenizer
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
 from tests.benchmarks.learning import WARM_UP, Step, timed, training_step

@@ -28,7 +28,7 @@ from surgeon.backend.training.accelerator import training_accelerator
 from surgeon.backend.training.trainer import _Trainer
 from surgeon.backend.training.training_run import TrainingRun
 from surgeon.backend.training.weight_mask_bits import WeightMask, pack
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
 from tests.jobs import job_context

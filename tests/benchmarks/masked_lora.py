@@ -21,14 +21,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.adapters import attach, without_deprecations
 from surgeon.backend.model.loading import load_model
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 
 WARM_UP = 2

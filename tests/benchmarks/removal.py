@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.scoring.context import ScoringContext, Settings, calibration_of, scoring_context
 from surgeon.backend.scoring.layer_passes import push_layers
-from surgeon.backend.scoring.sweep import sweep_losses
+from surgeon.backend.scoring.layer_sequence_losses import sweep_losses
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.scoring.score_kinds import SweepScore, score_kinds
 from surgeon.scores.block_influence import influence

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.losses import losses_of
 from surgeon.backend.scoring.context import ScoringContext, Settings, calibration_of, scoring_context
-from surgeon.backend.scoring.live_passes import activations_pass, sweep_pass
+from surgeon.backend.scoring.model_scores import activations_pass, sweep_pass
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.layer_trie import Trie

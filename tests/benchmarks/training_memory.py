@@ -27,16 +27,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.training.accelerator import training_accelerator
-from surgeon.backend.training.train_step import training_run
+from surgeon.backend.training.finetuning import training_run
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import _Trainer
 from surgeon.backend.training.training_request import TrainingRequest
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.core.recipe.training_memory import training_bytes
 from tests.benchmarks.streaming import write_model

@@ -19,14 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 
 OURS = """
 import json, sys, time
 from pathlib import Path
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.scoring.context import Settings
-from surgeon.backend.scoring.measure import measure
+from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.scoring.score import WeightsScore, score_kinds

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.scoring.overlap import chance_jaccard
+from surgeon.core.scoring.ranking_agreement import chance_jaccard
 from tests.cli.conftest import Run
 
 

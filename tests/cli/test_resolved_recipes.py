@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.backend.scoring import measure as scoring
+from surgeon.backend.scoring import score_runner as scoring
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.jobs import ScoreResult
 from surgeon.core.recipe.recipe import load_recipe

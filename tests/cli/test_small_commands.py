@@ -92,8 +92,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     stand_in = types.ModuleType("surgeon.ui.app")
     stand_in.run_app = run_app  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "surgeon.ui.app", stand_in)
-    monkeypatch.setattr("surgeon.cli.interface.on_terminal", lambda stream: True)
-    monkeypatch.setattr("surgeon.cli.interface.reads_keys", lambda: True)
+    monkeypatch.setattr("surgeon.cli.launch_ui.on_terminal", lambda stream: True)
+    monkeypatch.setattr("surgeon.cli.launch_ui.reads_keys", lambda: True)
     return calls
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from surgeon.core.checkpoint.locating import demo_directory
+from surgeon.core.checkpoint.model_location import demo_directory
 from surgeon.demo import fetching
 from surgeon.errors import Cancelled, CheckpointError
 from tests.faults import without_locks

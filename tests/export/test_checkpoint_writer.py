@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from surgeon.export import shards
+from surgeon.export import shard_writer
 from tests.export.handmade_shards import llama_tensors, write_config, write_llama
 from tests.export.replaying import COPY, MEAN, PRUNE, digests, names_in, run, start_run
 
@@ -110,7 +110,7 @@ def test_moving_bytes_and_writing_zeros_loads_no_torch(step: Any, loads: bool, t
 
 def test_several_shards_get_an_index_that_names_each_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names and the index are those that Hugging Face writes."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1200)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", 1200)
     base = write_llama(tmp_path / "base")
     run(base, tmp_path / "out", PRUNE)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))

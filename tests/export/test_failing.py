@@ -15,7 +15,7 @@ import pytest
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.errors import Cancelled, CheckpointError, ExportError, RecipeError, SurgeonError, VerifyError
 from surgeon.export import checkpoint_writer
-from surgeon.export.shards import write_shards
+from surgeon.export.shard_writer import write_shards
 from tests.export.handmade_shards import llama_tensors, write_config, write_llama, write_shard
 from tests.export.replaying import MEAN, PRUNE, digests, names_in, run, start_run
 from tests.faults import failing, failing_sync, file_of, without_locks

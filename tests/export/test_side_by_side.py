@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from surgeon.errors import Cancelled, CheckpointError
-from surgeon.export import shards
+from surgeon.export import shard_writer
 from tests.export.handmade_shards import write_llama
 from tests.export.replaying import COPY, MEAN, PRUNE, digests, names_in, run
 from tests.export.test_checkpoint_writer import stored_bytes
@@ -18,7 +18,7 @@ from tests.export.test_checkpoint_writer import stored_bytes
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint that counts as one of more than a gigabyte."""
-    monkeypatch.setattr(shards, "SPLIT_BYTES", 2000)
+    monkeypatch.setattr(shard_writer, "SPLIT_BYTES", 2000)
     return write_llama(tmp_path / "base", layers=6)
 
 
@@ -39,9 +39,9 @@ def test_one_writer_or_several_the_bytes_are_the_same(
     step: Any, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where tensors are calculated, which happens in one thread."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1200)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", 1200)
     run(large, tmp_path / "several", step)
-    monkeypatch.setattr(shards, "_WRITERS", 1)
+    monkeypatch.setattr(shard_writer, "_WRITERS", 1)
     run(large, tmp_path / "one", step)
     assert digests(tmp_path / "several") == digests(tmp_path / "one")
     assert len(list((tmp_path / "one").glob("*.safetensors"))) > 3
@@ -65,8 +65,8 @@ def test_a_fault_in_one_shard_stops_the_others_and_is_the_one_told(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the cancelling of the others, and nothing stays."""
-    monkeypatch.setattr(shards, "_PIECE", 64)
-    real = shards._copy
+    monkeypatch.setattr(shard_writer, "_PIECE", 64)
+    real = shard_writer._copy
 
     def fail(source: int, piece: Any, out: int, advance: Any, cancelled: Any) -> None:
         if piece.start > 3000:
@@ -75,7 +75,7 @@ def test_a_fault_in_one_shard_stops_the_others_and_is_the_one_told(
             pass
         real(source, piece, out, advance, cancelled)
 
-    monkeypatch.setattr(shards, "_copy", fail)
+    monkeypatch.setattr(shard_writer, "_copy", fail)
     with pytest.raises(CheckpointError, match="shorter"):
         run(large, tmp_path / "out", {"prune": {"layers": [2]}})
     assert names_in(tmp_path) == ["base"]
@@ -83,7 +83,7 @@ def test_a_fault_in_one_shard_stops_the_others_and_is_the_one_told(
 
 def test_a_cancel_stops_all_of_them(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is told as one."""
-    monkeypatch.setattr(shards, "_PIECE", 64)
+    monkeypatch.setattr(shard_writer, "_PIECE", 64)
     asked: list[int] = []
 
     def cancelled() -> bool:

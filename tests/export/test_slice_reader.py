@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.core.checkpoint.checkpoint import Tensor, open_checkpoint
 from surgeon.core.plan.draft import Identity, Mean, Original, Source, draft_of
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError, CheckpointError
 from surgeon.export import slice_reader

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.learned_results import PENDING
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.learning_step import with_learned_adapters
 from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import RecipeError

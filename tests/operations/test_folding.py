@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, Mean, Original, Source, draft_of
 from surgeon.core.plan.expressions import Copy, express
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import step_of
 from surgeon.errors import ArchitectureError, RecipeError
 from tests.backend.tiny_models import FAMILIES, LAYERS, save_tiny, write_tokenizer

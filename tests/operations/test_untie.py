@@ -13,13 +13,13 @@ import transformers
 from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.cli.dry_run import fold_recipe
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.tied_head import tied_names
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins, step_of
 from surgeon.errors import ArchitectureError, RecipeError
 from tests.architectures.building import small_config, tiny_model

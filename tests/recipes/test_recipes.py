@@ -11,8 +11,8 @@ import torch
 
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
+from surgeon.core.recipe.problems import built_in
 from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
-from surgeon.core.recipe.validation import built_in
 from surgeon.core.recipe.yaml_document import read_document
 from tests.backend.tiny_models import save_tiny, write_tokenizer
 from tests.jobs import perform

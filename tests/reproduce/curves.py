@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from surgeon.backend.base import open_base
+from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
-from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import Settings
+from surgeon.backend.scoring.singular_value_ablation import ablate
 from surgeon.core.jobs import LearnJob
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.jobs import job_context

@@ -7,13 +7,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.scoring.context import Settings
-from surgeon.backend.scoring.measure import measure
+from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.plan.draft import Draft, draft_of
-from surgeon.core.scoring.overlap import jaccard, top
+from surgeon.core.scoring.ranking_agreement import jaccard, top
 from surgeon.core.scoring.requests import request_text
 from surgeon.core.scoring.score import END_OF_FREEZING
 from tests.jobs import job_context

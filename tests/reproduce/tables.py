@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from surgeon.core.scoring.overlap import chance_jaccard
+from surgeon.core.scoring.ranking_agreement import chance_jaccard
 from tests.reproduce.__main__ import read_results
 from tests.reproduce.curves import ROLES
 from tests.reproduce.experiments import EXPERIMENTS, Experiment, Figure

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.data.calibration import Calibration
 from surgeon.backend.scoring.context import Settings, calibration_of
-from surgeon.backend.scoring.measure import measure
+from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.core.scoring.score import Score
 from tests.backend.tiny_models import save_tiny, write_tokenizer

@@ -14,8 +14,8 @@ from torch import nn
 from surgeon.backend.data.calibration import read_calibration
 from surgeon.backend.model.loading import forget_model, load_tokenizer
 from surgeon.backend.scoring.context import Settings
-from surgeon.backend.scoring.measure import measure
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.backend.scoring.score_runner import measure
+from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.scoring.score import Average, Score, average
 from surgeon.errors import Cancelled
 from surgeon.scores.block_influence import influence

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.backend.scoring.learned_scores import _score
-from surgeon.backend.scoring.measure import measure
-from surgeon.core.checkpoint.locating import cache_directory
-from surgeon.core.scoring.overlap import chance_jaccard, jaccard, top
+from surgeon.backend.scoring.score_runner import measure
+from surgeon.core.checkpoint.model_location import cache_directory
+from surgeon.core.scoring.gate_ranking import rank_values
+from surgeon.core.scoring.ranking_agreement import chance_jaccard, jaccard, top
 from surgeon.core.scoring.requests import requested_scores
 from surgeon.core.scoring.score_kinds import LearnedValues, score_kinds
-from surgeon.core.scoring.untrained_gates import settled
 from surgeon.core.selection.ranking import extreme_layers
 from surgeon.errors import Cancelled, DataError, ScoreError, SelectionError
 from surgeon.scores.ila import Ila
@@ -172,10 +172,10 @@ def test_untrained_matrices_rank_below_all_others_and_apart(gates: dict[str, tup
     """Whoever was trained keeps its s; the rest are lower, all different, and the same for the same seed."""
     if not any(trained for _, trained in gates.values()):
         with pytest.raises(ScoreError, match="no matrix was trained"):
-            settled(gates, seed, "ila")
+            rank_values(gates, seed, "ila")
         return
-    found = settled(gates, seed, "ila")
-    assert found == settled(dict(reversed(gates.items())), seed, "ila")
+    found = rank_values(gates, seed, "ila")
+    assert found == rank_values(dict(reversed(gates.items())), seed, "ila")
     known = [s for s, trained in gates.values() if trained]
     lower = [found[name] for name, (_, trained) in gates.items() if not trained]
     assert all(found[name] == s for name, (s, trained) in gates.items() if trained)
@@ -187,12 +187,12 @@ def test_untrained_matrices_rank_below_all_others_and_apart(gates: dict[str, tup
 def test_the_lot_favours_no_depth() -> None:
     """Among many untrained matrices, earlier and later layers come out in both orders."""
     gates = {f"model.layers/{at}/mlp.up_proj": (4.0, at == 0) for at in range(200)}
-    order = sorted(gates, key=settled(gates, 0, "ila").__getitem__)
+    order = sorted(gates, key=rank_values(gates, 0, "ila").__getitem__)
     places = [order.index(f"model.layers/{at}/mlp.up_proj") for at in range(1, 200)]
     first, last = sum(places[:99]) / 99, sum(places[-99:]) / 99
     # The mean of 99 of 199 places has a standard deviation of about 4.1.
     assert abs(first - last) < 35
-    assert order != sorted(gates, key=settled(gates, 1, "ila").__getitem__)
+    assert order != sorted(gates, key=rank_values(gates, 1, "ila").__getitem__)
 
 
 def test_the_lot_does_not_make_two_data_sets_agree() -> None:
@@ -200,7 +200,7 @@ def test_the_lot_does_not_make_two_data_sets_agree() -> None:
     names = [f"model.layers/{at}/mlp.up_proj" for at in range(2000)]
     tops = []
     for s in (4.0, 4.01):
-        found = settled({name: (s, at == 0) for at, name in enumerate(names)}, 0, "ila")
+        found = rank_values({name: (s, at == 0) for at, name in enumerate(names)}, 0, "ila")
         tops.append(top(found, 0.3))
     # Two random sets of 600 of 2000: the standard deviation of their overlap is about 0.01.
     assert jaccard(*tops) == pytest.approx(chance_jaccard(600, 2000), abs=0.06)

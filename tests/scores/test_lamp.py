@@ -28,7 +28,7 @@ def exact_shares(weights: list[torch.Tensor], kept: float = 0.5) -> Array:
 def shares(weights: list[torch.Tensor], kept: float = 0.5) -> Array:
     """Return ours."""
     kind = Lamp(kept=kept)
-    return np.array(kind.settle([kind.matrix(StoredMatrix(weight)) for weight in weights]))
+    return np.array(kind.finalize([kind.matrix(StoredMatrix(weight)) for weight in weights]))
 
 
 def matrices(dtype: torch.dtype) -> list[torch.Tensor]:

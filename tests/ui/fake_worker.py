@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.jobs import PROTOCOL
 from surgeon.core.plan.draft import Draft, draft_of
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 
 _RUN = {"of": "run", "parameters": 1000, "bytes": 2000, "recipe": {}, "evaluations": []}

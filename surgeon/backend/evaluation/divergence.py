@@ -10,7 +10,7 @@ from torch import nn
 
 from surgeon.backend.data.examples import Batch, collate
 from surgeon.backend.data.tokens import Tokens
-from surgeon.backend.evaluation.likelihoods import MOST_LOGITS, Tell, batches_by_length
+from surgeon.backend.evaluation.model_outputs import MOST_LOGITS, Tell, batches_by_length
 from surgeon.backend.model.losses import IGNORED
 
 AsBase = Callable[[], AbstractContextManager[nn.Module]]

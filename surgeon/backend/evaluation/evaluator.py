@@ -15,7 +15,7 @@ from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.digests import side_digest
 from surgeon.backend.evaluation.divergence import AsBase, divergences
 from surgeon.backend.evaluation.items import Items, read_items
-from surgeon.backend.evaluation.likelihoods import greedy_answers, log_likelihoods
+from surgeon.backend.evaluation.model_outputs import greedy_answers, log_likelihoods
 from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.input_limits import refuse_unreadable
@@ -25,8 +25,8 @@ from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.evaluation import EvaluationResult, Measure, RawResults, figures_of
-from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.apply_steps import unfrozen
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.learning_step import draft_state
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe

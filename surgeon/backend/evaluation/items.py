@@ -16,7 +16,7 @@ from surgeon.backend.data.row import Row
 from surgeon.backend.data.rows import read_rows, unread_by
 from surgeon.backend.data.tokens import Tokens, TokenStream, ids_of, labelled, start_of, whole_text
 from surgeon.backend.model.losses import IGNORED
-from surgeon.core.recipe.evaluation import Measure
+from surgeon.core.recipe.evaluation_metrics import Measure
 from surgeon.errors import DataError
 
 _UNCUT = 2**40

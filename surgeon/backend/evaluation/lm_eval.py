@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.core.recipe.evaluation import Measure, RawResults
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults
 from surgeon.core.scoring.score import Average
 from surgeon.errors import DataError, UsageError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from surgeon.backend.replay import replayed_draft
-from surgeon.backend.scoring.ablation import ablate
 from surgeon.backend.scoring.context import settings_of
+from surgeon.backend.scoring.singular_value_ablation import ablate
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import AblateJob, AblateResult
 

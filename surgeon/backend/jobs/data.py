@@ -15,7 +15,7 @@ from surgeon.backend.data.dialogues import content_of
 from surgeon.backend.data.row import Row
 from surgeon.backend.data.rows import rows_of, unread_keys
 from surgeon.backend.data.sources import Source, open_source
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import DataJob, DataResult, ShownRow, TrainedTokens
 from surgeon.core.recipe.objective import Objective, objectives

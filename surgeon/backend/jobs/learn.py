@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.backend.base import open_base
+from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext

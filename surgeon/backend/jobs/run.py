@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from surgeon.backend.base import open_base
 from surgeon.backend.data.rows import require_data
 from surgeon.backend.jobs.verify import verify_directory
+from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.base_path import name_elsewhere
 from surgeon.core.checkpoint.file_stamps import FileStamps
@@ -21,13 +21,13 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.data_paths import file_digests, seen_from
-from surgeon.core.recipe.evaluation import EvaluationResult, evaluations_to_builtins
+from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
+from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
 from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.recipe.resolution import Resolution
+from surgeon.export.atomic_directory import refuse_existing, refuse_inside, written_atomically
 from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
-from surgeon.export.publish import published, refuse_existing, refuse_inside
 
 
 def run_job(request: RunJob, job: JobContext) -> RunResult:
@@ -59,7 +59,7 @@ def _carried_out(
     proof = None
     if out is not None:
         called = name_elsewhere(recipe.base.model, job.root)
-        written = seen_from(recipe, job.root, out)
+        written = rebase_data_paths(recipe, job.root, out)
         export = _Export(draft, plan, written, called, out, files, results, request.verify, job)
         proof = export.adapter() if plan.adapter_alone else export.checkpoint()
     return RunResult(
@@ -126,9 +126,9 @@ class _Export:
     def adapter(self) -> Proof | None:
         """Write a PEFT adapter alone, where the base's weights are as they were; return the proof."""
         from surgeon.backend.device import choose_device
-        from surgeon.backend.verification.adapter_proof import prove_adapter
+        from surgeon.backend.verification.adapter_verification import prove_adapter
 
-        with published(self.out, self.job.warn) as directory:
+        with written_atomically(self.out, self.job.warn) as directory:
             self._proceed(0, "writing")
             base = self.draft.structure.checkpoint.path
             self._write_adapter(base, self.base, directory)

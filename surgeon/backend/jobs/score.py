@@ -6,7 +6,7 @@ import msgspec
 
 from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.context import settings_of
-from surgeon.backend.scoring.measure import measure
+from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import ScoreJob, ScoreResult
 

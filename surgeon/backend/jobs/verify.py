@@ -6,15 +6,15 @@ from pathlib import Path
 
 import msgspec
 
-from surgeon.backend.base import open_base
+from surgeon.backend.open_base import open_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
+from surgeon.core.recipe.apply_steps import fold, unfrozen
 from surgeon.core.recipe.data_paths import file_digests
-from surgeon.core.recipe.fold import fold, unfrozen
 from surgeon.core.recipe.recipe import Recipe, load_recipe
 from surgeon.core.recipe.resolution import Resolution, stale_text
 from surgeon.errors import CheckpointError, RecipeError
@@ -24,7 +24,7 @@ from surgeon.export.checkpoint_writer import RECIPE
 def verify_directory(directory: Path, draft: Draft | None, job: JobContext) -> Proof:
     """Run every check on a written checkpoint; see `export_proof.verify`."""
     from surgeon.backend.device import choose_device
-    from surgeon.backend.verification.export_proof import verify
+    from surgeon.backend.verification.export_verification import verify
 
     return verify(directory, draft, choose_device(job.device), job)
 
@@ -101,7 +101,7 @@ def _refuse_stale(recipe: Recipe, resolution: Resolution, where: Path, job: JobC
 
 def _verify_adapter(directory: Path, request: VerifyJob, job: JobContext) -> Proof:
     from surgeon.backend.device import choose_device
-    from surgeon.backend.verification.adapter_proof import prove_adapter
+    from surgeon.backend.verification.adapter_verification import prove_adapter
 
     recipe, base = _own_recipe(directory, request.base, job)
     base = base or _open_base(recipe, directory, request.base)  # an adapter is nothing without it

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.layer_list import layer_list
-from surgeon.backend.model.layer_slices import swap_slices
 from surgeon.backend.model.matrices import truncate
+from surgeon.backend.model.per_layer_slices import swap_slices
 from surgeon.backend.model.streaming import weights_of, without_hooks
 from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
 from surgeon.core.checkpoint.dtypes import FLOATS

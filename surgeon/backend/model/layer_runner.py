@@ -39,7 +39,7 @@ class LayerCalls:
         return hidden_BTD
 
 
-class _StandIn(nn.Module):
+class _LayerRecorder(nn.Module):
     """Takes a layer's place in a forward: notes how it is called and hands on a hidden state."""
 
     def __init__(self, layer: nn.Module, log: list[tuple[torch.Tensor, Arguments]], *, tupled: bool) -> None:
@@ -75,7 +75,7 @@ class LayerRunner:
         handle = layers[0].register_forward_hook(self._note_output)
         try:
             model(input_ids=tokens_BT[:1, :2], use_cache=False)
-        except _Enough:
+        except _StopForward:
             pass
         finally:
             handle.remove()
@@ -83,13 +83,13 @@ class LayerRunner:
     def _note_output(self, _module: nn.Module, _args: object, output: object) -> None:
         self.tupled = isinstance(output, tuple)
         # The other layers may have to be fetched from disk.
-        raise _Enough
+        raise _StopForward
 
     @contextmanager
-    def _stand_ins(self) -> Iterator[tuple[list[tuple[torch.Tensor, Arguments]], list[_StandIn]]]:
+    def _stand_ins(self) -> Iterator[tuple[list[tuple[torch.Tensor, Arguments]], list[_LayerRecorder]]]:
         real = list(self.layers)
         log: list[tuple[torch.Tensor, Arguments]] = []
-        stand_ins = [_StandIn(layer, log, tupled=self.tupled) for layer in real]
+        stand_ins = [_LayerRecorder(layer, log, tupled=self.tupled) for layer in real]
         try:
             for position, stand_in in enumerate(stand_ins):
                 self.layers[position] = stand_in
@@ -104,7 +104,7 @@ class LayerRunner:
         Raises:
             ArchitectureError: it does not call every layer once, in order, passing the hidden state along.
         """
-        with self._stand_ins() as (log, _), suppress(_Enough), self._before_head(_stop):
+        with self._stand_ins() as (log, _), suppress(_StopForward), self._before_head(_stop):
             self.model(input_ids=tokens_BT, use_cache=False)
         plain = len(log) == len(self.layers) and all(
             hidden is log[0][0] or (hidden.shape == log[0][0].shape and torch.equal(hidden, log[0][0]))
@@ -156,9 +156,9 @@ class LayerRunner:
 
         def note(entering: torch.Tensor) -> None:
             seen.append(entering)
-            raise _Enough
+            raise _StopForward
 
-        with suppress(_Enough), self._before_head(note):
+        with suppress(_StopForward), self._before_head(note):
             self.logits(tokens_BT, hidden_BTD)
         if not seen:
             raise ArchitectureError("does not call its output head", where=type(self.model).__name__)
@@ -235,9 +235,9 @@ class LayerRunner:
                 handle.remove()
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Ends a forward early."""
 
 
 def _stop(_entering: torch.Tensor) -> None:
-    raise _Enough
+    raise _StopForward

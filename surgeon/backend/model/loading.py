@@ -84,7 +84,7 @@ def resident_model(
     key = (checkpoint.path.resolve(), checkpoint.fingerprint, _written(checkpoint), dtype, device, stream)
     if _resident is None or _resident[0] != key:
         _resident = None
-        device_map = offload_map(skeleton(checkpoint.path), structure, device) if stream else None
+        device_map = offload_map(meta_model(checkpoint.path), structure, device) if stream else None
         _resident = (key, load_model(checkpoint.path, dtype, device, device_map))
     return _resident[1]
 
@@ -103,7 +103,7 @@ def _from_config(path: Path) -> nn.Module:
     return built
 
 
-def skeleton(path: Path) -> nn.Module:
+def meta_model(path: Path) -> nn.Module:
     """Return the model without any weights."""
     with torch.device("meta"):
         model: nn.Module = _from_config(path)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from surgeon.core.plan.draft import Truncation
-from surgeon.core.structure.fused import Piece, pieces_of
+from surgeon.core.structure.fused_projections import Piece, pieces_of
 from surgeon.core.structure.structure import Structure
 
 

@@ -26,7 +26,7 @@ from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.scoring.score import Average, Provenance
 
 # On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.

@@ -19,7 +19,7 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import apply_step
+from surgeon.core.recipe.apply_steps import apply_step
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Base, Recipe, step_of
 from surgeon.core.scoring.score import Provenance, Score

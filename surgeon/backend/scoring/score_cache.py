@@ -14,7 +14,7 @@ from surgeon.backend.digests import content_digest
 from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 
 _VERSION = 4
 """Raised whenever the mathematics of a score changes."""

@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 from safetensors.torch import save_file
 
-from surgeon.backend.base import open_base
 from surgeon.backend.device import choose_device
 from surgeon.backend.distributed import run_on_all_ranks
+from surgeon.backend.open_base import open_base
 from surgeon.backend.out_of_memory import explain_out_of_memory
-from surgeon.backend.training.result_address import address_of
-from surgeon.backend.training.result_store import keep, require_place, told_of_cache
+from surgeon.backend.training.result_cache_key import result_cache_key
+from surgeon.backend.training.result_store import cache_advice, keep, require_place
 from surgeon.backend.training.resume_state import remove_abandoned
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.core.checkpoint.file_stamps import FileStamps
@@ -32,7 +32,7 @@ from surgeon.core.checkpoint.file_system import Lock, try_lock
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, result_directory
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import ArchitectureError
@@ -51,7 +51,7 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
         draft, step.operation, recipe.data, job.root, recipe.seed,
         choose_device(job.device), job,
     )  # fmt: skip
-    address = address_of(request)
+    address = result_cache_key(request)
     if is_learned(address):
         job.log(f"{step.operation.name}: the result {address} is here already")
     else:
@@ -75,7 +75,7 @@ def _call(step: Step, recipe: Recipe, job: JobContext, state: Path) -> dict[str,
     return {"recipe": recipe_to_builtins(whole), "root": str(job.root), "device": job.device, "state": str(state)}
 
 
-def train_along(call: Mapping[str, Any]) -> None:
+def join_training(call: Mapping[str, Any]) -> None:
     """Take part in a learning step that another process leads and keeps the result of."""
     recipe = recipe_from_builtins(call["recipe"])
     job = JobContext(lambda event: None, lambda: False, Path(call["root"]), call["device"])
@@ -95,7 +95,7 @@ def _alone(address: str, request: TrainingRequest) -> Iterator[Path]:
     The state goes once the result is there, and stays where it is not.
     """
     place = result_directory(address).with_suffix(".state")
-    with told_of_cache():
+    with cache_advice():
         handle = _locked(place, request)
     try:
         for old, nbytes in remove_abandoned(place.parent):
@@ -152,9 +152,9 @@ def _keep(address: str, result: TrainingResult, request: TrainingRequest) -> Non
 
 
 PROCEDURES: Mapping[str, str] = {
-    "train": "surgeon.backend.training.train_step:train_step",
-    "learn_masks": "surgeon.backend.training.gates:learn_masks",
-    "mask_weights": "surgeon.backend.training.weight_masks:mask_weights",
+    "train": "surgeon.backend.training.finetuning:train_step",
+    "learn_masks": "surgeon.backend.training.lora_gates:learn_masks",
+    "mask_weights": "surgeon.backend.training.weight_mask_selection:mask_weights",
 }
 """What carries out each learning step, by the operation's name: (request, file of its state) -> TrainingResult."""
 

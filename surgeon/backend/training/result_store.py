@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from surgeon.backend.disk_faults import disk_faults
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import is_learned, result_directory
@@ -16,14 +16,14 @@ from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.training_memory import trained_parameters
 from surgeon.errors import ExportError, LearningError
-from surgeon.export.publish import published, require_space
+from surgeon.export.atomic_directory import require_space, written_atomically
 
 _PROBE = bytes(4096)
 _REMEDY = "make room there, or let SURGEON_CACHE name a directory that can be written"
 
 
 @contextmanager
-def told_of_cache() -> Iterator[None]:
+def cache_advice() -> Iterator[None]:
     """Say of what cannot be written which directory it is, and how to have another.
 
     Raises:
@@ -45,7 +45,7 @@ def require_place(place: Path, step: LearningStep, draft: Draft) -> None:
     Raises:
         LearningError: it cannot be written, or has less room than the result takes.
     """
-    with told_of_cache(), tempfile.TemporaryFile(dir=place) as file:
+    with cache_advice(), tempfile.TemporaryFile(dir=place) as file:
         file.write(_PROBE)
         file.flush()
     try:
@@ -71,7 +71,7 @@ def keep(address: str, write: Callable[[Path], None], job: JobContext) -> None:
         LearningError: it cannot be written.
     """
     try:
-        with published(result_directory(address), job.warn) as directory, disk_faults():
+        with written_atomically(result_directory(address), job.warn) as directory, disk_faults():
             write(directory)
     except ExportError as error:
         if not is_learned(address):

@@ -23,7 +23,7 @@ from surgeon.backend.training.weight_mask_bits import WeightMask, bits_of
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import adapter_tensors
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.fold import unfrozen
+from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.recipe.learning_step import LearningStep, is_free, result_names
 from surgeon.core.recipe.training_memory import training_bytes
 from surgeon.errors import ArchitectureError, LearningError

@@ -13,7 +13,7 @@ import torch
 from surgeon.backend.data.examples import ALL, Examples, Wanted, read_examples
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.accelerator import Precision, precision_of
-from surgeon.backend.training.token_rewards import rewarding_of
+from surgeon.backend.training.rewriter_rewards import rewarding_of
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.learning_step import LearningStep

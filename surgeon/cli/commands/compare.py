@@ -13,7 +13,7 @@ import msgspec
 from surgeon.cli.formatting import print_json, table
 from surgeon.cli.options import SurgeonCommand, as_json
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.core.scoring.overlap import overlap, spearman
+from surgeon.core.scoring.ranking_agreement import overlap, spearman
 from surgeon.core.scoring.score import Score
 from surgeon.errors import DataError, UsageError
 
@@ -47,7 +47,7 @@ def command(reporter: ConsoleReporter, /, files: tuple[Path, ...], top: str, as_
         print_json(rows)
     else:
         click.echo(_table(rows, shares))
-    for doubt in dict.fromkeys(doubt for row in rows for doubt in _doubts(row)):
+    for doubt in dict.fromkeys(doubt for row in rows for doubt in _data_warnings(row)):
         reporter.write_line(doubt)
 
 
@@ -107,7 +107,7 @@ def _ranking(score: Score, *, fine: bool) -> Ranking:
     return {f"{key}.{name}": value for key, row in score.matrices.items() for name, value in row.items()}
 
 
-def _doubts(row: Mapping[str, Any]) -> Iterator[str]:
+def _data_warnings(row: Mapping[str, Any]) -> Iterator[str]:
     """Say where a place in a ranking was not earned."""
     for at, side in enumerate(("left", "right")):
         if untrained := row["not_trained"][at]:

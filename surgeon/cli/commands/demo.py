@@ -27,6 +27,6 @@ def command(context: click.Context, then_open: bool, as_json: bool) -> None:
     else:
         click.echo(result.path)
     if then_open:
-        from surgeon.cli.interface import open_model
+        from surgeon.cli.launch_ui import open_model
 
         open_model(context, result.path)

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import locate_model
+from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.kv_cache import LATENT_NOTE, KvCache, kv_cache

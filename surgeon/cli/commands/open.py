@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from surgeon.cli.interface import open_model, show_help
+from surgeon.cli.launch_ui import open_model, show_help
 from surgeon.cli.options import SurgeonCommand, computing
 from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.recipe import load_recipe

@@ -10,7 +10,7 @@ import click
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
-from surgeon.core.checkpoint.base_path import named_from_here
+from surgeon.core.checkpoint.base_path import resolved_model_name
 from surgeon.core.recipe.overrides import load_changed_recipe
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.errors import UsageError
@@ -39,7 +39,7 @@ def command(
     """
     values, root = dict(map(_pair, overrides)), recipe.absolute().parent
     if model is not None:
-        values["base.model"] = named_from_here(model, root)
+        values["base.model"] = resolved_model_name(model, root)
     run_recipe(load_changed_recipe(recipe, values), RunOptions(root=root, where=recipe, **order), reporter)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from surgeon.core.checkpoint.locating import known_elsewhere, locate_model
+from surgeon.core.checkpoint.model_location import known_elsewhere, locate_model
 
 
-def is_beside(name: str) -> bool:
+def is_relative(name: str) -> bool:
     """Whether a name is relative to the recipe's directory."""
     return name in (".", "..") or name.startswith(("./", "../"))
 
@@ -21,7 +21,7 @@ def is_beside(name: str) -> bool:
 def model_name(name: str, root: Path) -> str:
     """Return a model of the recipe in the directory `root` as it is named on the command line."""
     # Resolved first: `..` of a link leads elsewhere, and of a directory that is yet to be made nowhere.
-    return os.path.normpath(root.resolve() / name) if is_beside(name) else name
+    return os.path.normpath(root.resolve() / name) if is_relative(name) else name
 
 
 def locate_base(name: str, root: Path) -> Path:
@@ -33,25 +33,25 @@ def locate_base(name: str, root: Path) -> Path:
     return locate_model(model_name(name, root))
 
 
-def name_seen_from(name: str, old: Path, new: Path) -> str:
+def relative_model_name(name: str, old: Path, new: Path) -> str:
     """Return a model of a recipe in `old` as a recipe in `new` names it: beside it, where it is a relative directory.
 
     What is no directory here, such as a hub id, and absolute paths keep their name.
     """
     place = Path(model_name(name, old))
-    if is_beside(name) or (not Path(name).is_absolute() and place.is_dir()):
+    if is_relative(name) or (not Path(name).is_absolute() and place.is_dir()):
         # A link in the end is meant as it is; those on the way would make `..` lead elsewhere.
         place = place.parent.resolve() / place.name if place.name not in ("", "..") else place.resolve()
         relative = os.path.relpath(place, new.resolve())
-        return relative if is_beside(relative) else f"./{relative}"
+        return relative if is_relative(relative) else f"./{relative}"
     return name
 
 
-def named_from_here(name: str, root: Path) -> str:
+def resolved_model_name(name: str, root: Path) -> str:
     """Return a model that a person named on the command line as a recipe in the directory `root` names it."""
-    return name_seen_from(name, Path.cwd(), root) if is_beside(name) else name
+    return relative_model_name(name, Path.cwd(), root) if is_relative(name) else name
 
 
 def name_elsewhere(name: str, root: Path) -> str:
     """Return what other programs, started where this one was, may call a model of the recipe in `root`."""
-    return os.path.relpath(model_name(name, root)) if is_beside(name) else known_elsewhere(name)
+    return os.path.relpath(model_name(name, root)) if is_relative(name) else known_elsewhere(name)

@@ -19,7 +19,7 @@ from surgeon.core.plan.draft import (
 )
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
-from surgeon.core.structure.fused import Piece, pieces_of
+from surgeon.core.structure.fused_projections import Piece, pieces_of
 from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 

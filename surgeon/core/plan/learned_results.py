@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.core.checkpoint.headers import read_header
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.errors import LearningError
 

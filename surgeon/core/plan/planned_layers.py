@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from surgeon.core.checkpoint.tensors import Tensor, tensor_type
+from surgeon.core.plan.boundary_layer_tensors import belongs_to_places, tensors_at
 from surgeon.core.plan.draft import Layer, Original, base_tensors
-from surgeon.core.plan.end_tensors import belongs_to_places, tensors_at
 from surgeon.core.plan.expressions import Copy, Expression, expressions_of
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.checkpoint.base_path import name_seen_from
+from surgeon.core.checkpoint.base_path import relative_model_name
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_from_builtins, step_to_builtins
 from surgeon.core.recipe.resolution import FileDigest, resigned
@@ -25,12 +25,12 @@ _FIELDS = (*_DATA, "rewriter")
 """What names a file, or a directory, wherever it stands in a step: in a bound and in an objective too."""
 
 
-def seen_from(recipe: Recipe, old: Path, new: Path) -> Recipe:
+def rebase_data_paths(recipe: Recipe, old: Path, new: Path) -> Recipe:
     """Return a recipe of the directory `old` as one of the directory `new`: the same files under other names.
 
     What is not there relative to `old` keeps its name: the recipe's own names, shares, hub ids, absolute paths.
     """
-    base = msgspec.structs.replace(recipe.base, model=name_seen_from(recipe.base.model, old, new))
+    base = msgspec.structs.replace(recipe.base, model=relative_model_name(recipe.base.model, old, new))
     recipe = msgspec.structs.replace(recipe, base=base)
     if old.resolve() == new.resolve():
         return recipe

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.evaluation import KINDS, Measure, Positive
+from surgeon.core.recipe.evaluation_metrics import KINDS, Measure, Positive
 from surgeon.core.recipe.operation import Chosen, Operation
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average

@@ -16,7 +16,7 @@ import msgspec
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
-from surgeon.core.recipe.validation import Problems, Spot, built_in
+from surgeon.core.recipe.problems import Problems, Spot, built_in
 from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
 from surgeon.core.selection.selection import Selection, parse_selection
 from surgeon.errors import RecipeError

@@ -101,8 +101,7 @@ class _Saved:
         trained = [self._trained(name) for name in names]
         first = 0 if self._outside_is_trained() else next((at for at, one in enumerate(trained) if one), len(names))
         layers = [
-            self._layer(self.plan.layers[name], roles)
-            for name, roles in list(zip(names, trained, strict=True))[first:]
+            self._layer(self.plan.layers[name], roles) for name, roles in list(zip(names, trained, strict=True))[first:]
         ]
         if not layers:
             return self.logits()
@@ -161,7 +160,9 @@ class _Saved:
 
     def _activations(self) -> int:
         config = self.plan.config
-        name = next((config[key] for key in ("activation_function", "hidden_act", "hidden_activation") if key in config), "")
+        name = next(
+            (config[key] for key in ("activation_function", "hidden_act", "hidden_activation") if key in config), ""
+        )
         return _COMPOSITE.get(str(name), 1)
 
     def _norms(self, layer: PlannedLayer, trained: frozenset[str]) -> int:
@@ -180,10 +181,12 @@ class _Saved:
         structure = self.plan.structure
         config = self.plan.config
         chosen = config.get("num_experts_per_tok") or config.get("moe_top_k") or 1
-        experts = config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or chosen
+        experts = (
+            config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or chosen
+        )
         for suffix, model in layer.models.items():
             role = structure.role(suffix)
-            if len(model.shape) < _MATRIX or not suffix.endswith("weight") and len(model.shape) == _MATRIX:
+            if len(model.shape) < _MATRIX or (not suffix.endswith("weight") and len(model.shape) == _MATRIX):
                 continue
             outer, inner = model.shape[-2:] if role not in structure.family.transposed else model.shape[:-3:-1]
             share = chosen / experts if role.startswith("experts.") else 1.0

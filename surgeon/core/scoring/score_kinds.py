@@ -84,7 +84,7 @@ class WeightsScore(ScoreKind, frozen=True, kw_only=True):
         del matrix
         return {}
 
-    def settle(self, summaries: Sequence[Any]) -> list[float]:
+    def finalize(self, summaries: Sequence[Any]) -> list[float]:
         """Return the scores of all matrices from their summaries, where `compares`."""
         raise NotImplementedError
 

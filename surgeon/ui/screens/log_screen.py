@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from surgeon.core.checkpoint.locating import state_directory
+from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.ui.screens.text_screen import FAR, TextScreen
 from surgeon.ui.state.job_runner import JobRunner
 from surgeon.ui.theme import ThemeStyles

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from surgeon.client import WorkerClient
 from surgeon.core.events import Event, Hello, LayerScored, LogMessage, Progress, Statistics
 from surgeon.core.jobs import AnyJob, AnyResult
-from surgeon.core.training_events import is_training
+from surgeon.core.training_figures import is_training
 from surgeon.errors import SurgeonError, WorkerError
 from surgeon.ui.state.score_columns import ScoreColumns
 from surgeon.ui.state.training_progress import TrainingProgress

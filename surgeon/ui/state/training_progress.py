@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from surgeon.core.events import Progress
-from surgeon.core.training_events import Figures, training_texts
+from surgeon.core.training_figures import Figures, training_texts
 from surgeon.ui.state.formatting import count_text, seconds_text
 
 _LEVELS = "▁▂▃▄▅▆▇█"

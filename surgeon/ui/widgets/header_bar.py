@@ -6,7 +6,7 @@ from rich.text import Text
 
 from surgeon.ui.state.formatting import bytes_text, count_text
 from surgeon.ui.theme import ThemeStyles
-from surgeon.ui.widgets.status_bar import StatusBar
+from surgeon.ui.widgets.base_bar import StatusBar
 
 
 class HeaderBar(StatusBar):

@@ -8,7 +8,7 @@ from surgeon.ui.state.formatting import bar_text, bytes_text, count_text, second
 from surgeon.ui.state.job_runner import JobRunner, RunningJob
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.state.training_progress import TrainingProgress, sparkline
-from surgeon.ui.widgets.status_bar import StatusBar, join_parts
+from surgeon.ui.widgets.base_bar import StatusBar, join_parts
 
 _PROGRESS_CELLS = 20
 _CURVE_CELLS = 40

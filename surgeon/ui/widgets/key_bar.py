@@ -11,7 +11,7 @@ from textual.strip import Strip
 
 from surgeon.ui.commands import Command, Mode
 from surgeon.ui.state.screen_state import ScreenState
-from surgeon.ui.widgets.status_bar import StatusBar
+from surgeon.ui.widgets.base_bar import StatusBar
 
 _WIDE = 100
 _RIGHT_RANKS = range(60, 65)

@@ -14,8 +14,8 @@ from textual.strip import Strip
 
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.theme import theme_styles
-from surgeon.ui.widgets.layer_lines import LayerLines
-from surgeon.ui.widgets.module_bar import ModuleBar
+from surgeon.ui.widgets.layer_table_rendering import LayerLines
+from surgeon.ui.widgets.parameter_breakdown import ModuleBar
 from surgeon.ui.widgets.table_layout import TableLayout, fit_columns
 
 

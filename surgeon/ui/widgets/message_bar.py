@@ -13,7 +13,7 @@ from surgeon.ui.state.formatting import count_text
 from surgeon.ui.state.layer_rows import source_text
 from surgeon.ui.state.pending_step import PendingStep
 from surgeon.ui.state.step_text import removed_scores, step_effects
-from surgeon.ui.widgets.status_bar import StatusBar, join_parts
+from surgeon.ui.widgets.base_bar import StatusBar, join_parts
 
 
 class MessageBar(StatusBar):

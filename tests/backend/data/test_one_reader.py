@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from surgeon.backend.data.calibration import read_calibration
 from surgeon.backend.data.examples import read_examples
 from surgeon.backend.evaluation.items import read_items
-from surgeon.core.recipe.evaluation import Measure
+from surgeon.core.recipe.evaluation_metrics import Measure
 from surgeon.errors import DataError
 from tests.backend.tiny_models import write_tokenizer
 

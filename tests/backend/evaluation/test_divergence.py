@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgeon.backend.evaluation.items import read_items
 from surgeon.backend.model.adapters import without_deprecations
-from surgeon.core.recipe.evaluation import Measure
+from surgeon.core.recipe.evaluation_metrics import Measure
 from surgeon.errors import GateError
 from tests.backend.tiny_models import save_tiny, write_tokenizer
 from tests.export.replaying import run

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from surgeon.backend.evaluation.items import read_items
 from surgeon.backend.model.adapters import without_deprecations
 from surgeon.backend.model.loading import load_tokenizer
-from surgeon.core.recipe.evaluation import Measure, RawResults, figures_of
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults, figures_of
 from surgeon.errors import DataError, GateError, RecipeError, UsageError
 from tests.backend.tiny_models import load_plainly, save_tiny, write_tokenizer
 from tests.export.replaying import digests, job_args, run, start_run
@@ -381,7 +381,7 @@ def test_scores_of_a_recipe_with_gates_pass_them_over(base: Path, data: Path) ->
 def test_a_large_vocabulary_is_added_up_without_drift() -> None:
     """Torch's cross_entropy is off by 1e-5 nats on average here, always to the same side."""
     from surgeon.backend.data.tokens import Tokens
-    from surgeon.backend.evaluation.likelihoods import log_likelihoods
+    from surgeon.backend.evaluation.model_outputs import log_likelihoods
 
     words = 50_000
     generator = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from surgeon.backend.evaluation import lm_eval as harness
-from surgeon.core.recipe.evaluation import Measure, RawResults
+from surgeon.core.recipe.evaluation_metrics import Measure, RawResults
 from surgeon.core.scoring.score import Average
 from surgeon.errors import DataError, RecipeError, UsageError
 from tests.backend.tiny_models import save_tiny, write_tokenizer

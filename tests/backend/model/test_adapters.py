@@ -14,13 +14,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.adapters import NAME, attach, fold_gates, lora_layers, write_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.checkpoint.locating import demo_directory
+from surgeon.core.checkpoint.model_location import demo_directory
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import Adapter, Plan, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import load_recipe, recipe_from_builtins, recipe_to_builtins
 from surgeon.errors import ArchitectureError
 from tests.architectures.building import small_config, tiny_model

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from tests.backend.tiny_models import FAMILIES, LAYERS, load_plainly, reference_logits, save_tiny, some_tokens
 from tests.export.replaying import Step, run

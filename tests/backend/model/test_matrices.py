@@ -12,7 +12,7 @@ import torch
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.matrices import cut, decile, put_back, truncate, zero_directions
 from surgeon.core.plan.draft import Truncation
-from surgeon.core.structure.fused import Piece
+from surgeon.core.structure.fused_projections import Piece
 from tests.backend.tiny_models import load_plainly
 from tests.scores.sample_models import open_draft, patient
 

@@ -18,7 +18,7 @@ from surgeon.backend.digests import content_digest
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.tensors import TensorReader
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.core.checkpoint.locating import cache_directory
+from surgeon.core.checkpoint.model_location import cache_directory
 from tests.backend.tiny_models import LAYERS
 from tests.scores.sample_models import open_draft, patient, scores
 

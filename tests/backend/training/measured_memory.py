@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.frozen.frozen_weight import FrozenWeight
 from surgeon.backend.training.accelerator import training_accelerator
-from surgeon.backend.training.train_step import training_run
+from surgeon.backend.training.finetuning import training_run
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import _Trainer
 from surgeon.backend.training.training_request import TrainingRequest
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.learning_step import LearningStep, objective_of
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.core.recipe.training_memory import training_bytes

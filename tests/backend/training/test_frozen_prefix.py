@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from surgeon.backend.training import train_step, trainer
+from surgeon.backend.training import finetuning, trainer
 from surgeon.backend.training.training_run import TrainingReport, TrainingRun
 from tests.backend.tiny_models import LAYERS, load_plainly, save_tiny, some_tokens, write_tokenizer
 from tests.backend.training_recipes import training
@@ -99,7 +99,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Watched:
         with _hooked(run.model, watched):
             return real(run)
 
-    monkeypatch.setattr(train_step, "train", train)
+    monkeypatch.setattr(finetuning, "train", train)
     return watched
 
 

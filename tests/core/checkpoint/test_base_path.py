@@ -10,8 +10,8 @@ from surgeon.core.checkpoint.base_path import (
     locate_base,
     model_name,
     name_elsewhere,
-    name_seen_from,
-    named_from_here,
+    relative_model_name,
+    resolved_model_name,
 )
 from surgeon.errors import CheckpointError
 
@@ -56,26 +56,26 @@ def test_a_directory_is_named_beside_the_recipe_that_is_written_elsewhere(
     place: Path, name: str, expected: str
 ) -> None:
     """One that is meant by its place is renamed wherever it is: a worker may be the one who has it."""
-    found = name_seen_from(name, place / "recipes", place / "out")
+    found = relative_model_name(name, place / "recipes", place / "out")
     assert found.rstrip("/") == expected.rstrip("/")
 
 
 def test_a_base_inside_the_recipes_directory_says_so(place: Path) -> None:
-    assert name_seen_from("recipes/base", place, place / "recipes") == "./base"
+    assert relative_model_name("recipes/base", place, place / "recipes") == "./base"
 
 
 def test_what_is_typed_with_a_dot_is_meant_from_here(place: Path) -> None:
-    assert named_from_here("./base", place / "recipes") == "../base"
-    assert named_from_here("base", place / "recipes") == "base"
+    assert resolved_model_name("./base", place / "recipes") == "../base"
+    assert resolved_model_name("base", place / "recipes") == "base"
 
 
 def test_a_link_keeps_its_name_and_links_on_the_way_lead_nowhere_else(place: Path) -> None:
     (place / "current").symlink_to(place / "base")
-    assert name_seen_from("current", place, place / "out") == "../current"
+    assert relative_model_name("current", place, place / "out") == "../current"
     deep = place / "real" / "deep"
     deep.mkdir(parents=True)
     (place / "link").symlink_to(deep)
-    seen = name_seen_from("base", place, place / "link")
+    seen = relative_model_name("base", place, place / "link")
     assert (place / "link" / seen).samefile(place / "base")
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.cli.dry_run import fold_recipe
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.expressions import Copy, Fill, LearnedOf, express
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.fold import fold
+from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError
 from tests.architectures.families import FAMILIES, HandMade

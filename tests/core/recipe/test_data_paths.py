@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.recipe.data_paths import named_data, seen_from
+from surgeon.core.recipe.data_paths import named_data, rebase_data_paths
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
 
 OTHER = "../texts/docs.jsonl"
@@ -58,7 +58,9 @@ def test_files_are_renamed_wherever_a_step_names_them(tmp_path: Path, step: Any,
     for name in ("docs.jsonl", "own"):
         (tmp_path / "texts" / name).write_text("")
     plain = {"version": 1, "base": {"model": "m"}, "data": {"own": "docs.jsonl"}, "steps": [step]}
-    moved = recipe_to_builtins(seen_from(recipe_from_builtins(plain), tmp_path / "texts", tmp_path / "elsewhere"))
+    moved = recipe_to_builtins(
+        rebase_data_paths(recipe_from_builtins(plain), tmp_path / "texts", tmp_path / "elsewhere")
+    )
     assert moved["data"] == {"own": OTHER}
     assert moved["steps"] == [expected]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from surgeon.core.recipe.data_paths import file_digests, seen_from
+from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
 from surgeon.core.recipe.overrides import load_changed_recipe
 from surgeon.core.recipe.recipe import (
     Base,
@@ -226,10 +226,10 @@ def test_a_recipe_that_is_written_elsewhere_holds_there(
         for at, name in enumerate(names[1:])
     ]
     recipe = signed(recipe_of(MEASURED, *steps, data={"docs": names[0]}), file_digests(place))
-    moved = seen_from(recipe, place, place / to)
+    moved = rebase_data_paths(recipe, place, place / to)
     assert stale(moved, digest=file_digests(place / to)) == []
     changed = msgspec.structs.replace(recipe, seed=1)
-    assert stale(seen_from(changed, place, place / to), digest=file_digests(place / to)) == [0, 1, 2]
+    assert stale(rebase_data_paths(changed, place, place / to), digest=file_digests(place / to)) == [0, 1, 2]
 
 
 def older(tmp_path: Path, *steps: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.scoring.costs import cost_text, expected_forwards, head_in_layers

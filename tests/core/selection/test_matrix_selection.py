@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.fold import apply_step, fold, resolve_step
+from surgeon.core.recipe.apply_steps import apply_step, fold, resolve_step
 from surgeon.core.recipe.recipe import Base, Recipe, dump_recipe, load_recipe, step_of
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.selection.matrix_selection import matrix_roles, parse_matrix_selection, roles_by_position

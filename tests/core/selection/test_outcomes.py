@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, base_tensors, draft_of
 from surgeon.core.scoring.score import Provenance, Score

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from surgeon.architectures.reading import read_structure
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.structure.structure import Structure
 from tests.architectures.families import FAMILIES, HandMade

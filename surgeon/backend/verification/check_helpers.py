@@ -1,0 +1,66 @@
+"""What checks of an export share: a check and its outcome, random prompts, and how far two outputs differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgeon.errors import VerifyError
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `detail` says what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+    def require(self, where: Path) -> None:
+        """Raise VerifyError unless it passed."""
+        if not self.passed:
+            raise VerifyError(
+                f"{self.name}: {self.detail}",
+                where=str(where),
+                hint="please report this: the export does not do what was planned",
+            )
+
+
+Proof = dict[str, dict[str, Any]]
+
+
+def random_tokens(
+    model: torch.nn.Module, device: torch.device, sequences: int, length: int, seed: int = 0
+) -> torch.Tensor:
+    """Return random token ids of a model's vocabulary, (sequences, length)."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    return torch.randint(0, int(vocabulary), (sequences, length), generator=torch.Generator().manual_seed(seed)).to(
+        device
+    )
+
+
+def difference(left: torch.Tensor, right: torch.Tensor) -> str:
+    """Say how far two tensors are from being equal bit for bit."""
+    return (
+        "equal bit for bit"
+        if torch.equal(left, right)
+        else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
+    )
+
+
+def model_logits(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a model, or the last hidden state of one without a head."""
+    more: dict[str, Any] = {"decoder_input_ids": tokens_BT} if model.config.is_encoder_decoder else {}
+    if model.can_generate():
+        more["use_cache"] = False
+    return model(input_ids=tokens_BT, **more)[0]  # type: ignore[no-any-return]
+
+
+def reallocate_parameters(*models: torch.nn.Module) -> None:
+    """Move parameters to where their own allocation puts them: some kernels round by a tensor's place in memory."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
