@@ -14,6 +14,7 @@ import msgspec
 
 from surgeon.architectures import shared
 from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.tensors import Shard, Tensor
 from surgeon.core.registry import modules_of
 from surgeon.core.structure.config_layer_names import LayerNames
@@ -50,6 +51,7 @@ def families() -> dict[str, Family]:
     return found
 
 
+@nothing_collected()
 def read_structure(checkpoint: Checkpoint) -> Structure:
     """Understand a checkpoint from its config and headers.
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Run what the command line says."""
+    import gc
+
+    gc.disable()  # until the command is imported, see SurgeonGroup.resolve_command
     from surgeon.cli.group import SurgeonGroup
 
     SurgeonGroup().main()

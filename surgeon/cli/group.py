@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,7 +79,9 @@ class SurgeonGroup(click.Group):
             _refuse_misspelt(ctx, args[0], self.list_commands(ctx))
             args = ["open", *args]
         found = super().resolve_command(ctx, args)
-        gc.freeze()  # what was imported stays: looking for garbage in it costs as much as looking at a model
+        if not gc.isenabled():  # in a process of our own: what it has imported stays, and need not be looked through
+            gc.freeze()
+            gc.enable()
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -116,6 +117,8 @@ def _operation_names() -> list[str]:
 
 
 def _refuse_misspelt(context: click.Context, word: str, known: list[str]) -> None:
+    from difflib import get_close_matches  # late: most words are spelt right
+
     near = get_close_matches(word, known, n=1)
     if near and not Path(word).exists() and "/" not in word:
         raise click.UsageError(

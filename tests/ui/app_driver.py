@@ -53,7 +53,7 @@ class AppDriver:
 
     async def job_ended(self) -> None:
         """Wait for the end of the job."""
-        await self.wait_until(lambda: self.runner.running is None and self.state.job_title is None)
+        await self.wait_until(lambda: self.runner.running is None and self.state.job_title is None, 180)
 
     async def measure(self, *names: str) -> None:
         """Ask for scores; both of the cheap ones if none is named."""

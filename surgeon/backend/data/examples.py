@@ -75,7 +75,7 @@ Rewarding = Callable[[Sequence[Row]], Sequence[Row]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """How much of its data a course sees: so many examples, or so many tokens; all of it where neither is said."""
+    """How much of its data a training sees: so many examples, or so many tokens; all of it where neither is said."""
 
     examples: int | None = None
     tokens: int | None = None

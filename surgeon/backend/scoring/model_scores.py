@@ -52,8 +52,8 @@ class _Tally:
         return Score(
             name=kind.name, values={keys[layer]: one.value for layer, one in sorted(self.values.items())},
             errors={keys[layer]: one.error for layer, one in sorted(self.values.items()) if one.error is not None},
-            matrices=self.matrices, blocks=self.blocks, details=self.details, notes=tuple(warn_if_too_few_data(self.values)),
-            provenance=provenance,
+            matrices=self.matrices, blocks=self.blocks, details=self.details, provenance=provenance,
+            notes=tuple(warn_if_too_few_data(self.values)),
         )  # fmt: skip
 
 

@@ -107,9 +107,9 @@ def _score(kind: WeightsScore, rows: Rows, provenance: Provenance, job: JobConte
     matrices = {key: row.matrices for key, row in rows.items()}
     if kind.compares:
         spots = [(key, name) for key, row in matrices.items() for name in row]
-        rank_values = kind.finalize([matrices[key][name] for key, name in spots])
+        values = kind.finalize([matrices[key][name] for key, name in spots])
         matrices = {key: {} for key in rows}
-        for (key, name), value in zip(spots, rank_values, strict=True):
+        for (key, name), value in zip(spots, values, strict=True):
             matrices[key][name] = value
         for key, row in matrices.items():
             _tell(kind, key, row, job)

@@ -36,7 +36,7 @@ def training_accelerator(step: LearningStep, device: torch.device, precision: Pr
     Raises:
         LearningError: it was launched to spread the weights over processes.
     """
-    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier course may have chosen another precision
+    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier training may have chosen another precision
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=device.type == "cpu",

@@ -48,7 +48,7 @@ def training_run(
 
 
 def data_warnings(request: TrainingRequest, objective: Objective, data: Examples) -> list[str]:
-    """Say what a person must know of a course on such data; the result's report keeps it."""
+    """Say what a person must know of a training on such data; the result's report keeps it."""
     found = [objective.remark(weighted=data.weighted)]
     if data.left_out:
         rows, length = len(data.examples) + data.left_out, request.step.max_length

@@ -44,7 +44,7 @@ def train(training: TrainingRun) -> TrainingReport:
 
 
 class _Trainer:
-    """One course under way. Of several processes each takes every n-th example of a batch; gradients are averaged."""
+    """One run. Of several processes each takes every n-th example of a batch; gradients are averaged."""
 
     def __init__(self, training: TrainingRun, accelerator: Accelerator) -> None:
         self.training, self.accelerator = training, accelerator

@@ -51,7 +51,7 @@ class TrainingRun:
 
 @dataclass
 class TrainingReport:
-    """What a course came to. Losses are in the objective's unit, one per optimiser step.
+    """What a training run came to. Losses are in the objective's unit, one per optimiser step.
 
     held_out: number of steps and the held-out figures then, where the step asks for `eval_steps`.
     """
@@ -83,7 +83,7 @@ class BatchOutputs:
 
     def __init__(self, run: TrainingRun, model: nn.Module, batch: Batch, reference: Mapping[int, torch.Tensor]) -> None:
         """Run nothing yet."""
-        self._course, self._model, self._batch, self._reference = run, model, batch, reference
+        self._run, self._model, self._batch, self._reference = run, model, batch, reference
         self.labels_BT, self.weights_BT = batch.labels_BT, batch.weights_BT
 
     @cached_property
@@ -108,11 +108,11 @@ class BatchOutputs:
     @cached_property
     def teacher_BTV(self) -> torch.Tensor:
         """The teacher's logits."""
-        assert self._course.teacher is not None, "an objective that asks for a teacher says so"
-        run = self._course
+        assert self._run.teacher is not None, "an objective that asks for a teacher says so"
+        run = self._run
         products = torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16")
         with torch.no_grad(), products:
-            return logits_of(self._course.teacher, self._batch)
+            return logits_of(self._run.teacher, self._batch)
 
 
 def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:

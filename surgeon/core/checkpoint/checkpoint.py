@@ -12,13 +12,16 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
+from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.headers import read_header
 from surgeon.core.checkpoint.shard_index import INDEX, ShardIndex, read_index
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
@@ -116,6 +119,7 @@ def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
     return [(piece * stride, _SAMPLE_BYTES) for piece in range(4)]
 
 
+@nothing_collected()
 def open_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint directory.
 
@@ -166,7 +170,8 @@ def _read_shards(paths: Mapping[str, Path], index: ShardIndex | None) -> list[Sh
             raise
         listed = index.names[name] if index else ()
         if listed == shard.names:
-            shard = replace(shard, names=listed)  # the same texts: of 90,000 names, once in memory is enough
+            # The same texts: of 90,000 names, once in memory is enough.
+            shard = msgspec.structs.replace(shard, names=listed)
         else:
             agreed = agreed and set(listed) == set(shard.names)
         shards.append(shard)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +16,7 @@ from surgeon.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 
 
-@dataclass(frozen=True)
-class ShardIndex:
+class ShardIndex(msgspec.Struct, frozen=True):
     """What the index at `where` says.
 
     paths: the shards, sorted by name.   weight_map: the shard's name by tensor.   names: the tensors by shard.

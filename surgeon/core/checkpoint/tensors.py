@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -64,8 +63,7 @@ def tensor_type(dtype: str, shape: tuple[int, ...]) -> TensorType:
     return TensorType(dtype, shape, parameters, nbytes)
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A file of tensors that follow each other without a gap from byte `start` to its end.
 
     Kept in columns: models have tens of thousands of tensors and few types, and most are never asked for one by one.

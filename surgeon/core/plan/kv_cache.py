@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from surgeon.core.checkpoint.tensors import TensorType
 from surgeon.core.plan.draft import Draft, base_tensors
@@ -38,8 +39,7 @@ LATENT_NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCache:
+class LayerCache(msgspec.Struct, frozen=True):
     """What one layer keeps per token. None: unknown. `window`: it keeps at most so many tokens.
 
     latent: whether it is counted as latents.
@@ -50,8 +50,7 @@ class LayerCache:
     latent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class KvCache:
+class KvCache(msgspec.Struct, frozen=True):
     """What a stack of layers keeps, by position."""
 
     layers: tuple[LayerCache, ...]
@@ -63,8 +62,7 @@ class KvCache:
         return sum(known) if len(known) == len(self.layers) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Attention:
+class _Attention(msgspec.Struct, frozen=True):
     """What a layer's tensors say of its attention.
 
     widths: the outputs of its weights of two dimensions or more, by role.   dtypes: of all tensors of attention.

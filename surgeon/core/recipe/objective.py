@@ -100,7 +100,7 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return None
 
     def remark(self, *, weighted: bool) -> str:
-        """Return what a person must know of such a course, if anything; `weighted` says that labels have weights."""
+        """Return what a person must know of such a training, if anything; `weighted` says that labels have weights."""
         del weighted
         return ""
 

@@ -166,9 +166,9 @@ class _Saved:
         return _COMPOSITE.get(str(name), 1)
 
     def _norms(self, layer: PlannedLayer, trained: frozenset[str]) -> int:
-        """Return the numbers kept of each token in float32: what norms read, and what those with a weight made of it."""
+        """Return the numbers kept of each token in float32: what norms read, normalised too if trained."""
         found = 0
-        names = {suffix for suffix in layer.models}
+        names = set(layer.models)
         for suffix, model in layer.models.items():
             role = self.plan.structure.role(suffix)
             if role.startswith("norm") and suffix.endswith("weight"):

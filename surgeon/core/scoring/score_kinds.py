@@ -1,4 +1,4 @@
-"""TODO."""
+"""Kinds of scores, by what they need of a model: weights, activations, inputs, sweeps, gradients or a training."""
 
 from __future__ import annotations
 

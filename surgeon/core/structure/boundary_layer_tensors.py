@@ -1,6 +1,7 @@
 """Tensors that transformers builds only in the first or the last layer, or only elsewhere, and no config field says so.
 
-They are declared as fields that write nothing: `plan/boundary_layer_tensors.py` looks whether layers fit the places they come to.
+They are declared as fields that write nothing: whether layers fit the places they come to is checked in
+`plan/boundary_layer_tensors.py`.
 """
 
 from __future__ import annotations

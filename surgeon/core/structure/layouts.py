@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(msgspec.Struct, frozen=True, eq=False, dict=True):
     """How a layer is built: the types of its tensors by their names within it, in their order.
 
     Layers built alike have the same one, so it is compared by identity, and what follows from names, dtypes and
@@ -38,8 +38,7 @@ class Layout:
         return sum(one.nbytes for one in self.types.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Tensors of one layer, or of none, that follow each other in a shard: `first` to `end`, exclusive.
 
     prefix: what stands before their names within the layer.

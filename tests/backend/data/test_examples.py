@@ -132,7 +132,7 @@ def test_of_a_pair_the_last_answers_alone_count(chatty: Any, tmp_path: Path) -> 
 
 
 def test_answers_that_a_template_rewrites_are_context_and_are_not_learned(tmp_path: Path) -> None:
-    """Of pairs the last answers count anyhow; a course on every answer cannot be had, and is refused."""
+    """Of pairs the last answers count anyhow; a training on every answer cannot be had, and is refused."""
     write_tokenizer(tmp_path / "thinking", template=THINKING)
     thinking = AutoTokenizer.from_pretrained(tmp_path / "thinking")
     ((chosen, rejected),) = read([{"messages": TALK, "rejected": "fish"}], "pairs", thinking, tmp_path).examples

@@ -217,7 +217,7 @@ def test_weights_outside_the_mask_keep_every_bit(base: Path, tmp_path: Path) -> 
 
 
 def test_training_inside_the_mask_is_training_with_a_masked_update(tmp_path: Path) -> None:
-    """A course of its own, in plain torch and transformers on the same batches, ends with the same float32 weights."""
+    """A loop of its own, in plain torch and transformers on the same batches, ends with the same float32 weights."""
     base = prepared(tmp_path, torch.float32)
     (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "2+2", "response": "is four"}))
     fields = {"data": "one.jsonl", "steps": 4, "batch_size": 1, "max_length": 32, "learning_rate": 1e-2}
