@@ -93,6 +93,7 @@ class _Saved:
         """Bytes of logits and what a loss makes of them."""
         words = max((max(one.shape) for one in self.plan.outside if len(one.shape) == _MATRIX), default=0)
         copies = _LOGITS_BESIDE_A_TEACHER if objective_of(self.step).teacher else _LOGITS
+        copies += bool(self.plan.config.get("final_logit_softcapping"))
         return copies * _FLOAT * words * self.tokens
 
     def nbytes(self) -> int:
@@ -108,7 +109,8 @@ class _Saved:
         stream = _FLOAT * self.width
         ends = stream * (2 if self._outside_is_trained() else 1)
         if self.step.gradient_checkpointing:
-            return self.tokens * (stream * len(layers) + ends) + max(self.tokens * max(layers), self.logits())
+            again = self.tokens * max(layers) + self.logits() // _LOGITS  # of the logits themselves
+            return self.tokens * (stream * len(layers) + ends) + max(again, self.logits())
         return self.tokens * (sum(layers) + ends) + self._casts() + self.logits()
 
     def _casts(self) -> int:
@@ -155,8 +157,14 @@ class _Saved:
                 yield share * inner * (1 if gated else self._activations() - 1)
                 yield share * inner if role in needs_input else 0
             else:
-                yield inner
+                yield inner + self._attention_weights()
                 yield inner if role in needs_input and self.bf16 and self.plan.adapters else 0
+
+    def _attention_weights(self) -> int:
+        """Return the numbers that attention keeps of each token where no fused kernel knows its form: two per pair."""
+        config = self.plan.config
+        capped = config.get("attn_logit_softcapping")
+        return 2 * config["num_attention_heads"] * self.step.max_length if capped else 0
 
     def _activations(self) -> int:
         config = self.plan.config
@@ -190,4 +198,6 @@ class _Saved:
                 continue
             outer, inner = model.shape[-2:] if role not in structure.family.transposed else model.shape[:-3:-1]
             share = chosen / experts if role.startswith("experts.") else 1.0
+            if self.bf16 and role.startswith("experts."):
+                share *= _FLOAT // _BF16  # grouped products are none that autocast knows
             yield role, (outer, inner), share * math.prod(model.shape[:-2])
