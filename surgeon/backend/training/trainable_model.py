@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from surgeon.core.plan.learned_results import adapter_tensors
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.recipe.learning_step import LearningStep, is_free, result_names
-from surgeon.core.recipe.training_memory import training_bytes
+from surgeon.core.recipe.training_memory import training_bytes, weight_bytes
 from surgeon.errors import ArchitectureError, LearningError
 
 if TYPE_CHECKING:
@@ -219,17 +220,21 @@ def _is_elsewhere(model: nn.Module, name: str) -> bool:
 
 
 def _tell_memory(request: TrainingRequest, plan: Plan) -> None:
-    """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
-    wanted = training_bytes(request.step, request.draft, plan)
-    text = f"{request.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
+    """Say beforehand what a step takes; refuse what does not fit even one example at a time."""
+    step, bf16 = request.step, request.precision == "bf16"
+    wanted = training_bytes(step, request.draft, plan, bf16=bf16)
+    weights = weight_bytes(step, request.draft, plan, bf16=bf16)
+    text = f"{step.name}: takes about {wanted / 1e9:.2f} GB; weights and moments {weights / 1e9:.2f} GB of it"
     request.job.log(text)
+    one_by_one = msgspec.structs.replace(step, gradient_accumulation_steps=step.batch_size)
+    least = training_bytes(one_by_one, request.draft, plan, bf16=bf16)
     there = (
         torch.cuda.get_device_properties(request.device).total_memory
         if request.device.type == "cuda"
         else psutil.virtual_memory().total
     )
-    if wanted > there:
+    if least > there:
         raise LearningError(
-            f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
-            where=request.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
+            f"needs {least / 1e9:.1f} GB for one example at a time; there are {there / 1e9:.1f} GB",
+            where=step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
         )  # fmt: skip

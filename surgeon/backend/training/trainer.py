@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from surgeon.backend.data.examples import Examples, collate, examples_of_step
@@ -56,6 +57,10 @@ class _Trainer:
         warmup = min(math.ceil(training.step.warmup_ratio * training.steps), training.steps - 1)
         self.scheduler = get_scheduler(training.step.scheduler, optimizer, warmup, training.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
+        # What is frozen is read from the same files by every process: nothing has to be sent before the first step.
+        frozen = [name for name, one in training.model.named_parameters() if not one.requires_grad]
+        keep_apart: Any = DistributedDataParallel  # of which torch has no types
+        keep_apart._set_params_and_buffers_to_ignore_for_model(training.model, frozen)
         self.model, self.optimizer = accelerator.prepare(training.model, optimizer)
         self.reference = self._references()
         self.done = self._resume()
