@@ -64,5 +64,5 @@ def plain_report(report: TrainingReport) -> dict[str, Any]:
     return {
         "losses": report.losses,
         "held_out": {"before": report.before, "after": report.after, "steps": report.held_out},
-        "tokens": report.tokens, "seconds": report.seconds,
+        "tokens": report.tokens, "seconds": report.seconds, **({"memory": report.memory} if report.memory else {}),
     }  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +55,7 @@ class TrainingReport:
     """What a training run came to. Losses are in the objective's unit, one per optimiser step.
 
     held_out: number of steps and the held-out figures then, where the step asks for `eval_steps`.
+    memory: what was told whenever memory ran out and the parts of a batch became smaller.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -62,6 +64,7 @@ class TrainingReport:
     after: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
+    memory: list[str] = field(default_factory=list)
 
 
 _WINDOW = 32
@@ -76,6 +79,14 @@ def is_stable(losses: Sequence[float], epsilon: float | None) -> bool:
     if epsilon is None or len(losses) < 2 * _WINDOW or len(losses) % _WINDOW:
         return False
     return abs(fmean(losses[-_WINDOW:]) - fmean(losses[-2 * _WINDOW : -_WINDOW])) < epsilon
+
+
+def parameter_groups(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return an optimiser's groups of parameters: weight decay on matrices alone, as is usual."""
+    matrices = [one for one in run.parameters.values() if one.dim() > 1]
+    others = [one for one in run.parameters.values() if one.dim() <= 1]
+    groups = [(matrices, run.step.weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
 class BatchOutputs:
