@@ -131,7 +131,12 @@ FIELDS: tuple[LayerField, ...] = (
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 
 STACKS: tuple[StackRule, ...] = (
-    StackRule("decoder", r"(?:.*\.)?decoder\.(?:layers|layer|block)", ("decoder_layers", "num_decoder_layers")),
+    StackRule(
+        "decoder",
+        r"(?:.*\.)?decoder\.(?:layers|layer|block)",
+        ("decoder_layers", "num_decoder_layers"),
+        implied=("num_layers",),
+    ),
     StackRule(
         "encoder",
         r"(?:.*\.)?encoder\.(?:layers|layer|block)",
@@ -143,12 +148,20 @@ STACKS: tuple[StackRule, ...] = (
 LENGTH_KEYS = ("layers_block_type", "hybrid_override_pattern", "layer_types", "attn_layers")
 """Lists whose length is the layer count where nothing else gives it."""
 
-CONFIG_PARTS: tuple[tuple[str, ...], ...] = (
-    (),
+COUNTED_BY_LENGTH = ("nemotron_h",)
+"""Model types of which transformers takes the count from such a list, and has no field for it."""
+
+TEXT_PARTS: tuple[tuple[str, ...], ...] = (
     ("text_config",),
     ("llm_config",),
     ("language_config",),
     ("thinker_config", "text_config"),
+)
+"""Where the config of a model of several parts describes the text model. What the top repeats of it is no other."""
+
+CONFIG_PARTS: tuple[tuple[str, ...], ...] = (
+    (),
+    *TEXT_PARTS,
     ("decoder",),
     ("global_config",),
 )

@@ -6,49 +6,29 @@ Works from names and shapes; a family contributes only what is special about it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from surgeon.architectures import shared
+from surgeon.architectures.stack_finding import Found, Group, config_parts, families, find_stacks
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.tensors import Shard, Tensor
-from surgeon.core.registry import modules_of
+from surgeon.core.structure.companions import is_text
 from surgeon.core.structure.config_layer_names import LayerNames
+from surgeon.core.structure.family import Family
 from surgeon.core.structure.layer_dependencies import UnexplainedDifference
-from surgeon.core.structure.layer_fields import LayerField, PerLayerList
-from surgeon.core.structure.layouts import Layout, Run, layers_of
-from surgeon.core.structure.structure import Family, Stack, StackRule, Structure
-from surgeon.errors import ArchitectureError
+from surgeon.core.structure.layer_fields import LayerField, PerLayerList, of_base
+from surgeon.core.structure.layer_runs import LayerRun, text_prefixes
+from surgeon.core.structure.layouts import LayerTensors, Run, layers_of
+from surgeon.core.structure.quantisation import quantisation_documents
+from surgeon.core.structure.structure import Stack, Structure, Twin
+
+__all__ = ["families", "read_structure"]
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<suffix>.*)", re.DOTALL)
-Group = Mapping[int, Sequence[Run]]
-
-
-class _Found(msgspec.Struct, frozen=True):
-    """A run of layers: the rule that found it, where the config speaks of it, and how many layers that gives."""
-
-    name: str
-    prefix: str
-    path: tuple[str, ...]
-    count_keys: tuple[str, ...]
-    count: int
-
-
-@cache
-def families() -> dict[str, Family]:
-    """Return every declared family by model type."""
-    found: dict[str, Family] = {}
-    for module in modules_of("surgeon.architectures"):
-        for family in (getattr(module, "FAMILY", None), *getattr(module, "FAMILIES", ())):
-            for model_type in family.model_types if family else ():
-                if model_type in found:
-                    raise ArchitectureError(f"model type {model_type!r} is declared twice", where=module.__name__)
-                found[model_type] = family
-    return found
 
 
 @nothing_collected()
@@ -59,26 +39,48 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
         ArchitectureError: its layers cannot be told, or a per-layer config field contradicts the weights.
     """
     groups, loose = _numbered_groups(checkpoint.shards)
-    found = _find_stacks(checkpoint, groups)
+    found = find_stacks(checkpoint, groups)
     family = _family(checkpoint.config, found[0])
-    stacks = {one.name: _stack(one, groups[one.prefix], checkpoint.config, family) for one in found}
-    inside = {stack.prefix for stack in stacks.values()}
-    others = [group for prefix, group in groups.items() if prefix not in inside]
+    layers = {
+        one.name: layers_of([groups[one.prefix][index] for index in range(len(groups[one.prefix]))]) for one in found
+    }
+    inside = {one.prefix for one in found}
+    others = {prefix: group for prefix, group in groups.items() if prefix not in inside}
+    runs = tuple(_runs(found, layers, others, family))
+    stacks = {one.name: _stack(one, layers[one.name], checkpoint, family, runs) for one in found}
     return Structure(
         checkpoint=checkpoint,
         family=family,
         stacks=stacks,
-        outside=_outside(checkpoint, loose, others),
+        outside=_outside(checkpoint, loose, list(others.values())),
         role_rules=tuple((re.compile(pattern), role) for pattern, role in family.roles),
         default_stack=found[0].name,
+        runs=runs,
         outputs=shared.OUTPUTS,
     )
 
 
-def _family(config: Mapping[str, Any], found: _Found) -> Family:
+def _runs(
+    found: Sequence[Found], layers: Mapping[str, Sequence[LayerTensors]], others: Mapping[str, Group], family: Family
+) -> Iterator[LayerRun]:
+    """Yield all that is numbered, and the names by which files may speak of it."""
+    for one in found:
+        live = f"{one.prefix}.0."
+        for pattern, replacement in family.in_memory:
+            live = re.sub(pattern, replacement, live)
+        many = others or one.path or "language_model" in one.prefix
+        names = dict.fromkeys((*(text_prefixes(one.prefix) if many else (one.prefix,)), live.removesuffix(".0.")))
+        paths = (one.path, *(twin.path for twin in one.twins))
+        yield LayerRun(one.name, tuple(names), layers[one.name], one.count, paths)
+    for prefix, group in others.items():
+        numbered = layers_of([group[index] for index in sorted(group)])
+        yield LayerRun("", (prefix,), numbered, len(numbered))
+
+
+def _family(config: Mapping[str, Any], found: Found) -> Family:
     """Return the family of the part of the config that describes the layers, joined with what all have in common."""
     known = families()
-    types = [str(part.get("model_type")) for path, part in _config_parts(config) if found.path[: len(path)] == path]
+    types = [str(part.get("model_type")) for path, part in config_parts(config) if found.path[: len(path)] == path]
     declared = [known[model_type] for model_type in dict.fromkeys(types) if model_type in known]
     special = declared[-1] if declared else Family()
     own = {key for field in special.fields for key in (field.key, *field.replaces)}
@@ -121,162 +123,97 @@ def _outside(checkpoint: Checkpoint, loose: Sequence[Run], others: Sequence[Grou
     return {tensor.name: tensor for run in in_order for tensor in run.tensors}
 
 
-def _config_parts(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    for path in shared.CONFIG_PARTS:
-        part: Any = config
-        for key in path:
-            part = part.get(key) if isinstance(part, Mapping) else None
-        if isinstance(part, Mapping):
-            yield path, part
-
-
-def _find_stacks(checkpoint: Checkpoint, groups: Mapping[str, Group]) -> list[_Found]:
-    """Return the stacks, the default one first."""
-    tried: list[str] = []
-    for path, part in _config_parts(checkpoint.config):
-        family = families().get(str(part.get("model_type")), Family())
-        if family.unreadable:
-            raise ArchitectureError(family.unreadable[1], where=f"config field {family.unreadable[0]}")
-        rules = family.stacks or shared.STACKS
-        stacks = [one for rule in rules if (one := _by_rule(rule, path, part, groups, tried))]
-        if stacks:
-            return stacks if len(stacks) > 1 else [_alone(stacks[0], part)]
-        for keys, count in _counts(part):
-            prefix = _prefix_with(groups, count)
-            if prefix is not None:
-                _refuse_siblings(prefix, groups, checkpoint)
-                return [_Found("layers", prefix, path, keys, count)]
-            tried.append(f"{'.'.join((*path, *keys[:1]))} = {count}")
-    found = ", ".join(f"{prefix}.0-{len(group) - 1}" for prefix, group in groups.items()) or "none"
-    raise ArchitectureError(
-        f"no run of layers fits the config ({'; '.join(tried) or 'it gives no layer count'}); numbered: {found}",
-        where=str(checkpoint.path),
-        allowed="tensors named PREFIX.0.… to PREFIX.(count-1).…",
-        hint="the checkpoint is incomplete, or of a kind surgeon does not know",
-    )
-
-
-def _by_rule(
-    rule: StackRule, path: tuple[str, ...], part: Mapping[str, Any], groups: Mapping[str, Group], tried: list[str]
-) -> _Found | None:
-    prefixes = [
-        prefix for prefix in groups if re.fullmatch(rule.prefix, prefix) and not re.search(shared.OTHER_TOWERS, prefix)
-    ]
-    keys = [key for key in rule.count_keys if isinstance(part.get(key), int)]
-    if len(prefixes) != 1 or not keys:
-        return None
-    count = part[keys[0]]
-    if not _fits(groups[prefixes[0]], count):
-        tried.append(f"{'.'.join((*path, keys[0]))} = {count}")
-        return None
-    return _Found(rule.name, prefixes[0], path, tuple(key for key in keys if part[key] == count), count)
-
-
-def _alone(found: _Found, part: Mapping[str, Any]) -> _Found:
-    """Return a stack without its sibling: counts that say the same go along, since caches are made by the other's."""
-    keys = dict.fromkeys(
-        (*found.count_keys, *(key for rule in shared.STACKS for key in rule.count_keys if part.get(key) == found.count))
-    )
-    return msgspec.structs.replace(found, count_keys=tuple(keys))
-
-
-def _counts(part: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield what may be the layer count, with every key that says it."""
-    for key in shared.COUNT_KEYS:
-        if isinstance(part.get(key), int):
-            yield tuple(other for other in shared.COUNT_KEYS if part.get(other) == part[key]), part[key]
-    for key in shared.LENGTH_KEYS:
-        if isinstance(part.get(key), list | str):
-            yield (), len(part[key])
-
-
-def _fits(group: Group, count: int) -> bool:
-    """Whether layers are numbered from 0, without holes, and are at least as many as the config says."""
-    return len(group) >= count and set(group) == set(range(len(group)))
-
-
-def _prefix_with(groups: Mapping[str, Group], count: int) -> str | None:
-    """Return the prefix with this many layers, or with others behind; of several the one with the most parameters."""
-    fitting = [prefix for prefix, group in groups.items() if _fits(group, count) and count > 0]
-    fitting = [prefix for prefix in fitting if not re.search(shared.OTHER_TOWERS, prefix)] or fitting
-    exact = [prefix for prefix in fitting if len(groups[prefix]) == count]
-    fitting = exact or fitting
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
-    return max(fitting, key=lambda prefix: _parameters(groups[prefix]))
-
-
-def _refuse_siblings(prefix: str, groups: Mapping[str, Group], checkpoint: Checkpoint) -> None:
-    parent = prefix.rpartition(".")[0]
-    siblings = [
-        other
-        for other, group in groups.items()
-        if other.rpartition(".")[0] == parent and set(group) == set(groups[prefix])
-    ]
-    if len(siblings) > 1:
-        raise ArchitectureError(
-            f"each layer's tensors lie under several prefixes: {', '.join(siblings)}",
-            where=str(checkpoint.path),
-            allowed="one numbered prefix that holds all of a layer",
-            hint="this kind of model cannot be edited",
-        )
-
-
-def _parameters(group: Group) -> int:
-    return sum(one.parameters for runs in group.values() for run in runs for one in run.types)
-
-
-def _stack(found: _Found, group: Group, config: Mapping[str, Any], family: Family) -> Stack:
+def _stack(
+    found: Found, layers: Sequence[LayerTensors], checkpoint: Checkpoint, family: Family, runs: Sequence[LayerRun]
+) -> Stack:
     count = found.count
-    part: Any = config
-    for key in found.path:
-        part = part[key]
-    names = LayerNames("quantization_config", found.prefix.rpartition(".")[2])
-    root: list[LayerField] = [names] if found.path and names.read(config, count) is not None else []
-    fields = [field for field in (*family.fields, names) if field.read(part, count) is not None]
-    known = {key for field in family.fields for key in (field.key, *field.replaces)}
-    unknown = [name for name, value in part.items() if name not in known and _describes_layers(name, value, count)]
+    part = _part(checkpoint.config, found.path)
+    fields = [of_base(field, count) for field in family.fields if field.read(part, count) is not None]
+    unknown = _unknown_lists(part, family, count)
     fields += [PerLayerList(name) for name in unknown]
-    readings = {
-        field.key: field.read(where, count) or () for where, some in ((part, fields), (config, root)) for field in some
-    }
+    if found.conflict:
+        fields.append(found.conflict)
+    twins = [_twin(twin, _part(checkpoint.config, twin.path), fields, family, count) for twin in found.twins]
+    readings = {field.key: field.read(part, count) or () for field in fields}
+    for twin in twins:
+        where = _part(checkpoint.config, twin.path)
+        readings |= {twin.setting(field): _wrapped(field.read(where, count)) for field in twin.fields}
     settings = [{key: values[index] for key, values in readings.items()} for index in range(count)]
-    layers = layers_of([group[index] for index in range(len(group))])
-    unexplained = _unexplained([layer.layout for layer in layers[:count]], settings)
+    run = next(run for run in runs if run.name == found.name)
+    unexplained = _unexplained(checkpoint, run, runs, settings)
     if unexplained:
         fields.append(unexplained)
         settings = [
             {**setting, unexplained.key: build} for setting, build in zip(settings, unexplained.builds, strict=True)
         ]
-    tail = layers[count:]
+    tail = tuple(layers[count:])
     return Stack(
         name=found.name,
         prefix=found.prefix,
         config_path=found.path,
         count_keys=found.count_keys,
-        layers=layers[:count],
+        layers=tuple(layers[:count]),
         settings=tuple(settings),
         fields=tuple(fields),
-        root_fields=tuple(root),
+        twins=tuple(twin for twin in twins if twin.count_keys or twin.fields),
+        implied=found.implied,
         tail=tail,
         notes=tuple(_notes(unknown, tail, count)),
     )
 
 
-def _unexplained(layouts: Sequence[Layout], settings: Sequence[Mapping[str, Any]]) -> UnexplainedDifference | None:
-    """Find layers of which the config says the same, but which are built differently."""
+def _part(config: Mapping[str, Any], path: Sequence[str]) -> Any:
+    part: Any = config
+    for key in path:
+        part = part[key]
+    return part
+
+
+def _twin(twin: Twin, part: Mapping[str, Any], fields: Sequence[LayerField], family: Family, count: int) -> Twin:
+    """Return a twin with the fields that it states: what follows from defaults is the stack's own part's to say."""
+    stated = [
+        of_base(field, count)
+        for field in family.fields
+        if not part.keys().isdisjoint((field.key, *field.replaces)) and field.read(part, count) is not None
+    ]
+    unknown = [PerLayerList(name) for name in _unknown_lists(part, family, count)]
+    known = {field.key for field in fields}
+    stated += [field for field in unknown if field.key in known or "layer" in field.key]
+    return msgspec.structs.replace(twin, fields=tuple(stated))
+
+
+def _wrapped(values: Sequence[Any] | None) -> tuple[Any, ...]:
+    return tuple((value,) for value in values or ())
+
+
+def _unknown_lists(part: Mapping[str, Any], family: Family, count: int) -> list[str]:
+    known = {key for field in family.fields for key in (field.key, *field.replaces)}
+    return [name for name, value in part.items() if name not in known and _describes_layers(name, value, count)]
+
+
+def _unexplained(
+    checkpoint: Checkpoint, run: LayerRun, runs: Sequence[LayerRun], settings: Sequence[Mapping[str, Any]]
+) -> UnexplainedDifference | None:
+    """Find layers of which config and files say the same, but which are built differently."""
+    layouts = [layer.layout for layer in run.layers[: run.count]]
     known = {
-        layout: frozenset((suffix, one.shape) for suffix, one in layout.types.items())
+        layout: frozenset((suffix, None if is_text(suffix) else one.shape) for suffix, one in layout.types.items())
         for layout in dict.fromkeys(layouts)
     }
     builds = [known[layout] for layout in layouts]
     kinds = {build: number for number, build in enumerate(dict.fromkeys(builds))}
-    seen: dict[str, int] = {}
-    clash = any(
-        seen.setdefault(repr(setting), kinds[build]) != kinds[build]
-        for setting, build in zip(settings, builds, strict=True)
-    )
-    return UnexplainedDifference(tuple(kinds[build] for build in builds)) if clash else None
+    said = [repr(setting) for setting in settings]
+    if _told_apart(said, builds):
+        return None
+    for where, document in quantisation_documents(checkpoint):
+        named = LayerNames(where, runs, config=where == "config.json").said_of_layers(document, run)
+        said = [f"{one} {more}" for one, more in zip(said, named, strict=True)]
+    return None if _told_apart(said, builds) else UnexplainedDifference(tuple(kinds[build] for build in builds))
+
+
+def _told_apart(said: Sequence[str], builds: Sequence[Hashable]) -> bool:
+    seen: dict[str, Hashable] = {}
+    return all(seen.setdefault(one, build) == build for one, build in zip(said, builds, strict=True))
 
 
 def _notes(unknown: Sequence[str], tail: Sequence[Any], count: int) -> Iterator[str]:

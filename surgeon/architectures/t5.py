@@ -13,7 +13,7 @@ _ROLES = (
     (r"layer\.1\.EncDecAttention\.[qkv]\.weight", "cross_attention.inner"),
 )
 _STACKS = (
-    StackRule("decoder", r"(?:.*\.)?decoder\.block", ("num_decoder_layers",)),
+    StackRule("decoder", r"(?:.*\.)?decoder\.block", ("num_decoder_layers",), implied=("num_layers",)),
     StackRule("encoder", r"(?:.*\.)?encoder\.block", ("num_layers", "num_hidden_layers")),
 )
 

@@ -15,6 +15,7 @@ from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
 from surgeon.core.checkpoint.model_location import cache_directory
+from surgeon.core.checkpoint.side_files import module_folders
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PROSE = (".md", ".pdf", ".png", ".jpg", ".svg", ".gitattributes", ".gitignore")
@@ -67,7 +68,8 @@ def side_digest(checkpoint: Checkpoint, *, answering: bool = False) -> str:
     With `answering` also of what may change when an answer ends. All that is not known to be about something else.
     """
     whole = hashlib.sha256()
-    for name in sorted(checkpoint.side_files):
+    folders = tuple(f"{folder}/" for folder, _ in module_folders(checkpoint.path))
+    for name in sorted(name for name in checkpoint.side_files if not folders or not name.startswith(folders)):
         read_by_people = name.endswith(_PROSE) or name.upper().startswith(_PAPERS)
         if not read_by_people and (answering or name != "generation_config.json"):
             whole.update(f"{name}\0{hashlib.sha256((checkpoint.path / name).read_bytes()).hexdigest()}\0".encode())

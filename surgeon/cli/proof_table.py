@@ -13,13 +13,14 @@ Proof = Mapping[str, Any]
 
 def proof_table(proof: Proof) -> str:
     """Write the checks, one a line."""
-    rows = [[name, "passed" if check["passed"] else "FAILED", str(check["detail"])] for name, check in proof.items()]
+    outcomes = {True: "passed", False: "FAILED", None: "not proved"}
+    rows = [[name, outcomes[check["passed"]], str(check["detail"])] for name, check in proof.items()]
     return table(["check", "", "detail"], rows)
 
 
 def failed_checks(proof: Proof) -> list[str]:
     """Return the names of the checks that did not pass."""
-    return [name for name, check in proof.items() if not check["passed"]]
+    return [name for name, check in proof.items() if check["passed"] is False]
 
 
 def refuse_failed(proof: Proof, where: str) -> None:

@@ -16,7 +16,12 @@ PROTOCOL = 2
 Plain = dict[str, Any]
 """Plain data, as JSON has it."""
 Proof = dict[str, dict[str, Any]]
-"""By check: whether it `passed`, and the `detail` of what was seen."""
+"""By check: whether it `passed`, None where that is not proved, and the `detail` of what was seen."""
+
+
+def not_proved(proof: Proof) -> list[str]:
+    """Return the names of the checks that could not be made."""
+    return [name for name, check in proof.items() if check["passed"] is None]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="job"):

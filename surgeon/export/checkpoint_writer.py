@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,22 +12,25 @@ from typing import Any, BinaryIO
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import unreadable
+from surgeon.core.checkpoint.side_files import other_weights, read_document
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.plan import Plan
+from surgeon.core.plan.planned_files import PROOF, RECIPE, RESULTS, TRAINABLE
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.recipe import Recipe, dump_recipe
+from surgeon.core.structure.companions import plain_name
 from surgeon.errors import VerifyError
 from surgeon.export.atomic_directory import refuse_existing, refuse_inside, require_space, written_atomically
 from surgeon.export.model_card import model_card
 from surgeon.export.shard_writer import Arithmetic, write_shards
 
-RECIPE = "recipe.yaml"
-PROOF = "surgeon_proof.json"
-TRAINABLE = "trainable_parameters.json"
+__all__ = [
+    "ADAPTER", "PROOF", "RECIPE", "RESULTS", "TRAINABLE", "check_written", "copy_side_files", "export_checkpoint",
+    "pretty", "write_config", "write_records",
+]  # fmt: skip
+
 ADAPTER = "adapter"
-RESULTS = "surgeon_results.json"
 _PIECE = 2**20
-_OURS = frozenset({RECIPE, PROOF, TRAINABLE, RESULTS, "README.md"})
 
 Finish = Callable[[Path], dict[str, Any] | None]
 """Called with the written directory before it is published: adds what needs torch, returns a proof or None."""
@@ -45,6 +49,7 @@ def export_checkpoint(
     checkpoint = plan.structure.checkpoint
     refuse_inside(out, checkpoint.path)
     require_space(out, plan.nbytes + _side_bytes(checkpoint))
+    _tell_left_out(plan, job)
     done = 0
 
     def advance(count: int) -> None:
@@ -83,12 +88,25 @@ def write_config(plan: Plan, directory: Path) -> None:
 
 
 def copy_side_files(plan: Plan, directory: Path) -> None:
-    """Copy tokenizer, generation config, chat templates, licence and code as they are."""
+    """Copy tokenizer, generation config, chat templates, licence, code and the folders of other modules as they are.
+
+    What names layers is written anew.
+    """
     checkpoint = plan.structure.checkpoint
-    for name in checkpoint.side_files:
-        if name not in _OURS:
-            (directory / name).parent.mkdir(exist_ok=True)
-            _copy_side_file(checkpoint.path / name, directory / name)
+    for name in plan.files.copied:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        _copy_side_file(checkpoint.path / name, directory / name)
+    for name, document in plan.files.rewritten.items():
+        (directory / name).write_bytes(pretty(document))
+
+
+def _tell_left_out(plan: Plan, job: JobContext) -> None:
+    for name, reason in plan.files.left_out.items():
+        job.warn(f"{name} is left out: {reason}")
+    checkpoint = plan.structure.checkpoint
+    others = other_weights(checkpoint.path, {shard.path.name for shard in checkpoint.shards})
+    if others:
+        job.log(f"left out: {', '.join(others)}: weights in another form, of the base")
 
 
 def _copy_side_file(source: Path, target: Path) -> None:
@@ -116,13 +134,17 @@ def write_records(plan: Plan, recipe: Recipe, directory: Path, results: Sequence
     if results:
         (directory / RESULTS).write_bytes(pretty({"evaluations": evaluations_to_builtins(results)}))
     if plan.frozen or plan.inserted:
-        names = plan.structure.memory_names
         record = {
-            "trainable": names(plan.trainable),
-            "frozen": names(sorted(plan.frozen)),
+            "trainable": _parameters(plan, plan.trainable),
+            "frozen": _parameters(plan, sorted(plan.frozen)),
             "inserted": list(plan.inserted),
         }
         (directory / TRAINABLE).write_bytes(pretty(record))
+
+
+def _parameters(plan: Plan, names: Iterable[str]) -> list[str]:
+    """Return the parameters that tensors are; scales and zeros go by the name of their weight."""
+    return plan.structure.memory_names(map(plain_name, names))
 
 
 def check_written(plan: Plan, directory: Path) -> None:
@@ -141,4 +163,22 @@ def check_written(plan: Plan, directory: Path) -> None:
         )
     if dict(written.config) != dict(plan.config):
         raise VerifyError("is not what was planned", where=str(directory / "config.json"))
+    _check_files(plan, directory)
     read_structure(written)
+
+
+def _check_files(plan: Plan, directory: Path) -> None:
+    base = plan.structure.checkpoint.path
+    for name in plan.files.copied:
+        if not _are_equal(base / name, directory / name):
+            raise VerifyError("is not the base's", where=str(directory / name))
+    for name, document in plan.files.rewritten.items():
+        if read_document(directory / name) != document:
+            raise VerifyError("is not what was planned", where=str(directory / name))
+
+
+def _are_equal(source: Path, copy: Path) -> bool:
+    try:
+        return filecmp.cmp(source, copy, shallow=False)
+    except OSError as error:
+        raise unreadable(source, error) from error

@@ -52,7 +52,7 @@ class Expand(Operation, frozen=True, kw_only=True):
     def _source(self, structure: Structure, stack: Stack, layer: Layer, right: Layer) -> Source:
         if self.init == "duplicate":
             return layer.source
-        refuse_quantised(structure, "identities need", "init: duplicate, prune, freeze")
+        refuse_quantised(structure, "an identity", "init: duplicate, prune, freeze")
         reason = structure.no_identity(base_tensors(layer.source, stack))
         if reason:
             raise ArchitectureError(

@@ -42,7 +42,7 @@ class Prune(Operation, frozen=True, kw_only=True):
             )
         if not self.fold:
             return draft.with_layers(tuple(layer for at, layer in enumerate(layers) if at not in gone), self.stack)
-        refuse_quantised(draft.structure, "folding needs", "prune without fold")
+        refuse_quantised(draft.structure, "folding", "prune without fold")
         return draft.with_layers(tuple(_folded(layers, gone, draft.structure.stack(self.stack))), self.stack)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from surgeon.core.plan.draft import Draft, Truncated, Truncation
-from surgeon.core.plan.layer_means import refuse_adapted
+from surgeon.core.plan.layer_means import refuse_adapted, refuse_quantised
 from surgeon.core.recipe.operation import Chosen, LayerChoice, Operation
 from surgeon.core.structure.structure import OTHER
 from surgeon.errors import RecipeError, SelectionError
@@ -43,6 +43,7 @@ class Truncate(Operation, frozen=True, kw_only=True):
         wanted = set(chosen["layers"])
         if not wanted:
             raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
+        refuse_quantised(draft.structure, "truncation")
         how = Truncation(tuple(sorted(set(self.deciles))), self.rank)
         roles, before = self._roles(draft), draft.layers(self.stack)
         fused = draft.structure.family.fused

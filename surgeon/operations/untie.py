@@ -28,4 +28,6 @@ class Untie(Operation, frozen=True, kw_only=True):
         if draft.untied is not None:
             raise RecipeError("the head is untied already", where=FIELD, hint="leave the step out")
         tied_names(draft.structure)
+        if draft.structure.quantisation is not None:
+            raise draft.structure.quantisation.refusal("nothing says how a head of its own would be stored")
         return replace(draft, untied=draft.learned)

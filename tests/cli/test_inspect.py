@@ -25,6 +25,16 @@ def test_json_tells_everything_about_every_layer(run: Run, model: str) -> None:
     assert {tensor["kind"] for tensor in report["outside"]} == {"embedding", "norm"}
 
 
+def test_quantised_weights_are_told_and_what_says_so(run: Run, model: str, tmp_path: Path) -> None:
+    quantised = {"quantization_config": {"quant_method": "fp8"}}
+    place = tiny_llama(tmp_path / "m", 3, **quantised)
+    report = json.loads(run("inspect", place, "--json").stdout)
+    said = {"method": "fp8", "where": "config field quantization_config", "declared": True}
+    assert report["quantisation"] == said
+    assert "quantised (fp8), config field quantization_config says so" in run("inspect", place).stdout
+    assert json.loads(run("inspect", model, "--json").stdout)["quantisation"] is None
+
+
 def test_the_table_groups_neighbours_that_are_alike(run: Run, model: str) -> None:
     lines = run("inspect", model).stdout.splitlines()
     assert "6 layers" in lines[0]

@@ -41,6 +41,19 @@ def test_a_failed_check_fails_verify(run: Run, model: str, jobs: Jobs) -> None:
     assert json.loads(as_json.stdout) == {"passed": False, "proof": BAD}
 
 
+def test_what_is_not_proved_is_neither_passed_nor_failed(run: Run, model: str, jobs: Jobs) -> None:
+    """A model that could not be loaded is not what passed; a missing base is only said."""
+    base = {"base": {"passed": None, "detail": "not at hand"}}
+    unloaded = {"keys": {"passed": None, "detail": "not loaded"}, "bytes": {"passed": True, "detail": "equal"}}
+    for proof, passed, names in (({**GOOD, **base}, True, ["base"]), ({**unloaded, **base}, None, ["keys", "base"])):
+        jobs.answer = {"proof": proof}
+        result = run("verify", model)
+        assert result.exit_code == 0
+        assert "base   not proved  not at hand" in result.stdout
+        found = json.loads(run("verify", model, "--json").stdout)
+        assert found == {"passed": passed, "not_proved": names, "proof": proof}
+
+
 def test_verify_tells_what_is_broken_on_disk_at_once(run: Run, tmp_path: Path, jobs: Jobs) -> None:
     result = run("verify", tmp_path)
     assert result.exit_code == 1

@@ -56,7 +56,7 @@ def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
 def _alone(directory: Path, missing: str, job: JobContext) -> Proof:
     """Check an export without its base, and say why."""
     proof = verify_directory(directory, None, job)
-    return {**proof, "base": {"passed": True, "detail": f"{missing}: nothing was compared with it"}}
+    return {**proof, "base": {"passed": None, "detail": f"{missing}: nothing was compared with it"}}
 
 
 def _own_recipe(directory: Path, base: str | None, job: JobContext) -> tuple[Recipe, Draft | None]:

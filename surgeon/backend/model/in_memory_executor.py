@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.matrices import truncate
@@ -234,8 +235,12 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
     new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
     parts = [
-        (part, vars(new)[name]) for name, part in vars(old).items() if hasattr(part, "to_dict") and name in vars(new)
+        (part, vars(new)[name])
+        for name, part in vars(old).items()
+        if isinstance(part, PreTrainedConfig) and name in vars(new)  # how weights are quantised is no model's config
     ]
+    if hasattr(old, "quantization_config"):
+        new.quantization_config = old.quantization_config
     pairs.update((id(before), after) for before, after in parts)
     for before, after in ((old, new), *parts):
         for chosen in ("_attn_implementation", "_experts_implementation"):

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from surgeon.backend.model.quantised_models import cast_dequantised, require_known_quantisation
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.structure.structure import Structure
@@ -51,9 +52,10 @@ def load_model(
     """Load a checkpoint in evaluation mode; `dtype` None keeps its own. A `device_map` may leave modules on disk.
 
     Raises:
-        ArchitectureError: transformers has no causal language model for it.
+        ArchitectureError: transformers has no causal language model for it, or does not know that it is quantised.
         CheckpointError: transformers cannot load it.
     """
+    quantisation = require_known_quantisation(path, device)
     try:
         offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
         with unmapped_reading() if device_map else nullcontext():
@@ -66,6 +68,8 @@ def load_model(
     except (OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"transformers cannot load it: {first}", where=str(path)) from error
+    if quantisation is not None:
+        cast_dequantised(model, dtype)
     placed = model if device_map else model.to(device)
     return Loaded(
         placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")}

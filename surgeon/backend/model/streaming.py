@@ -25,6 +25,8 @@ from surgeon.core.structure.structure import Structure
 _SHARE_OF_MEMORY = 0.6
 _SHARE_FOR_STATES = 0.3
 _STATES_BESIDE_A_LAYER = 32 << 20
+_VALUES = {"U8": 2, "I8": 2, "I32": 8, "U32": 8}
+"""How many weights of four bits an integer holds, once they are dequantised; models that are not have next to none."""
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _USUAL_MMAP_THRESHOLD = 32 << 20  # what glibc raises it to by itself as large blocks are freed
 
@@ -32,7 +34,8 @@ _USUAL_MMAP_THRESHOLD = 32 << 20  # what glibc raises it to by itself as large b
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> bool:
     """Whether the whole model fits in a safe share of what is free now."""
     grown = 4 if dtype is torch.float32 else 2
-    wanted = max(checkpoint.parameters * grown, checkpoint.nbytes) if dtype is not None else checkpoint.nbytes
+    values = sum(count * _VALUES.get(kind, 1) for kind, count in checkpoint.dtype_parameters.items())
+    wanted = max(values * grown, checkpoint.nbytes) if dtype is not None else checkpoint.nbytes
     return wanted < _free(device) * _SHARE_OF_MEMORY
 
 

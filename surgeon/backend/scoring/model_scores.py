@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.matrices import matrices_of
+from surgeon.backend.model.quantised_models import require_values
 from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.context import Row, ScoringContext
 from surgeon.backend.scoring.layer_passes import InputCovariance, push_layers, sequence_gradients
@@ -116,6 +117,7 @@ def _head(model: nn.Module) -> torch.Tensor:
 @torch.inference_mode()
 def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenance: Provenance) -> dict[str, Score]:
     """Push every layer over all batches once, and compare each matrix with the covariance of what entered it."""
+    require_values(context.draft.structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
     tallies = {kind.name: _Tally() for kind in kinds}
     covariance = InputCovariance()
 
@@ -242,6 +244,7 @@ def gradients_pass(
             hint="say --no-stream on a larger machine, or choose a score of weights, activations or losses",
         )  # fmt: skip
     structure = context.draft.structure
+    require_values(structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
     seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in context.keys] for kind in kinds}
     sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in context.keys] for kind in kinds}
     total = len(context.calibration.tokens_BT)

@@ -16,7 +16,7 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.model_location import cache_directory
 
-_VERSION = 4
+_VERSION = 5
 """Raised whenever the mathematics of a score changes."""
 MOST_BYTES = 200_000_000
 

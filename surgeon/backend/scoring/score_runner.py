@@ -153,8 +153,7 @@ class _Measurement:
         weights = [kind for kind in kinds if isinstance(kind, WeightsScore)]
         found: dict[str, Score] = {}
         if weights:
-            provenance = provenance_of(self.draft, self.settings)
-            found |= weights_pass(self.draft, weights, provenance, self.cache, self.job)
+            found |= self._of_weights(weights)
         for name, live_pass in _LIVE.items():
             wanted = [kind for kind in kinds if kind.needs == name]
             if wanted:
@@ -177,6 +176,16 @@ class _Measurement:
                 row = Row(value, score.errors.get(key), score.matrices.get(key, {}))
                 self.cache.put(row, *self._row_made_of(kind, layer))
         return score
+
+    def _of_weights(self, kinds: Sequence[WeightsScore]) -> dict[str, Score]:
+        """Read every matrix once; of `all`, such scores are left out where the weights cannot be read."""
+        try:
+            return weights_pass(self.draft, kinds, provenance_of(self.draft, self.settings), self.cache, self.job)
+        except ArchitectureError as error:
+            if not self.lenient:
+                raise
+            self.job.warn(f"{', '.join(kind.name for kind in kinds)} are left out: {error}")
+            return {}
 
     def _live(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
         """Run one pass for all kinds; where only some of `all` can be measured on this model, for each on its own."""

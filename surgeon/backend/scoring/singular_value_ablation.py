@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.matrices import cut, decile, put_back
+from surgeon.backend.model.quantised_models import require_values
 from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.context import (
     ScoringContext,
@@ -94,6 +95,7 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, job: JobConte
         scoring_context(draft, settings, calibration, settings.first_batch, job) as context,
         torch.inference_mode(),
     ):
+        require_values(draft.structure, context.runner.layers, "ablation")
         for role in dict.fromkeys(roles):
             with HiddenStates(context.room) as states:
                 ablated = _Ablated(context, role, states)

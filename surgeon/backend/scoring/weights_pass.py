@@ -7,14 +7,16 @@ read: none after a prune, the inserted ones after an expand.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
+import torch
 
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
+from surgeon.backend.scoring.dequantising import dequantised, require_readable
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
@@ -22,6 +24,7 @@ from surgeon.core.plan.draft import Draft, Layer, base_tensors
 from surgeon.core.plan.plan import PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
+from surgeon.core.structure.companions import companions_among
 from surgeon.errors import ScoreError
 
 
@@ -41,6 +44,8 @@ def weights_pass(
 ) -> dict[str, Score]:  # fmt: skip
     """Measure scores made of matrices; a layer's value is told as soon as its matrices are read."""
     layers = draft.layers()
+    stack = draft.structure.stack()
+    require_readable(draft.structure, [base_tensors(layer.source, stack).layout for layer in layers])
     rows: dict[str, Rows] = {kind.name: {} for kind in kinds}
     with tensor_reader() as reader:
         scales = _Scales(draft, reader, job)
@@ -79,21 +84,37 @@ class _Scales:
 
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
-        for suffix, stored in base_tensors(layer.source, self._stack).items():
+        for suffix, weight in self._weights(position, layer):
             self._job.stop_if_cancelled()
-            if not is_matrix(stored):
-                continue
-            tensor = self._planned[self._stack.tensor_name(position, suffix)]
-            weight = self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
             for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(
-                        f"{tensor.name} holds inf or nan", where=f"layer {layer.key}",
+                        f"{self._stack.tensor_name(position, suffix)} holds inf or nan", where=f"layer {layer.key}",
                         hint="such weights cannot be scored: check the model",
                     )  # fmt: skip
                 for kind in kinds:
                     _look(kind, name, matrix, found[kind.name])
         return found
+
+    def _weights(self, position: int, layer: Layer) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the weights of a layer that are matrices, by name; quantised ones as what they stand for."""
+        stored = base_tensors(layer.source, self._stack)
+        types = stored.layout.types
+        packed = {weight.stored: weight for weight in self._draft.structure.packed_weights(stored.layout).values()}
+        beside = companions_among(types) if packed else frozenset()
+        quantisation = self._draft.structure.quantisation
+
+        def read(suffix: str) -> torch.Tensor:
+            tensor = self._planned[self._stack.tensor_name(position, suffix)]
+            return self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
+
+        for suffix, tensor in stored.items():
+            if suffix in packed and quantisation is not None:
+                weight = dequantised(packed[suffix], types, quantisation, read)
+                if weight.dim() > 1:
+                    yield packed[suffix].name, weight
+            elif is_matrix(tensor) and suffix not in beside:
+                yield suffix, read(suffix)
 
 
 def _look(kind: WeightsScore, name: str, matrix: StoredMatrix, row: MatrixScores) -> None:

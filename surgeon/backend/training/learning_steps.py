@@ -31,11 +31,11 @@ from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.file_system import Lock, try_lock
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.layer_means import refuse_quantised
 from surgeon.core.plan.learned_results import REPORT, TENSORS, is_learned, result_directory
 from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
-from surgeon.errors import ArchitectureError
 
 _WAIT_SECONDS = 0.2
 
@@ -55,7 +55,7 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     if is_learned(address):
         job.log(f"{step.operation.name}: the result {address} is here already")
     else:
-        _refuse_quantised(draft)
+        refuse_quantised(draft.structure, "training")
         with _alone(address, request) as state:
             if not is_learned(address):
                 require_place(state.parent, step.operation, draft)
@@ -164,11 +164,3 @@ def carry_out(request: TrainingRequest, state: Path) -> TrainingResult:
     module, _, name = PROCEDURES[request.step.name].partition(":")
     carry_out: Callable[[TrainingRequest, Path], TrainingResult] = getattr(import_module(module), name)
     return carry_out(request, state)
-
-
-def _refuse_quantised(draft: Draft) -> None:
-    if draft.structure.checkpoint.config.get("quantization_config"):
-        raise ArchitectureError(
-            "quantised weights cannot be trained", where="config field quantization_config",
-            hint="dequantise the checkpoint first",
-        )  # fmt: skip

@@ -114,4 +114,4 @@ def prove_adapter(draft: Draft, directory: Path, device: torch.device) -> dict[s
     base = load_model(draft.structure.checkpoint.path, None, device).model
     check = check_adapter(base, directory, base, draft)
     check.require(directory)
-    return {check.name: {"passed": check.passed, "detail": check.detail}}
+    return {check.name: check.plain()}

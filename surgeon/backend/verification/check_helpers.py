@@ -13,20 +13,24 @@ from surgeon.errors import VerifyError
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `detail` says what was seen."""
+    """One thing that was looked at. `detail` says what was seen.
+
+    passed: None where it could not be looked at: it is not proved.   hint: what to do where it failed.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
+    hint: str = "please report this: the export does not do what was planned"
 
     def require(self, where: Path) -> None:
-        """Raise VerifyError unless it passed."""
-        if not self.passed:
-            raise VerifyError(
-                f"{self.name}: {self.detail}",
-                where=str(where),
-                hint="please report this: the export does not do what was planned",
-            )
+        """Raise VerifyError if it failed."""
+        if self.passed is False:
+            raise VerifyError(f"{self.name}: {self.detail}", where=str(where), hint=self.hint)
+
+    def plain(self) -> dict[str, Any]:
+        """Return what a proof holds of it."""
+        return {"passed": self.passed, "detail": self.detail}
 
 
 Proof = dict[str, dict[str, Any]]

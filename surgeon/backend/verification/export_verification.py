@@ -6,7 +6,7 @@ An in-memory check alone proves nothing: the known failures of depth surgery app
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 import torch
 
+from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import Loaded, load_model, load_tokenizer
+from surgeon.backend.model.quantised_models import unread_quantisation
 from surgeon.backend.verification.check_helpers import (
     Check,
     Proof,
@@ -24,9 +26,12 @@ from surgeon.backend.verification.check_helpers import (
     random_tokens,
     reallocate_parameters,
 )
+from surgeon.backend.verification.files_verification import file_checks, unloaded_checks, untried_inputs
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft, Identity, Layer
 from surgeon.core.recipe.apply_steps import unfrozen
+from surgeon.core.structure.companions import plain_name
 from surgeon.export.checkpoint_writer import ADAPTER, TRAINABLE
 
 _TEXT = 'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n'
@@ -44,25 +49,43 @@ def verify(directory: Path, draft: Draft | None, device: torch.device, job: JobC
     Raises:
         VerifyError: any check failed; the message names the first.
     """
-    reloaded = load_model(directory, None, device)
-    base = load_model(draft.structure.checkpoint.path, None, device) if draft is not None else None
-    steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
-    if base is not None and draft is not None:
-        steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
-        steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
-    steps += [
-        lambda: _trainable(reloaded, directory),
-        lambda: _adapter(reloaded, directory, base, draft),
-        lambda: _generation(reloaded, base),
-    ]
+    structure = read_structure(open_checkpoint(directory))
+    quantisation = unread_quantisation(structure.checkpoint)
+    proof = _proved(file_checks(structure, draft), directory, job)
+    if quantisation is not None:
+        tokenizer = [lambda: _tokenizer(directory, draft.structure.checkpoint.path)] if draft is not None else []
+        unloaded = unloaded_checks(quantisation, structure, draft, ("keys", "logits", "generation"))
+        return {**_proved([*unloaded, *tokenizer], directory, job), **proof}
+    proof = {**_proved(_live_checks(directory, draft, device), directory, job), **proof}
+    untried = untried_inputs(structure.checkpoint.config)
+    return proof if untried is None else {**proof, untried.name: untried.plain()}
+
+
+def _proved(steps: Sequence[Callable[[], Check]], directory: Path, job: JobContext) -> Proof:
     proof: Proof = {}
     for number, step in enumerate(steps):
         job.stop_if_cancelled()
         job.progress(number, len(steps), "checks", "verifying")
         check = step()
         check.require(directory)
-        proof[check.name] = {"passed": check.passed, "detail": check.detail}
+        proof[check.name] = check.plain()
     return proof
+
+
+def _live_checks(directory: Path, draft: Draft | None, device: torch.device) -> list[Callable[[], Check]]:
+    """Return the checks of the reloaded model."""
+    reloaded = load_model(directory, None, device)
+    base = load_model(draft.structure.checkpoint.path, None, device) if draft is not None else None
+    steps: list[Callable[[], Check]] = [lambda: _keys(reloaded, base)]
+    if base is not None and draft is not None:
+        steps += [lambda: _logits(reloaded, base, draft), lambda: _identities(base, draft)]
+        steps += [lambda: _tokenizer(directory, draft.structure.checkpoint.path)]
+    return [
+        *steps,
+        lambda: _trainable(reloaded, directory),
+        lambda: _adapter(reloaded, directory, base, draft),
+        lambda: _generation(reloaded, base),
+    ]
 
 
 def _keys(reloaded: Loaded, base: Loaded | None) -> Check:
@@ -120,16 +143,18 @@ def _acts(layer: Layer) -> bool:
 def _generation(reloaded: Loaded, base: Loaded | None) -> Check:
     model: Any = reloaded.model
     if not model.can_generate() or model.config.is_encoder_decoder:
-        return Check("generation", True, "not compared: it does not continue its input")
+        return Check("generation", None, "not compared: it does not continue its input")
     same = _cache_agrees(model)
     seen = f"{_NEW_TOKENS} greedy tokens with and without cache are {'equal' if same else 'different'}"
+    if not same and getattr(model, "is_quantized", False):
+        return Check("generation", None, f"{seen}, and a quantised model cannot be compared in float32")
     if not same and base is not None and not all(_cache_agrees(base.model, seed) for seed in range(_PROMPTS)):
         return Check("generation", True, f"{seen}, as they are for the base")
     return Check("generation", same, seen)
 
 
 def _cache_agrees(model: Any, seed: int = 0) -> bool:
-    model = model.float()
+    model = model if getattr(model, "is_quantized", False) else model.float()
     tokens_BT = random_tokens(model, next(model.parameters()).device, 1, 8, seed)
     options = {
         "attention_mask": torch.ones_like(tokens_BT),
@@ -166,11 +191,11 @@ def _trainable(reloaded: Loaded, directory: Path) -> Check:
     if not path.is_file():
         return Check("trainable", True, "nothing frozen")
     record = msgspec.json.decode(path.read_bytes())
-    names = {name for name, _ in reloaded.model.named_parameters()} | {
-        name for name, _ in reloaded.model.named_buffers()
-    }
+    model = reloaded.model
+    stored = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    names = stored | set(map(plain_name, stored))  # a quantised weight goes by the name that it has without
     listed = {*record["trainable"], *record["frozen"]}
-    tied = set(getattr(reloaded.model, "_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
     wrong = sorted(
         name
         for name in listed - names

@@ -24,6 +24,7 @@ from surgeon.core.structure.outside import outside_kind
 from surgeon.core.structure.structure import Stack, Structure
 
 Report = dict[str, Any]
+_WHOLE = "whole layers move as they are, and parameters are counted as they are stored, packed and with their scales"
 
 
 @click.command("inspect", cls=SurgeonCommand)
@@ -53,6 +54,7 @@ def describe(structure: Structure, model: str) -> Report:
         "parameters": checkpoint.parameters,
         "bytes": checkpoint.nbytes,
         "dtypes": _largest_first(checkpoint.dtype_parameters),
+        "quantisation": _quantisation(structure),
         "kv_cache_bytes_per_token": None if None in caches else sum(caches),
         "stacks": stacks,
         "roles": _role_reports(structure),
@@ -63,10 +65,17 @@ def describe(structure: Structure, model: str) -> Report:
     }
 
 
+def _quantisation(structure: Structure) -> Report | None:
+    found = structure.quantisation
+    return None if found is None else {"method": found.method, "where": found.where, "declared": found.declared}
+
+
 def _notes(structure: Structure, caches: Iterable[KvCache]) -> list[str]:
     latent = any(layer.latent for cache in caches for layer in cache.layers)
     stacks = (note for stack in structure.stacks.values() for note in stack.notes)
-    return [*structure.problems, *stacks, *([LATENT_NOTE] if latent else [])]
+    found = structure.quantisation
+    quantised = [f"the weights are quantised ({found.method}), {found.where} says so: {_WHOLE}"] if found else []
+    return [*structure.problems, *quantised, *stacks, *([LATENT_NOTE] if latent else [])]
 
 
 def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:

@@ -12,7 +12,7 @@ from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import failed_checks, proof_table
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import VerifyJob, VerifyResult
+from surgeon.core.jobs import VerifyJob, VerifyResult, not_proved
 from surgeon.errors import VerifyError
 
 
@@ -39,7 +39,10 @@ def command(context: click.Context, /, directory: Path, worker: str | None, as_j
     reporter.finish()
     failed = failed_checks(proof)
     if as_json:
-        print_json({"passed": not failed, "proof": proof})
+        unproved = not_proved(proof)
+        # A model that could not be loaded has failed nothing, and is not what passed.
+        passed = None if not failed and "keys" in unproved else not failed
+        print_json({"passed": passed, **({"not_proved": unproved} if unproved else {}), "proof": proof})
     else:
         click.echo(proof_table(proof))
     if failed:

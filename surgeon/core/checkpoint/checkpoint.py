@@ -24,17 +24,13 @@ import msgspec
 from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.headers import read_header
 from surgeon.core.checkpoint.shard_index import INDEX, ShardIndex, read_index
+from surgeon.core.checkpoint.side_files import PICKLES, read_document, side_files
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 from surgeon.errors import CheckpointError
 
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
 
 SINGLE = "model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Weights in other formats: they would no longer be those of this model.
-_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".npz", ".tflite")
-# The only folder that transformers reads beside the files of a checkpoint's own directory.
-_CHAT_TEMPLATES = "additional_chat_templates"
 _SAMPLE_BYTES = 4096
 # Keys that say who wrote the file or how to load it, not what the model computes.
 _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
@@ -44,8 +40,8 @@ _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dty
 class Checkpoint:
     """A directory of config, shards and side files that has been checked.
 
-    `side_files` are paths relative to
-    `path` of everything that travels unchanged: tokenizer, generation config, chat template, licence, code.
+    `side_files` are paths relative to `path` of all that belongs to the model: tokenizer, generation config, chat
+    template, licence, code, the folders that modules.json names.
     """
 
     path: Path
@@ -58,6 +54,16 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, Tensor]:
         """All tensors by name, in the order of the shards and of the offsets within them."""
         return MappingProxyType({tensor.name: tensor for shard in self.shards for tensor in shard.tensors})
+
+    def document(self, name: str) -> Any:
+        """Return what a JSON file beside the weights holds, read once; None if it holds no JSON."""
+        if name not in self._documents:
+            self._documents[name] = read_document(self.path / name)
+        return self._documents[name]
+
+    @cached_property
+    def _documents(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def nbytes(self) -> int:
@@ -153,7 +159,7 @@ def _open(path: Path) -> Checkpoint:
         path=path,
         config=MappingProxyType(config),
         shards=tuple(shards),
-        side_files=tuple(_side_files(path, {shard.name for shard in paths.values()})),
+        side_files=tuple(side_files(path, {shard.name for shard in paths.values()})),
         metadata=MappingProxyType({key: value for shard in shards for key, value in shard.metadata.items()}),
     )
 
@@ -243,7 +249,7 @@ def _find_shards(path: Path) -> tuple[Mapping[str, Path], ShardIndex | None]:
             allowed=f"{SINGLE}, or shards with {INDEX}",
             hint="the download is incomplete: fetch the index too",
         )
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened",
@@ -263,18 +269,3 @@ def _conversion(path: Path) -> str:
         "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
     )
     return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
-
-
-def _side_files(path: Path, shards: set[str]) -> list[str]:
-    skipped = {"config.json", INDEX, *shards}
-    found = [
-        file.name
-        for file in path.iterdir()
-        if file.is_file()
-        and file.name not in skipped
-        and not file.name.startswith(".")
-        and file.suffix not in _WEIGHTS
-        and not file.name.endswith(".index.json")
-    ]
-    templates = (path / _CHAT_TEMPLATES).glob("*.jinja")
-    return sorted([*found, *(f"{_CHAT_TEMPLATES}/{file.name}" for file in templates if file.is_file())])

@@ -13,7 +13,11 @@ from surgeon.errors import CheckpointError
 
 DEMO = "demo"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "README.md")
+_WANTED = (
+    "*.json", "*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe", "*.codes",
+    "*.py", "[1-9]*_*/*", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md",
+)  # fmt: skip
+"""Weights, tokenizers, code that is carried along and not run, folders of sentence-transformers, and notices."""
 
 
 def cache_directory() -> Path:

@@ -63,7 +63,7 @@ def tensor_type(dtype: str, shape: tuple[int, ...]) -> TensorType:
     return TensorType(dtype, shape, parameters, nbytes)
 
 
-class Shard(msgspec.Struct, frozen=True, eq=False, dict=True):
+class Shard(msgspec.Struct, frozen=True, dict=True):
     """A file of tensors that follow each other without a gap from byte `start` to its end.
 
     Kept in columns: models have tens of thousands of tensors and few types, and most are never asked for one by one.

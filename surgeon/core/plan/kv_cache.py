@@ -131,7 +131,7 @@ def _latent_elements(structure: Structure, attention: _Attention, config: Mappin
     rank, rope = config.get("kv_lora_rank"), config.get("qk_rope_head_dim")
     if not isinstance(rank, int) or not isinstance(rope, int) or not attention.latents or attention.indexed:
         return None
-    quantised = bool(structure.checkpoint.config.get("quantization_config"))
+    quantised = structure.quantisation is not None
     agreed = all(_is_as_wide(tensors, rank + rope, quantised) for tensors in attention.latents)
     return len(attention.latents) * (rank + rope) if agreed else None
 
@@ -157,7 +157,7 @@ def _elements(structure: Structure, outputs: Mapping[str, int], config: Mapping[
     if not isinstance(head_dim, int):
         return None
     each = kv_heads * head_dim
-    if structure.checkpoint.config.get("quantization_config"):
+    if structure.quantisation is not None:
         return 2 * each if "num_key_value_heads" in config else None  # packed shapes tell nothing
     expected = {"attention.key": each, "attention.value": each, "attention.qkv": heads * head_dim + 2 * each}
     seen = {role: outputs[role] for role in expected if role in outputs}
@@ -170,7 +170,7 @@ def _element_bytes(structure: Structure, config: Mapping[str, Any], dtypes: Set[
     declared = next((part[key] for part in (config, top) for key in ("dtype", "torch_dtype") if part.get(key)), None)
     if declared is not None:
         return _DTYPE_BYTES.get(str(declared).removeprefix("torch."))
-    if top.get("quantization_config"):
+    if structure.quantisation is not None:
         return None
     return _DTYPE_BYTES.get(next(iter(dtypes))) if len(dtypes) == 1 else None
 

@@ -30,19 +30,14 @@ def mean_of_layers(stack: Stack, layers: Sequence[Layer], instead: str) -> Mean:
     return Mean(tuple(layer.source for layer in layers))
 
 
-def refuse_quantised(structure: Structure, what: str, allowed: str) -> None:
-    """Refuse arithmetic on quantised weights.
+def refuse_quantised(structure: Structure, what: str, allowed: str = "") -> None:
+    """Refuse `what` on quantised weights, such as `training`.
 
     Raises:
-        ArchitectureError: the config says that they are.
+        ArchitectureError: they are, as a config field, a file or tensors say.
     """
-    if structure.checkpoint.config.get("quantization_config"):
-        raise ArchitectureError(
-            f"{what} arithmetic on weights that are quantised",
-            where="config field quantization_config",
-            allowed=allowed,
-            hint="dequantise the checkpoint first",
-        )
+    if structure.quantisation is not None:
+        raise structure.quantisation.refusal(f"{what} needs their values", allowed)
 
 
 def refuse_adapted(layers: Iterable[Layer], what: str, roles: Set[str] | None = None) -> None:

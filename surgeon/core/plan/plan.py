@@ -13,14 +13,16 @@ from typing import Any
 
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
 from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
+from surgeon.core.plan.layer_moves import with_names
 from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor
+from surgeon.core.plan.planned_files import PlannedFiles, planned_files
 from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, planned_layer
 from surgeon.core.plan.planned_outside import planned_outside
 from surgeon.core.plan.tied_head import outside_tensors, write_untied
 from surgeon.core.structure.layer_fields import REMOVED, LayerField
 from surgeon.core.structure.outside import outside_kind
-from surgeon.core.structure.structure import Stack, Structure
+from surgeon.core.structure.structure import Stack, Structure, Twin
 
 __all__ = [
     "Adapter", "Plan", "PlannedLayer", "PlannedTensor", "adaptable_roles", "compile_config", "compile_plan",
@@ -52,6 +54,7 @@ class Plan:
     layers: what each layer consists of, by what the names of its tensors begin with, such as `model.layers.7`; what is
         stored behind the last layer under the numbers that follow is there too.
     frozen: names of tensors that later training leaves as they are.
+    files: what becomes of the files beside the weights.
     """
 
     structure: Structure
@@ -63,6 +66,7 @@ class Plan:
     inserted: tuple[str, ...]
     moved: bool
     layer_counts: Mapping[str, int]
+    files: PlannedFiles
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -156,28 +160,47 @@ def compile_plan(draft: Draft) -> Plan:
         inserted=tuple(prefix for _, _, prefix, layer in _placed(draft) if layer.inserted),
         moved=draft.moved,
         layer_counts={name: len(layers) for name, layers in draft.stacks.items()},
+        files=planned_files(draft),
     )
 
 
 def compile_config(draft: Draft) -> dict[str, Any]:
-    """Return the new config: the layer counts and every per-layer field rewritten, everything else as it was.
+    """Return the new config: layer counts, per-layer fields and names of layers rewritten, everything else as it was.
 
     Raises:
         ArchitectureError: a field cannot say what the layers have become.
     """
-    config: dict[str, Any] = copy.deepcopy(dict(draft.structure.checkpoint.config))
+    structure = draft.structure
+    config: dict[str, Any] = copy.deepcopy(dict(structure.checkpoint.config))
+    # It names a file of the base: what is written goes by the names that transformers looks for.
+    config.pop("transformers_weights", None)
+    edited = {
+        name for name, layers in draft.stacks.items() if _settings(layers) != list(structure.stacks[name].settings)
+    }
     for name, layers in draft.stacks.items():
-        stack = draft.structure.stacks[name]
-        settings = [layer.settings for layer in layers]
-        if settings == list(stack.settings):
+        stack = structure.stacks[name]
+        if name not in edited:
+            # Where its count is another's, that has changed.
+            _part(config, stack.config_path).update(
+                (key, len(layers)) for key in stack.count_keys if stack.implied and edited
+            )
             continue
-        part = config
-        for key in stack.config_path:
-            part = part[key]
+        part, settings = _part(config, stack.config_path), _settings(layers)
         part.update((key, len(layers)) for key in stack.count_keys)
-        _write_fields(part, stack.fields, settings, draft.structure.stack_config(stack))
-        _write_fields(config, stack.root_fields, settings, draft.structure.checkpoint.config)
+        _write_fields(part, stack.fields, settings, structure.stack_config(stack))
+        for twin in stack.twins:
+            _write_twin(_part(config, twin.path), twin, settings, len(layers))
     write_untied(config, draft)
+    return with_names(config, draft)
+
+
+def _settings(layers: Iterable[Layer]) -> list[Mapping[str, Any]]:
+    return [layer.settings for layer in layers]
+
+
+def _part(config: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
+    for key in path:
+        config = config[key]
     return config
 
 
@@ -185,11 +208,24 @@ def _write_fields(
     part: dict[str, Any], fields: Iterable[LayerField], settings: list[Mapping[str, Any]], before: Mapping[str, Any]
 ) -> None:
     for field in fields:
-        for key, value in field.write([setting[field.key] for setting in settings], before).items():
-            if value is REMOVED:
-                part.pop(key, None)
-            else:
-                part[key] = value
+        _write(part, field.write([setting[field.key] for setting in settings], before))
+
+
+def _write_twin(part: dict[str, Any], twin: Twin, settings: list[Mapping[str, Any]], count: int) -> None:
+    """Say in another part of the config what it said before of each layer; nothing that it left to others."""
+    before = copy.deepcopy(part)
+    part.update(dict.fromkeys(twin.count_keys, count))
+    for field in twin.fields:
+        said = field.write([setting[twin.setting(field)][0] for setting in settings], before)
+        _write(part, {key: value for key, value in said.items() if key in before})
+
+
+def _write(part: dict[str, Any], said: Mapping[str, Any]) -> None:
+    for key, value in said.items():
+        if value is REMOVED:
+            part.pop(key, None)
+        else:
+            part[key] = value
 
 
 def _placed(draft: Draft) -> Iterator[tuple[Stack, int, str, Layer]]:

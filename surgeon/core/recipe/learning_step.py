@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from surgeon.core.plan.draft import OUTSIDE, Draft, Layer, Learned, Lora
+from surgeon.core.plan.layer_means import refuse_quantised
 from surgeon.core.plan.learned_results import PENDING, layer_tensor, outside_tensor
 from surgeon.core.plan.plan import Adapter, layer_roles
 from surgeon.core.plan.tied_head import outside_tensors
@@ -98,6 +99,7 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
 
         Raises:
             RecipeError: settings say the same twice, or nothing; or `learned` finds nothing to work on.
+            ArchitectureError: the weights are quantised.
         """
         given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
         if len(given) > 1:
@@ -106,6 +108,7 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
             )
         if self.eval_steps is not None and self.held_out is None:
             raise RecipeError("is of no use without held_out", where="eval_steps", hint="held_out: 5%, or other data")
+        refuse_quantised(draft.structure, "training")
         return super().apply(draft, chosen)
 
 

@@ -131,6 +131,35 @@ class OrderedLayers(msgspec.Struct, frozen=True):
         return {}
 
 
+class TwoCounts(msgspec.Struct, frozen=True):
+    """Two parts of a config that count the same layers, and differ: whoever reads it may believe either.
+
+    fields: what they are called.   counts: what they say.
+    """
+
+    fields: tuple[str, str]
+    counts: tuple[int, int]
+    key: str = "two layer counts"
+    replaces: tuple[str, ...] = ()
+
+    def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
+        """Return the layers' numbers."""
+        del config
+        return tuple((index,) for index in range(count))
+
+    def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
+        """Write nothing, if no layer moved."""
+        del config
+        if list(values) != [(index,) for index in range(self.counts[0])]:
+            raise ArchitectureError(
+                f"count the same layers, and say {self.counts[0]} and {self.counts[1]}",
+                where=f"config fields {self.fields[0]} and {self.fields[1]}",
+                allowed="one count, or the same twice",
+                hint="correct config.json, or take out the one that transformers does not read",
+            )
+        return {}
+
+
 class UnexplainedDifference(msgspec.Struct, frozen=True):
     """Layers that are built differently although every known config field says the same about them.
 

@@ -130,12 +130,14 @@ class LayerIndices(msgspec.Struct, frozen=True):
     """A list of the layers that are special, such as `mlp_only_layers`.
 
     `default` is what the model assumes when the key is absent; `first` is the number of the first layer in it.
+    `count` is how many layers the base has: what is numbered behind them stays behind the last.
     """
 
     key: str
     default: tuple[int, ...] | None = None
     first: int = 0
     replaces: tuple[str, ...] = ()
+    count: int | None = None
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return True for the layers that the list names."""
@@ -148,8 +150,10 @@ class LayerIndices(msgspec.Struct, frozen=True):
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
         """Write the positions of the True values."""
-        del config
-        return {self.key: [position + self.first for position, special in enumerate(values) if special]}
+        numbers = [position + self.first for position, special in enumerate(values) if special]
+        stored = config.get(self.key) or () if self.count is not None else ()
+        behind = [index for index in stored if index - self.first >= (self.count or 0)]
+        return {self.key: [*numbers, *(index - (self.count or 0) + len(values) for index in behind)]}
 
 
 class LayerPattern(msgspec.Struct, frozen=True):
@@ -178,23 +182,41 @@ class LayerPattern(msgspec.Struct, frozen=True):
 
 
 class KeyedByLayer(msgspec.Struct, frozen=True):
-    """A mapping from layer numbers to what differs there, such as `per_layer_config`; other layers have no entry."""
+    """A mapping from layer numbers to what differs there, such as `per_layer_config`; other layers have no entry.
+
+    `count` is how many layers the base has: entries of what is numbered behind them stay behind the last.
+    """
 
     key: str
     replaces: tuple[str, ...] = ()
+    count: int | None = None
 
     def read(self, config: Config, count: int) -> tuple[Any, ...] | None:
         """Return each layer's entry, or None."""
         value = config.get(self.key)
         if not isinstance(value, Mapping):
             return None
-        entries = {int(number): entry for number, entry in value.items()}
+        entries = self._entries(value)
         return tuple(entries.get(index) for index in range(count))
+
+    def _entries(self, value: Mapping[str, Any]) -> dict[int, Any]:
+        odd = next((key for key in value if not str(key).isdecimal()), None)
+        if odd is not None:
+            raise ArchitectureError(
+                f"has the key {odd!r}, which is no number of a layer",
+                where=f"config field {self.key}",
+                allowed="the numbers of layers, counted from 0",
+                hint="correct config.json",
+            )
+        return {int(number): entry for number, entry in value.items()}
 
     def write(self, values: Sequence[Any], config: Config) -> dict[str, Any]:
         """Write the entries that are there."""
-        del config
-        return {self.key: {str(position): entry for position, entry in enumerate(values) if entry is not None}}
+        found = {position: entry for position, entry in enumerate(values) if entry is not None}
+        if self.count is not None:
+            behind = self._entries(config[self.key])
+            found |= {at - self.count + len(values): entry for at, entry in behind.items() if at >= self.count}
+        return {self.key: {str(position): entry for position, entry in sorted(found.items())}}
 
 
 class RepeatingList(msgspec.Struct, frozen=True):
@@ -213,3 +235,10 @@ class RepeatingList(msgspec.Struct, frozen=True):
         """Write one entry per layer."""
         del config
         return {self.key: list(values)}
+
+
+def of_base(field: LayerField, count: int) -> LayerField:
+    """Return a field that knows how many layers the base has, where that matters to what it writes."""
+    if isinstance(field, LayerIndices | KeyedByLayer):
+        return msgspec.structs.replace(field, count=count)
+    return field

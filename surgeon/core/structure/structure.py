@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from surgeon.core.checkpoint.checkpoint import Checkpoint
-from surgeon.core.checkpoint.tensors import Tensor
+from surgeon.core.checkpoint.tensors import Tensor, tensor_type
+from surgeon.core.structure.companions import PackedWeight, packed_weights, plain_name
+from surgeon.core.structure.family import Family, OutsideSlices, Silence, StackRule
 from surgeon.core.structure.layer_fields import LayerField
+from surgeon.core.structure.layer_runs import LayerRun
 from surgeon.core.structure.layouts import LayerTensors, Layout
+from surgeon.core.structure.quantisation import Quantisation, find_quantisation
 from surgeon.errors import ArchitectureError, SelectionError
+
+__all__ = ["OTHER", "Family", "OutsideSlices", "Silence", "Stack", "StackRule", "Structure", "Twin"]
 
 OTHER = "other"
 """The role of a tensor that no rule names: it travels with its layer, and no operation touches it by role."""
@@ -26,71 +32,20 @@ _EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
 """Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
 
 
-class Silence(msgspec.Struct, frozen=True):
-    """How a layer is made an exact identity: every tensor of `role` becomes the constant `value`.
+class Twin(msgspec.Struct, frozen=True):
+    """Another part of the config that describes a stack: the top beside `text_config`, or the other way round.
 
-    Zero for a projection that writes into the residual stream. For a family that normalises a sublayer's output
-    before adding it, the norm's weight instead: a zeroed projection would put the norm at 0, where its Jacobian is
-    about 1/sqrt(eps) and the first training step explodes. Where the norm multiplies by 1 + w the value is -1.
+    path: the keys that lead to it.   count_keys: those of the layer count there; written where they are missing.
+    fields: the per-layer fields that it states.
     """
 
-    role: str
-    value: float = 0.0
-
-
-class StackRule(msgspec.Struct, frozen=True):
-    """Layers that have a count of their own: what their prefix looks like, and the config keys of the count."""
-
-    name: str
-    prefix: str
+    path: tuple[str, ...]
     count_keys: tuple[str, ...]
-
-
-class OutsideSlices(msgspec.Struct, frozen=True):
-    """Tensors outside the layers that hold one slice for each layer.
-
-    pattern: a regular expression for their names.   axis: the dimension along which the slices follow each other.
-    width_key: the config key of a slice's width.
-    """
-
-    pattern: str
-    axis: int
-    width_key: str
-
-
-class Family(msgspec.Struct, frozen=True):
-    """What differs between model families.
-
-    model_types: values of the config's `model_type` it covers; empty for the general one.
-    roles: (regular expression for the tensor name within its layer, role), tried before the shared rules.
-    fields: per-layer config fields beyond the shared ones; the same key replaces the shared one.
-    silences: alternatives, best first; the first whose every role occurs in a layer is used for it. Without any, all
-        tensors that write into the residual stream are set to 0, if the layer holds nothing whose role is unknown.
-    no_identity: why no layer of this family can be made an identity, if so.
-    unreadable: (config field, why its layers cannot be told from it), if so.
-    renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
-    outside_slices: tensors outside the layers that hold one slice for each layer of the default stack.
-    stacks: stacks with a count of their own, if the shared rules do not find them.
-    transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
-    fused: role to the roles it holds, in order, along its output dimension.
-    fused_by_head: whether query, key and value follow each other head by head rather than one after another.
-    in_memory: (regular expression, replacement) for tensor names that transformers changes when it loads them, such
-        as experts that are stored one by one and stacked in memory.
-    """
-
-    model_types: tuple[str, ...] = ()
-    roles: tuple[tuple[str, str], ...] = ()
     fields: tuple[LayerField, ...] = ()
-    silences: tuple[tuple[Silence, ...], ...] = ()
-    transposed: frozenset[str] = frozenset()
-    fused: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    fused_by_head: bool = False
-    in_memory: tuple[tuple[str, str], ...] = ()
-    no_identity: str = ""
-    unreadable: tuple[str, str] | None = None
-    renamed: bool = False
-    outside_slices: tuple[OutsideSlices, ...] = ()
-    stacks: tuple[StackRule, ...] = ()
+
+    def setting(self, field: LayerField) -> str:
+        """Return the key by which a layer's settings hold what a field says of it here."""
+        return f"{'.'.join(self.path) or 'top'}: {field.key}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +58,7 @@ class Stack:
     layers: for each layer, its tensors by the name within the layer.
     settings: for each layer, what the per-layer config fields say about it, by field key.
     fields: the per-layer fields found in this config, in writing order.
-    root_fields: the ones that are at the top of the config and not in that part.
+    twins: other parts of the config that say the same.   implied: whether its count is written nowhere, and follows.
     tail: what is stored behind the last layer under the numbers that follow, such as layers that predict several
         tokens ahead; it belongs to no layer and stays behind the last one.
     notes: what a person should know, such as a list that nobody declared but that travels along.
@@ -116,7 +71,8 @@ class Stack:
     layers: tuple[LayerTensors, ...]
     settings: tuple[Mapping[str, Any], ...]
     fields: tuple[LayerField, ...]
-    root_fields: tuple[LayerField, ...] = ()
+    twins: tuple[Twin, ...] = ()
+    implied: bool = False
     tail: tuple[LayerTensors, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -135,6 +91,7 @@ class Structure:
     """One checkpoint, understood.
 
     `outside` holds every tensor that belongs to no layer; `outputs` are the roles that write into the residual stream.
+    `runs` is all that is numbered, stacks and other towers.
     """
 
     checkpoint: Checkpoint
@@ -143,6 +100,7 @@ class Structure:
     outside: Mapping[str, Tensor]
     role_rules: tuple[tuple[re.Pattern[str], str], ...]
     default_stack: str
+    runs: tuple[LayerRun, ...] = field(compare=False)  # follows from the rest
     outputs: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -152,6 +110,27 @@ class Structure:
         return {
             name: rule for name in self.outside for rule in self.family.outside_slices if re.search(rule.pattern, name)
         }
+
+    @cached_property
+    def quantisation(self) -> Quantisation | None:
+        """How the weights are quantised; None where nothing says that they are. Layers built alike are asked once."""
+        inside = {
+            layer.layout: (f"{stack.prefix}.{number}.", layer.layout.types)
+            for stack in self.stacks.values()
+            for number, layer in reversed(list(enumerate((*stack.layers, *stack.tail))))
+        }
+        outside = {name: tensor_type(one.dtype, one.shape) for name, one in self.outside.items()}
+        return find_quantisation(self.checkpoint, [*reversed(inside.values()), ("", outside)])
+
+    def packed_weights(self, layout: Layout) -> Mapping[str, PackedWeight]:
+        """Return the quantised weights of a layer, by the names that they have where they are not quantised."""
+        if layout not in self._packed:
+            self._packed[layout] = packed_weights(layout.types)
+        return self._packed[layout]
+
+    @cached_property
+    def _packed(self) -> dict[Layout, Mapping[str, PackedWeight]]:
+        return {}
 
     @property
     def model_type(self) -> str:
@@ -170,11 +149,11 @@ class Structure:
         return self.stacks[wanted]
 
     def role(self, suffix: str) -> str:
-        """Return the role of a tensor from its name within its layer; a bias has its weight's role."""
+        """Return the role of a tensor from its name within its layer; a bias and a scale have their weight's role."""
         return self._roles.get(suffix) or self._role(suffix)
 
     def _role(self, suffix: str) -> str:
-        alike = _EXPERT.sub(r"\1.0.", suffix)
+        alike = _EXPERT.sub(r"\1.0.", plain_name(suffix))
         if alike not in self._roles:
             matching = (role for pattern, role in self.role_rules if pattern.fullmatch(alike))
             self._roles[alike] = next(matching, OTHER)

@@ -23,6 +23,9 @@ class HeaderBar(StatusBar):
             _change(bytes_text(base.nbytes), bytes_text(plan.nbytes), styles),
             Text(session.structure.model_type, styles.dim),
         ]
+        quantisation = session.structure.quantisation
+        if quantisation is not None:
+            parts.append(Text(f"quantised: {quantisation.method}", styles.warning))
         left = Text(no_wrap=True).append(" surgeon ", styles.badge)
         for part in parts:
             if left.cell_len + 2 + part.cell_len + 1 + right.cell_len > width:

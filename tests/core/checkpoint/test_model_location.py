@@ -75,7 +75,12 @@ def test_a_hub_id_is_fetched_without_weights_in_other_formats(monkeypatch: pytes
     def wanted(name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in asked["patterns"])
 
-    for name in ("model.safetensors", "config.json", "tokenizer.model", "additional_chat_templates/x.jinja", "LICENSE"):
+    belonging = (
+        "model.safetensors", "config.json", "tokenizer.model", "tokenizer.model.v3", "vocab.bpe", "LICENSE",
+        "NOTICE.txt", "additional_chat_templates/x.jinja", "modeling_own.py", "USE_POLICY.md",
+        "1_Pooling/config.json",        "2_Dense/pytorch_model.bin",
+    )  # fmt: skip
+    for name in belonging:
         assert wanted(name), name
     for name in ("pytorch_model.bin", "model.gguf", "model.onnx", "flax_model.msgpack", "training_args.bin"):
         assert not wanted(name), name

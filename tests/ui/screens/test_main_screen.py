@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from surgeon.session import Session
@@ -18,6 +21,16 @@ async def test_the_first_screen_lists_every_layer_and_says_how_to_go_on(drive: D
         assert len(driver.text.splitlines()) == 24
 
     await drive(scenario)
+
+
+async def test_the_bar_at_the_top_says_that_weights_are_quantised(tiny: Path) -> None:
+    """By the method's name, where there is room for it."""
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker())
+    async with app.run_test(size=(120, 24)) as pilot:
+        await pilot.pause()
+        assert "quantised: fp8" in AppDriver(app, pilot).line("surgeon")
 
 
 async def test_a_key_that_does_nothing_now_says_why(drive: Drive) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.core.jobs import AnyResult, RunResult
+from surgeon.core.jobs import AnyResult, RunResult, not_proved
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
 from surgeon.ui.screens.actions.training_actions import TrainingActions
@@ -88,7 +88,9 @@ class FileActions:
         if self._state.session.plan.pending and not self._training.take_results(result):
             return
         size = f"{count_text(result.parameters)} params, {bytes_text(result.bytes)}"
-        proof = "reloaded and proven equal" if result.proof else "not verified"
+        unproved = not_proved(result.proof or {})
+        proven = f"not proved: {', '.join(unproved)}" if unproved else "reloaded and proven equal"
+        proof = proven if result.proof else "not verified"
         self._state.set_notice(f"exported to {result.out}\n{size} · {proof}", "success")
 
     # ── quitting ──
