@@ -6,7 +6,7 @@ Torch-free. Measuring and exporting are handed to a worker as jobs; a session on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Session:
         """
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        checkpoint = open_checkpoint(locate_model(model))
+        checkpoint = replace(open_checkpoint(locate_model(model)), load_in=recipe.base.load_in)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from surgeon.architectures.structure_reader import read_structure
@@ -17,6 +18,6 @@ def open_base(recipe: Recipe, where: str, root: Path) -> Draft:
     Raises:
         CheckpointError, ArchitectureError: as reading it does. RecipeError: it is another model.
     """
-    checkpoint = open_checkpoint(locate_base(recipe.base.model, root))
+    checkpoint = replace(open_checkpoint(locate_base(recipe.base.model, root)), load_in=recipe.base.load_in)
     recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
     return draft_of(read_structure(checkpoint))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
         CheckpointError, ArchitectureError, RecipeError: the model cannot be read, or a step does not fit it.
     """
     root = root or (where.absolute().parent if where is not None else Path.cwd())
-    checkpoint = open_checkpoint(locate_base(recipe.base.model, root))
+    checkpoint = replace(open_checkpoint(locate_base(recipe.base.model, root)), load_in=recipe.base.load_in)
     # Only where something is compared with it: that of hundreds of gigabytes takes seconds.
     compared = recipe.base.fingerprint or any(step.resolved_for for step in recipe.steps)
     fingerprint = checkpoint.fingerprint if compared else ""

@@ -20,6 +20,7 @@ from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.model.quantised_loading import loaded_in
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
@@ -167,7 +168,7 @@ class Evaluator:
         plan = compile_plan(draft)
         if plan.pending:
             raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
-        model = resident_model(draft.structure, self._dtype, self._device).model
+        model = resident_model(draft.structure, self._dtype, self._device, held_in=loaded_in(draft)).model
         with edited_model(model, unfrozen(draft)) as edited:
             if not plan.adapters:
                 yield _LiveModel(edited.model, edited.as_base)

@@ -21,7 +21,11 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Parameters are objects of their own, so that either may be given others; what is written into a tensor both see.
     """
-    memo: dict[int, object] = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
+    memo: dict[int, object] = {
+        # Of another class are quantised ones, which nothing replaces.
+        id(one): nn.Parameter(one.detach(), requires_grad=False) if type(one) is nn.Parameter else one
+        for one in model.parameters()
+    }
     memo.update((id(one), one) for one in model.buffers())
     made: nn.Module = copy.deepcopy(model, memo)
     return made

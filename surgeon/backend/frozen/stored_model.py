@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from surgeon.backend.frozen.frozen_modules import Reading
 from surgeon.backend.model.loading import load_model
@@ -22,13 +22,13 @@ from surgeon.core.structure.structure import Structure
 _NARROW = ("BF16", "F16")
 
 
-def load_as_stored(structure: Structure, device: torch.device) -> nn.Module:
+def load_as_stored(structure: Structure, device: torch.device, held_in: BitsAndBytesConfig | None = None) -> nn.Module:
     """Return the base, its weights in the dtypes they are stored in.
 
     What a model computes from its config, such as scales of embeddings, is float32: it is built as if the weights were.
     """
     with _loading_in(_dtypes_by_pattern(structure)):
-        return load_model(structure.checkpoint.path, torch.float32, device).model
+        return load_model(structure.checkpoint.path, torch.float32, device, held_in=held_in).model
 
 
 def majority_dtype(structure: Structure) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from surgeon.backend.model.quantised_loading import bitsandbytes_config, keep_packing
 from surgeon.backend.model.quantised_models import cast_dequantised, require_known_quantisation
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
 from surgeon.core.checkpoint.checkpoint import Checkpoint
@@ -47,7 +48,11 @@ _resident: tuple[tuple[object, ...], Loaded] | None = None
 
 
 def load_model(
-    path: Path, dtype: torch.dtype | None, device: torch.device, device_map: dict[str, str] | None = None
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: dict[str, str] | None = None,
+    held_in: BitsAndBytesConfig | None = None,
 ) -> Loaded:
     """Load a checkpoint in evaluation mode; `dtype` None keeps its own. A `device_map` may leave modules on disk.
 
@@ -57,7 +62,11 @@ def load_model(
     """
     quantisation = require_known_quantisation(path, device)
     try:
-        offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+        offload: dict[str, Any] = (
+            {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+        )
+        if held_in is not None:  # quantised where it goes to: moving it afterwards is not possible
+            offload = {"device_map": {"": str(device)}, "quantization_config": held_in}
         with unmapped_reading() if device_map else nullcontext():
             model, report = model_class(path).from_pretrained(
                 path, dtype=dtype or "auto", output_loading_info=True, **offload
@@ -70,14 +79,21 @@ def load_model(
         raise CheckpointError(f"transformers cannot load it: {first}", where=str(path)) from error
     if quantisation is not None:
         cast_dequantised(model, dtype)
-    placed = model if device_map else model.to(device)
+    if held_in is not None:
+        keep_packing(model)
+    placed = model if device_map or held_in is not None else model.to(device)
     return Loaded(
         placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")}
     )
 
 
 def resident_model(
-    structure: Structure, dtype: torch.dtype | None, device: torch.device, *, stream: bool = False
+    structure: Structure,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    stream: bool = False,
+    held_in: str | None = None,
 ) -> Loaded:
     """Return the loaded base of a checkpoint, kept from the last job if it is the same.
 
@@ -85,11 +101,12 @@ def resident_model(
     """
     global _resident  # noqa: PLW0603 - one model at a time is what a worker is for
     checkpoint = structure.checkpoint
-    key = (checkpoint.path.resolve(), checkpoint.fingerprint, _written(checkpoint), dtype, device, stream)
+    key = (checkpoint.path.resolve(), checkpoint.fingerprint, _written(checkpoint), dtype, device, stream, held_in)
     if _resident is None or _resident[0] != key:
         _resident = None
         device_map = offload_map(meta_model(checkpoint.path), structure, device) if stream else None
-        _resident = (key, load_model(checkpoint.path, dtype, device, device_map))
+        quantised = bitsandbytes_config(held_in, checkpoint, dtype) if held_in is not None else None
+        _resident = (key, load_model(checkpoint.path, dtype, device, device_map, quantised))
     return _resident[1]
 
 

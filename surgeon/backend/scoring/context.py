@@ -21,6 +21,7 @@ from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
+from surgeon.backend.model.quantised_loading import loaded_in
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
@@ -28,6 +29,7 @@ from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.scoring.score import Average, Provenance
+from surgeon.errors import UsageError
 
 # On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
 _BATCH_TOKENS = {"cpu": 512}
@@ -125,7 +127,7 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."),
+        dtype=str(dtype or "auto").removeprefix("torch."), load_in=loaded_in(draft) or "",
     )  # fmt: skip
 
 
@@ -155,13 +157,20 @@ def scoring_context(
     checkpoint = draft.structure.checkpoint
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
+    held_in = loaded_in(draft)
+    if held_in is not None and settings.stream:
+        raise UsageError(
+            f"layers that stay on disk are not held in {held_in}", where="--stream", allowed="--no-stream",
+            hint="leave base.load_in out to stream",
+        )  # fmt: skip
+    fits = held_in is not None or fits_in_memory(checkpoint, dtype, device)
+    stream = settings.stream if settings.stream is not None else not fits
     how = "layer by layer from disk" if stream else "whole"
     job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
         if stream:
             stack.enter_context(freed_memory_returned())
-        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        model = resident_model(draft.structure, dtype, device, stream=stream, held_in=held_in).model
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))

@@ -69,7 +69,9 @@ def _learned(draft: Draft, kind: LearningScore, settings: Settings, job: JobCont
     """Carry out a score's steps; return what those that learn report."""
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
-    recipe = Recipe(base=Base(model=str(draft.structure.checkpoint.path.absolute())), seed=settings.seed)
+    checkpoint = draft.structure.checkpoint
+    load_in: Any = checkpoint.load_in
+    recipe = Recipe(base=Base(model=str(checkpoint.path.absolute()), load_in=load_in), seed=settings.seed)
     job = replace(job, root=settings.root, device=settings.device)
     after = draft
     reports: list[Mapping[str, Any]] = []

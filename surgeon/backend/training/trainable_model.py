@@ -11,12 +11,14 @@ import msgspec
 import psutil
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from surgeon.backend.frozen.frozen_modules import give_masters, hold_frozen, own_weights, release, shared_copy
 from surgeon.backend.frozen.stored_model import load_as_stored, readings
 from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import forget_model
+from surgeon.backend.model.quantised_loading import bitsandbytes_config, loaded_in
 from surgeon.backend.model.streaming import unmapped_reading
 from surgeon.backend.model.tensors import DTYPES, TensorReader, tensor_reader
 from surgeon.backend.training.training_run import GradientMask
@@ -79,7 +81,7 @@ def open_trainable(request: TrainingRequest, *, gates: bool = False, taught: boo
     _tell_memory(request, plan)
     # What is mapped counts as this process's memory until nothing of its file is in use; frozen weights stay in use.
     with tensor_reader() as reader, nullcontext() if plan.adapters else unmapped_reading():
-        base = load_as_stored(draft.structure, request.device)
+        base = load_as_stored(draft.structure, request.device, _held_in(request, plan))
         base.requires_grad_(requires_grad=False)
         teacher = shared_copy(base) if taught else None
         modules = list(base.modules())
@@ -103,6 +105,24 @@ def open_trainable(request: TrainingRequest, *, gates: bool = False, taught: boo
             trained = {name: masters[live] for name, live in names.items()}
             found = _trainable_weights(edited, draft, plan, trained)
             yield replace(found, teacher=teacher, mask=None if bits is None else WeightMask(bits))
+
+
+def _held_in(request: TrainingRequest, plan: Plan) -> BitsAndBytesConfig | None:
+    """Return how the base is to be quantised as it is loaded, where the recipe says so.
+
+    Raises:
+        LearningError: its weights would have to be trained.
+    """
+    held_in = loaded_in(request.draft)
+    if held_in is None:
+        return None
+    if not plan.adapters:
+        raise LearningError(
+            f"weights that are held in {held_in} cannot be trained", where="base.load_in",
+            allowed="masked_lora before it, so that adapters are", hint="or leave load_in out",
+        )  # fmt: skip
+    products = torch.bfloat16 if request.precision == "bf16" else torch.float32
+    return bitsandbytes_config(held_in, request.draft.structure.checkpoint, products)
 
 
 def _bits(request: TrainingRequest, names: dict[str, str]) -> dict[str, torch.Tensor] | None:

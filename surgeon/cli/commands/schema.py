@@ -38,7 +38,14 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "version": {"const": VERSION},
-            "base": _closed({"model": {"type": "string"}, "fingerprint": _or_null({"type": "string"})}, ["model"]),
+            "base": _closed(
+                {
+                    "model": {"type": "string"},
+                    "fingerprint": _or_null({"type": "string"}),
+                    "load_in": _or_null({"enum": ["nf4", "int8"]}),
+                },
+                ["model"],
+            ),
             "seed": {"type": "integer"},
             "data": {"type": "object", "additionalProperties": {"type": "string"}},
             "steps": {"type": "array", "items": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]}},

@@ -42,6 +42,7 @@ class Checkpoint:
 
     `side_files` are paths relative to `path` of all that belongs to the model: tokenizer, generation config, chat
     template, licence, code, the folders that modules.json names.
+    `load_in`: what a recipe wants the matrices held in while they are loaded, where that is not their own dtype.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     side_files: tuple[str, ...]
     metadata: Mapping[str, str]
+    load_in: str | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:

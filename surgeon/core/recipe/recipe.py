@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,10 +27,14 @@ RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`."""
+    """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
+
+    load_in: what its matrices are held in while it is loaded, by bitsandbytes; none: in their own dtype.
+    """
 
     model: str
     fingerprint: str | None = None
+    load_in: Literal["nf4", "int8"] | None = None
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
@@ -179,8 +183,8 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in ("model", "fingerprint"):
-                problems.unknown((key,), name, ["model", "fingerprint"])
+            if name not in Base.__struct_fields__:
+                problems.unknown((key,), name, list(Base.__struct_fields__))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:

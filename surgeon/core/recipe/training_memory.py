@@ -55,16 +55,26 @@ def weight_bytes(step: LearningStep, draft: Draft, plan: Plan, *, bf16: bool) ->
     trained = trained_parameters(step, draft, plan)
     adapters = sum(sum(adapter.shape) * adapter.lora.rank for adapter in plan.adapters)
     masters = set() if plan.adapters else set(plan.trainable)
-    frozen = sum(_frozen_bytes(one, bf16=bf16) for one in plan.tensors if one.name not in masters)
+    held_in = plan.structure.checkpoint.load_in if plan.adapters else None
+    outside = {one.name for one in plan.outside}
+    frozen = sum(
+        _frozen_bytes(one, bf16=bf16, held_in=None if one.name in outside else held_in)
+        for one in plan.tensors
+        if one.name not in masters
+    )
     gated = _FLOAT * adapters // _MATRIX  # B times its gate, made anew in each step
     moments = _TRAINED * trained - (_FLOAT * trained if plan.adapters else 0)
     return frozen + moments + _FLOAT * adapters + gated
 
 
-def _frozen_bytes(tensor: PlannedTensor, *, bf16: bool) -> int:
+def _frozen_bytes(tensor: PlannedTensor, *, bf16: bool, held_in: str | None) -> int:
     elements = math.prod(tensor.shape)
     if len(tensor.shape) < _MATRIX:
         return _FLOAT * elements
+    if held_in == "nf4":  # half a byte, and a scale for each 64
+        return elements // 2 + _FLOAT * elements // 64
+    if held_in == "int8":
+        return elements + _FLOAT * tensor.shape[0]
     return min(tensor.nbytes, _BF16 * elements) if bf16 else tensor.nbytes
 
 
