@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,36 @@ class Evaluator:
                 said = bound.judge(name, figures[name], untouched.get(name), where)
                 result = msgspec.structs.replace(result, bounds={name: said})
             yield result
+
+    def compare(self, before: Draft, after: Draft, number: int) -> Iterator[EvaluationResult]:
+        """Yield how far the model after a step is from the one before it, which is held quantised as it was trained.
+
+        On the running text of the recipe's first evaluation that has any; where none has, nothing is measured. Nor is
+        it where both are held alike.
+        """
+        measure = next(self._texts(), None)
+        if measure is None or loaded_in(before) is None or loaded_in(after) is not None:
+            return
+        self._job.log(f"steps[{number}]: measuring kl of the merged model from the one that was trained")
+        data = self._recipe.data.get(measure.data, measure.data) if measure.data else None
+        items = read_items(measure, data, self._root, self._own_tokenizer())
+        with self._live(before) as held, self._live(after) as merged:
+            live = _LiveModel(merged.model, lambda: nullcontext(held.model))
+            raw = self._measured(live, items, measure)
+        result = EvaluationResult(
+            step=number, name="merged", metric="kl", data=measure.data, examples=len(raw.values),
+            figures=figures_of(measure, raw, None), base={},
+        )  # fmt: skip
+        self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
+        yield result
+
+    def _texts(self) -> Iterator[Measure]:
+        """Yield divergences on every running text that the recipe evaluates on."""
+        for step in self._recipe.steps:
+            if isinstance(step.operation, ReadOnlyStep):
+                for measure in step.operation.measures().values():
+                    if measure.kind in ("text", "divergence") and measure.data is not None:
+                        yield msgspec.structs.replace(measure, kind="divergence")
 
     def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
         raw = self._raw(self._base, measure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +22,21 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Parameters are objects of their own, so that either may be given others; what is written into a tensor both see.
     """
-    memo: dict[int, object] = {
-        # Of another class are quantised ones, which nothing replaces.
-        id(one): nn.Parameter(one.detach(), requires_grad=False) if type(one) is nn.Parameter else one
-        for one in model.parameters()
-    }
+    memo: dict[int, object] = {id(one): _sharing(one) for one in model.parameters()}
+    states = (getattr(module, "quant_state", None) for module in model.modules())
+    memo.update((id(one), one) for one in states if one is not None)
     memo.update((id(one), one) for one in model.buffers())
     made: nn.Module = copy.deepcopy(model, memo)
     return made
+
+
+def _sharing(one: Any) -> object:
+    """Return a parameter over the same tensor."""
+    if type(one) is nn.Parameter:
+        return nn.Parameter(one.detach(), requires_grad=False)
+    if hasattr(one, "SCB"):  # int8 of bitsandbytes: the layer that runs first takes the codes away from its parameter
+        return type(one)(one.data, requires_grad=False, has_fp16_weights=False, CB=one.CB, SCB=one.SCB)
+    return one
 
 
 def give_masters(model: nn.Module, names: Iterable[str], *, shared: bool) -> dict[str, nn.Parameter]:
