@@ -35,6 +35,7 @@ from surgeon.core.recipe.recipe import (
     step_from_builtins,
     step_of,
     step_to_builtins,
+    trusting,
 )
 from surgeon.core.recipe.resolution import Resolution
 from surgeon.core.scoring.requests import answers
@@ -67,7 +68,7 @@ class Session:
     _digest: str = ""
 
     @classmethod
-    def open(cls, model: str, recipe_path: Path | None = None) -> Session:
+    def open(cls, model: str, recipe_path: Path | None = None, *, trust_remote_code: bool = False) -> Session:
         """Open a model and, if one is given, its recipe; recover what a crash left unsaved.
 
         Raises:
@@ -75,7 +76,9 @@ class Session:
         """
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        checkpoint = replace(open_checkpoint(locate_model(model)), load_in=recipe.base.load_in)
+        recipe = trusting(recipe, model, recipe_path.parent if recipe_path else Path(), trust=trust_remote_code)
+        found = open_checkpoint(locate_model(model), trust_remote_code=recipe.base.trust_remote_code)
+        checkpoint = replace(found, load_in=recipe.base.load_in)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
@@ -83,8 +86,7 @@ class Session:
         )  # fmt: skip
         session._drafts = [draft_of(session.structure)]
         session.notes += filter(None, [session.journal.fault])
-        session._digest = recipe_digest(recipe_path)
-        session.position = len(recipe.steps)
+        session._digest, session.position = recipe_digest(recipe_path), len(recipe.steps)
         session._show(recipe.steps, str(recipe_path))
         session._saved = session.steps
         session._recover()

@@ -25,6 +25,7 @@ from surgeon.core.structure.layer_runs import LayerRun, text_prefixes
 from surgeon.core.structure.layouts import LayerTensors, Run, layers_of
 from surgeon.core.structure.quantisation import quantisation_documents
 from surgeon.core.structure.structure import Stack, Structure, Twin
+from surgeon.core.structure.uneven_layers import read_listed
 
 __all__ = ["families", "read_structure"]
 
@@ -38,6 +39,10 @@ def read_structure(checkpoint: Checkpoint) -> Structure:
     Raises:
         ArchitectureError: its layers cannot be told, or a per-layer config field contradicts the weights.
     """
+    return read_listed(checkpoint, _read)
+
+
+def _read(checkpoint: Checkpoint) -> Structure:
     groups, loose = _numbered_groups(checkpoint.shards)
     found = find_stacks(checkpoint, groups)
     family = _family(checkpoint.config, found[0])
@@ -117,9 +122,9 @@ def _numbered_groups(shards: Sequence[Shard]) -> tuple[dict[str, dict[int, list[
 
 def _outside(checkpoint: Checkpoint, loose: Sequence[Run], others: Sequence[Group]) -> dict[str, Tensor]:
     """Return the tensors that belong to no stack, in the order of the shards."""
-    rank = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
+    rank = {id(shard): number for number, shard in enumerate(checkpoint.shards)}
     numbered = (run for group in others for runs in group.values() for run in runs)
-    in_order = sorted((*loose, *numbered), key=lambda run: (rank[run.shard.path], run.first))
+    in_order = sorted((*loose, *numbered), key=lambda run: (rank[id(run.shard)], run.first))
     return {tensor.name: tensor for run in in_order for tensor in run.tensors}
 
 

@@ -90,7 +90,7 @@ def _made(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
 def replayed_draft(request: RecipeJob, job: JobContext) -> Iterator[Draft]:
     """Yield the model after the recipe of a job; a base that changes meanwhile is an error that names the file."""
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe", job.root)
+    base = open_base(recipe, "recipe", job.root, job)
     with FileStamps(base.structure.checkpoint).watched():
         yield replay(recipe, base, request, job)[0]
 

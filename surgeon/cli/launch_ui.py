@@ -12,12 +12,14 @@ from surgeon.cli.progress_output import on_terminal
 from surgeon.session import Session
 
 
-def open_model(context: click.Context, model: str, recipe: Path | None = None, **settings: Any) -> None:
+def open_model(
+    context: click.Context, model: str, recipe: Path | None = None, trust_remote_code: bool = False, **settings: Any
+) -> None:
     """Open a model in the interface; where there is no terminal, show the help instead."""
     if not on_terminal(sys.stdout) or not reads_keys():
         show_help(context)
         return
-    session = Session.open(model, recipe)
+    session = Session.open(model, recipe, trust_remote_code=trust_remote_code)
     from surgeon.ui.app import run_app
 
     status = run_app(session, **settings)

@@ -61,13 +61,14 @@ def command_of(name: str) -> click.Command:
 
 def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleReporter) -> None:
     """Build the recipe of one step that a command line says, and run it, show it, or write it down."""
-    save, model, seed = values.pop("save_recipe"), values.pop("model"), values.pop("seed")
+    save, seed = values.pop("save_recipe"), values.pop("seed")
+    base = Base(model=values.pop("model"), trust_remote_code=values.pop("trust_remote_code"))
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    recipe = Recipe(base=Base(model=model), seed=seed, steps=(_step(kind, fields, data, protect),))
+    recipe = Recipe(base=base, seed=seed, steps=(_step(kind, fields, data, protect),))
     order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:

@@ -46,6 +46,11 @@ class SurgeonCommand(click.Command):
         self.params += verbosity_options()
 
 
+trust_remote_code = click.option(
+    "--trust-remote-code", is_flag=True, help="Run code that the model brings: read it first, it can do anything."
+)
+
+
 def computing(function: Function) -> Function:
-    """Add --device, --dtype and --worker to a command."""
-    return device(dtype(worker(function)))
+    """Add --device, --dtype, --worker and --trust-remote-code to a command that loads a model."""
+    return device(dtype(worker(trust_remote_code(function))))

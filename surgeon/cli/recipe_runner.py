@@ -75,6 +75,8 @@ def _show_result(result: RunResult, as_json: bool, reporter: ConsoleReporter) ->
     reporter.write_line(f"{count_text(result.parameters)} parameters, {bytes_text(result.bytes)}")
     if result.proof:
         reporter.write_line(proof_table(result.proof))
+    elif result.out:
+        reporter.write_line("not verified: whether transformers loads it, and as it was planned, is not proved")
     measured = evaluations_table(result.evaluations)
     if measured and result.out:
         reporter.write_line(measured)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from surgeon.core.checkpoint.base_path import resolved_model_name
-from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins
+from surgeon.core.checkpoint.base_path import model_name, resolved_model_name
+from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins, trusting
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,12 +34,13 @@ def measuring(function: Function) -> Function:
     return function
 
 
-def base_recipe(model: str, recipe: Path | None) -> Recipe:
-    """Return what is to be done to a model before it is measured."""
+def base_recipe(model: str, recipe: Path | None, *, trust: bool) -> Recipe:
+    """Return what is to be done to a model before it is measured; `trust`: code that it brings may be run."""
     if recipe is None:
-        return Recipe(base=Base(model=model))
-    loaded = load_recipe(recipe)
-    named = resolved_model_name(model, recipe.absolute().parent)
+        return Recipe(base=Base(model=model, trust_remote_code=trust))
+    root = recipe.absolute().parent
+    named = resolved_model_name(model, root)
+    loaded = trusting(load_recipe(recipe), model_name(named, root), root, trust=trust)
     return msgspec.structs.replace(loaded, base=msgspec.structs.replace(loaded.base, model=named))
 
 

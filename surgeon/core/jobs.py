@@ -11,7 +11,7 @@ import msgspec
 
 from surgeon.errors import WorkerError
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 Plain = dict[str, Any]
 """Plain data, as JSON has it."""
@@ -73,10 +73,21 @@ class RunJob(RecipeJob, frozen=True, kw_only=True, tag="run"):
 
 
 class VerifyJob(Job, frozen=True, kw_only=True, tag="verify"):
-    """Check an export; `base` replaces the base that its recipe names."""
+    """Check an export; `base` replaces the base that its recipe names.
+
+    trust_remote_code: whether code that export and base bring may be run, whatever the recipe in the export says.
+    """
 
     directory: str
     base: str | None = None
+    trust_remote_code: bool = False
+
+
+class CheckJob(Job, frozen=True, kw_only=True, tag="check"):
+    """Judge whether a model holds what the class that loads it expects."""
+
+    model: str
+    trust_remote_code: bool = False
 
 
 class DemoJob(Job, frozen=True, kw_only=True, tag="demo"):
@@ -87,7 +98,7 @@ class DataJob(Job, frozen=True, kw_only=True, tag="data"):
     """Tell how rows are read; with a model, of which tokens they are, and which of them an objective trains on.
 
     data: a file, a data set, or None for the built-in text.   objective: None for what suits the rows.
-    shown: how many rows are told whole.
+    shown: how many rows are told whole.   trust_remote_code: whether the model's tokenizer may be code that it brings.
     """
 
     data: str | None = None
@@ -95,13 +106,14 @@ class DataJob(Job, frozen=True, kw_only=True, tag="data"):
     objective: str | None = None
     shown: int = 3
     max_length: int = 512
+    trust_remote_code: bool = False
 
 
 class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | DemoJob | DataJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,6 +183,14 @@ class VerifyResult(_Result, frozen=True, kw_only=True, tag="verify"):
     proof: Proof
 
 
+class CheckResult(_Result, frozen=True, kw_only=True, tag="check"):
+    """The judgement, as plain data of `Fit`, and the same in a sentence; `whole`: the model fits."""
+
+    fit: Plain
+    text: str
+    whole: bool
+
+
 class DemoResult(_Result, frozen=True, kw_only=True, tag="demo"):
     """The directory of the demo model."""
 
@@ -213,7 +233,7 @@ class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
     trained: TrainedTokens | None = None
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | DemoResult | DataResult
+AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | CheckResult | DemoResult | DataResult
 
 
 encode = msgspec.json.Encoder().encode

@@ -35,5 +35,5 @@ def preview_step(step: Step, number: int, draft: Draft, plan: Plan, model: str) 
         step=step, draft=after, plan=planned,
         parameters_change=planned.parameters - plan.parameters,
         bytes_change=planned.nbytes - plan.nbytes,
-        command=command_line(step, model),
+        command=command_line(step, model, trust_remote_code=draft.structure.checkpoint.trust_remote_code),
     )  # fmt: skip

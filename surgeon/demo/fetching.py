@@ -250,6 +250,7 @@ def convert(gguf: Path, out: Path) -> None:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
         output_loading_info=True,
+        trust_remote_code=False,
     )
     if loading["missing_keys"]:
         raise CheckpointError(f"lacks {sorted(loading['missing_keys'])}", where=str(gguf))
@@ -277,7 +278,7 @@ def _save_tokenizer(gguf: Path, out: Path, max_tokens: int) -> None:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     # The file asks for the splitting rule "smollm", each digit alone, which transformers does not know.
     split = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.backend_tokenizer.pre_tokenizer = split

@@ -40,12 +40,14 @@ def model_card(plan: Plan, recipe: Recipe, results: Sequence[EvaluationResult] =
         f"| parameters | {before.parameters:,} | {plan.parameters:,} |",
         f"| bytes | {before.nbytes:,} | {plan.nbytes:,} |", "",
     ]  # fmt: skip
+    if recipe.base.trust_remote_code:
+        lines += ["Code that the base brings was run while this was made, and is needed to load it.", ""]
     if plan.inserted:
         lines += ["Inserted layers: " + ", ".join(f"`{name}`" for name in plan.inserted) + ".", ""]
     lines += _measured(results)
     lines += ["## Recipe", "", "```yaml", dump_recipe(recipe).rstrip(), "```", ""]
     lines += ["`surgeon run recipe.yaml --out DIR` makes it again, byte for byte. Load it with plain transformers:", ""]
-    return "\n".join([*lines, *_how_to_load(plan)])
+    return "\n".join([*lines, *_how_to_load(plan, trusted=recipe.base.trust_remote_code)])
 
 
 def _measured(results: Sequence[EvaluationResult]) -> list[str]:
@@ -78,8 +80,9 @@ def _base_line(base: str) -> list[str]:
     return [f"base_model: {base}"] if on_hub else []
 
 
-def _how_to_load(plan: Plan) -> list[str]:
-    code = ["from transformers import AutoModelForCausalLM", 'model = AutoModelForCausalLM.from_pretrained("DIR")']
+def _how_to_load(plan: Plan, *, trusted: bool) -> list[str]:
+    call = f'AutoModelForCausalLM.from_pretrained("DIR"{", trust_remote_code=True" if trusted else ""})'
+    code = ["from transformers import AutoModelForCausalLM", f"model = {call}"]
     if plan.adapter_alone:
         code.insert(0, "# With peft installed this loads the base and puts the adapter on it.")
     elif plan.adapters:

@@ -27,6 +27,7 @@ class MaskedLora(Operation, frozen=True, kw_only=True):
     name = "masked_lora"
     key = "a"
     summary = "attach LoRA adapters with a gate on each matrix"
+    needs_model = True
     paper = "Understanding Layer Significance in LLM Alignment (ILA), arXiv:2410.17875; LoRA, arXiv:2106.09685"
 
     layers: Annotated[Selection | None, msgspec.Meta(description="which layers")] = None

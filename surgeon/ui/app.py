@@ -58,19 +58,20 @@ class SurgeonApp(App[int]):
         return css_variables(DARK if self.current_theme.dark else LIGHT)
 
     def on_mount(self) -> None:
-        """Handle signals, and say what was recovered and what else a person has to know."""
+        """Handle signals, and say what there is to know of the base, of what was recovered and of the rest."""
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             # Textual installs no handler: the alternate screen and mouse reports would stay on.
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
                 loop.add_signal_handler(number, self._exit_on_signal, number)
-        notes, recovered = list(self.session.notes), self.session.recovered
+        fault, recovered = self.state.base_fault, self.session.recovered
+        notes = [*([fault] if fault else self.state.base_notes), *self.session.notes]
         if recovered is not None:
             plural = "" if recovered.applied == 1 else "s"
             notes.append(f"recovered {recovered.applied} step{plural} of a session that was interrupted")
             notes.append("w writes the recipe")
         if notes:
-            self.state.set_notice("\n".join(notes), "warning")
+            self.state.set_notice("\n".join(notes), "error" if fault else "warning")
 
     def on_ready(self) -> None:
         """Enable garbage collection, except of what is loaded by now: that alone would pause for milliseconds."""

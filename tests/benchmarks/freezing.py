@@ -37,7 +37,7 @@ def step_with(
     path: Path, frozen: set[int], data: Examples, options: argparse.Namespace, device: torch.device, stack: ExitStack
 ) -> Step:
     """Return the trainer's step; where layer 0 is frozen, the embedding is too."""
-    model: Any = load_model(path, torch.float32, device).model
+    model: Any = load_model(open_checkpoint(path), torch.float32, device).model
     layers = layer_list(model, read_structure(open_checkpoint(path)).stack())
     for number in frozen:
         layers[number].requires_grad_(False)

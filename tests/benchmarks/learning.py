@@ -28,6 +28,7 @@ from surgeon.backend.training.accelerator import training_accelerator
 from surgeon.backend.training.trainer import _Trainer
 from surgeon.backend.training.training_run import TrainingRun
 from surgeon.backend.training.weight_mask_bits import WeightMask, pack
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.recipe.objective import parse_objective
 from surgeon.operations.train import Train
@@ -42,7 +43,7 @@ RATE = 1e-5
 
 def plain_step(path: Path, data: Examples, options: argparse.Namespace, device: torch.device) -> Step:
     """Return DPO's step as one writes it without surgeon."""
-    model = load_model(path, torch.float32, device).model.train()
+    model = load_model(open_checkpoint(path), torch.float32, device).model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     turns = WARM_UP + options.turns
     batches = []
@@ -80,7 +81,7 @@ def trainer_step(
     path: Path, data: Examples, options: argparse.Namespace, device: torch.device, stack: ExitStack, *, allo: bool
 ) -> Step:
     """Return the trainer's step, of plain DPO or of ALLO."""
-    model = load_model(path, torch.float32, device).model
+    model = load_model(open_checkpoint(path), torch.float32, device).model
     raw = {"dpo": {"keep_rejected": 0.1}} if allo else "dpo"
     steps = WARM_UP + options.turns
     step = Train(objective=parse_objective(raw), batch_size=options.pairs, steps=steps, max_length=options.length)

@@ -106,7 +106,7 @@ def main() -> None:
     path = locate_model(options.model)
 
     def base() -> nn.Module:
-        model: nn.Module = load_model(path, torch.float32, device).model
+        model: nn.Module = load_model(open_checkpoint(path), torch.float32, device).model
         return model.train()
 
     tokens_BT = torch.randint(5, 1000, (options.batch, options.length), generator=torch.Generator().manual_seed(0))

@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_real_process_with_130(model: str, tmp_path: Path) -> None
     script = tmp_path / "worker.py"
     script.write_text(
         "import json, sys, time\n"
-        "hello = {'event': 'hello', 'protocol': 2, 'version': '0', 'pid': 1}\n"
+        "hello = {'event': 'hello', 'protocol': 3, 'version': '0', 'pid': 1}\n"
         "print(json.dumps({'id': 0, 'body': hello}), flush=True)\n"
         "line = sys.stdin.readline(); print(json.dumps({'id': 1, 'body': {'event': 'log', 'level': 'warning', "
         "'text': 'begun'}}), flush=True); time.sleep(60)\n"

@@ -26,7 +26,8 @@ def test_verify_prints_the_checks(run: Run, model: str, jobs: Jobs) -> None:
     result = run("verify", model, "--base", "demo")
     assert result.exit_code == 0
     assert "keys   passed  all there" in result.stdout
-    expected = {"root": ".", "directory": model, "base": "demo", "device": None, "dtype": None}
+    expected = {"root": ".", "directory": model, "base": "demo", "trust_remote_code": False}
+    expected |= {"device": None, "dtype": None}
     assert jobs.asked == [("verify", expected, None)]
 
 

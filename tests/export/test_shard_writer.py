@@ -76,7 +76,10 @@ def stored(tmp_path: Path) -> dict[str, Tensor]:
     (tmp_path / "config.json").write_text("{}")
     write_shard(tmp_path / "one.safetensors", first)
     write_shard(tmp_path / "two.safetensors", second)
-    index = {"weight_map": dict.fromkeys(first, "one.safetensors") | dict.fromkeys(second, "two.safetensors")}
+    index: dict[str, object] = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(first, "one.safetensors") | dict.fromkeys(second, "two.safetensors"),
+    }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     return dict(open_checkpoint(tmp_path).tensors)
 

@@ -1,9 +1,10 @@
 """A worker without torch: a real process on a real pipe that speaks the protocol and fails where it is told to.
 
     python fake_worker.py [--pause-after N] [--resume-file FILE] [--ignore-cancel] [--crash-after N] [--fail LAYER]
-        [--no-hello]
+        [--no-hello] [--missing TENSOR]
 
-`--pause-after` waits after N values until the resume file exists; `--ignore-cancel` ignores a cancel while it waits.
+`--pause-after` waits after N values until the resume file exists; `--ignore-cancel` ignores a cancel while it waits;
+`--missing` judges that the base lacks a tensor.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def main() -> None:
         job = _JOBS.get()
         _CANCEL.clear()
         _send(job["id"], "ack", {})
-        _score(job, options) if job["job"]["job"] == "score" else _run(job)
+        if job["job"]["job"] == "check":
+            _check(job, options)
+        else:
+            _score(job, options) if job["job"]["job"] == "score" else _run(job)
 
 
 def _options() -> argparse.Namespace:
@@ -52,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ignore-cancel", action="store_true")
     parser.add_argument("--resume-file", type=Path, default=Path("/nowhere"))
     parser.add_argument("--no-hello", action="store_true")
+    parser.add_argument("--missing", default="")
     return parser.parse_args()
 
 
@@ -78,6 +83,12 @@ def value_of(score: str, key: str) -> float:
     """Middle layers matter least, and the two scores differ."""
     number = float(key.replace("+", "."))
     return round(abs(number - 2.4) / 10 + (0.5 if score == "weight_norm" else 0.01), 4)
+
+
+def _check(job: dict[str, Any], options: argparse.Namespace) -> None:
+    fault = f"does not fit FakeForCausalLM: lacks {options.missing}" if options.missing else ""
+    found = {"of": "check", "fit": {}, "text": fault or "fits FakeForCausalLM", "whole": not fault}
+    _send(job["id"], "result", found)
 
 
 def _score(job: dict[str, Any], options: argparse.Namespace) -> None:

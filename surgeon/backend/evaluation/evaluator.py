@@ -20,7 +20,7 @@ from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer, resident_model
-from surgeon.backend.model.quantised_loading import loaded_in
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
@@ -189,7 +189,7 @@ class Evaluator:
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._base.structure.checkpoint.path)
+            self._tokenizer = load_tokenizer(self._base.structure.checkpoint)
         return self._tokenizer
 
     @contextmanager

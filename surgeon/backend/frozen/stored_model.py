@@ -28,7 +28,7 @@ def load_as_stored(structure: Structure, device: torch.device, held_in: BitsAndB
     What a model computes from its config, such as scales of embeddings, is float32: it is built as if the weights were.
     """
     with _loading_in(_dtypes_by_pattern(structure)):
-        return load_model(structure.checkpoint.path, torch.float32, device, held_in=held_in).model
+        return load_model(structure.checkpoint, torch.float32, device, held_in=held_in).model
 
 
 def majority_dtype(structure: Structure) -> str:

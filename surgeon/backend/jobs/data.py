@@ -65,7 +65,7 @@ def _tokenised(request: DataJob, source: Source, rows: list[Row], whole: bool, j
     from surgeon.backend.data.examples import examples_of
     from surgeon.backend.model.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(_model(str(request.model), job.root))
+    tokenizer = load_tokenizer(_model(str(request.model), job.root), trust_remote_code=request.trust_remote_code)
     objective = _objective(request.objective, rows)
     examples, left_out = examples_of(rows, tokenizer, objective.rows, request.max_length)
     sequences = [one for example in examples for one in example]

@@ -13,6 +13,7 @@ from surgeon.core.jobs import (
     AblateJob,
     AnyJob,
     AnyResult,
+    CheckJob,
     DataJob,
     DemoJob,
     Job,
@@ -63,6 +64,7 @@ _MODULES: Mapping[type[Job], str] = {
     LearnJob: "learn",
     RunJob: "run",
     VerifyJob: "verify",
+    CheckJob: "check",
     DemoJob: "demo",
     DataJob: "data",
 }

@@ -15,7 +15,7 @@ from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins
 def learn_job(request: LearnJob, job: JobContext) -> LearnResult:
     """Perform a `learn` job."""
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe", job.root)
+    base = open_base(recipe, "recipe", job.root, job)
     with FileStamps(base.structure.checkpoint).watched():
         _, recipe = replay(recipe, base, request, job)
     addresses = [step.resolved[LEARNED][0] for step in recipe.steps if step.resolved and LEARNED in step.resolved]

@@ -12,22 +12,29 @@ from pathlib import Path
 import msgspec
 
 from surgeon.backend.data.rows import require_data
-from surgeon.backend.jobs.verify import verify_directory
+from surgeon.backend.jobs.verify import verify_checkpoint
 from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.base_path import name_elsewhere
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, RunJob, RunResult
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
+from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep, output_directory
-from surgeon.core.recipe.recipe import Recipe, recipe_from_builtins, recipe_to_builtins
+from surgeon.core.recipe.recipe import Recipe, Step, recipe_from_builtins, recipe_to_builtins
 from surgeon.core.recipe.resolution import Resolution
+from surgeon.core.scoring.requests import requested_scores
+from surgeon.errors import ArchitectureError
 from surgeon.export.atomic_directory import refuse_existing, refuse_inside, written_atomically
 from surgeon.export.checkpoint_writer import ADAPTER, PROOF, export_checkpoint, pretty, write_records
+
+_UNPROVED = "--no-verify does without it, and writes the result unproved"
 
 
 def run_job(request: RunJob, job: JobContext) -> RunResult:
@@ -37,14 +44,16 @@ def run_job(request: RunJob, job: JobContext) -> RunResult:
         SurgeonError: the recipe does not fit, a gate is not met, or the export could not be written or proved.
     """
     recipe = recipe_from_builtins(request.recipe)
-    base = open_base(recipe, "recipe", job.root)
+    base = open_base(recipe, "recipe", job.root, job)
     out = output_directory(recipe, request.out)
     # Before anything is measured: that may take hours.
     if out is not None:
         refuse_existing(out)
         refuse_inside(out, base.structure.checkpoint.path)
     resolution = Resolution(recipe, base.structure.checkpoint.fingerprint, file_digests(job.root))
-    require_data(msgspec.structs.replace(recipe, steps=resolution.current(recipe.steps)), job.root)
+    current = resolution.current(recipe.steps)
+    require_data(msgspec.structs.replace(recipe, steps=current), job.root)
+    _judge_base(base, current, job, writes=out is not None, proves=out is not None and request.verify)
     with FileStamps(base.structure.checkpoint).watched() as files:
         return _carried_out(recipe, base, out, files, request, job)
 
@@ -66,6 +75,50 @@ def _carried_out(
         out=None if out is None else str(out), parameters=plan.parameters, bytes=plan.nbytes,
         recipe=recipe_to_builtins(recipe), proof=proof, evaluations=evaluations_to_builtins(results),
     )  # fmt: skip
+
+
+def _needs_model(step: Step) -> bool:
+    """Whether a step cannot be carried out without loading the model."""
+    ranked = step.operation.ranked() if step.resolved is None else ()
+    scores = requested_scores([one.by for one in ranked]) if ranked else []
+    return step.operation.needs_model or any(kind.needs != "weights" for kind in scores)
+
+
+def _judge_base(base: Draft, steps: Sequence[Step], job: JobContext, *, writes: bool, proves: bool) -> None:
+    """Refuse a base that cannot be loaded as its class where that is needed, before anything is measured or written.
+
+    Of one that is only written, unproved, what is known to be wrong with it is told.
+    """
+    checkpoint = base.structure.checkpoint
+    quantised = base.structure.quantisation is not None
+    if quantised and any(isinstance(one.operation, LearningStep) for one in steps):
+        return  # the step refuses it, whether it can be loaded or not
+    needs_model = any(map(_needs_model, steps))
+    if quantised and not needs_model and _is_unread(checkpoint):
+        return  # it is proved by its bytes
+    if needs_model or proves:
+        _require_fit(checkpoint, hint="" if needs_model else _UNPROVED)
+    elif writes:
+        fit = kept_fit(checkpoint)
+        if fit is not None and not fit.whole:
+            job.warn(f"{checkpoint.path.name} {fit.text}")
+
+
+def _is_unread(checkpoint: Checkpoint) -> bool:
+    from surgeon.backend.model.quantised_models import unread_quantisation
+
+    return unread_quantisation(checkpoint) is not None
+
+
+def _require_fit(checkpoint: Checkpoint, hint: str) -> None:
+    """Refuse a base that does not fit. `hint` is added to what is said of one that cannot be loaded here at all."""
+    from surgeon.backend.model.fit import require_fit
+
+    try:
+        require_fit(checkpoint)
+    except ArchitectureError as error:
+        more = "; ".join(filter(None, (error.hint, hint)))
+        raise ArchitectureError(error.what, where=error.where, allowed=error.allowed, hint=more) from error
 
 
 def _evaluation_of(
@@ -124,10 +177,13 @@ class _Export:
     def _finish(self, directory: Path) -> Proof | None:
         if self.plan.adapters:
             # The checkpoint beside it: a path that stays true wherever the two are moved together.
-            self._write_adapter(directory, "..", directory / ADAPTER)
-        proof = verify_directory(directory, self.draft, self.job) if self.verify else None
+            self._write_adapter(self._open(directory), "..", directory / ADAPTER)
+        proof = verify_checkpoint(self._open(directory), self.draft, self.job) if self.verify else None
         self.files.check()  # the last moment at which nothing is published
         return proof
+
+    def _open(self, directory: Path) -> Checkpoint:
+        return open_checkpoint(directory, trust_remote_code=self.draft.structure.checkpoint.trust_remote_code)
 
     def adapter(self) -> Proof | None:
         """Write a PEFT adapter alone, where the base's weights are as they were; return the proof."""
@@ -136,8 +192,7 @@ class _Export:
 
         with written_atomically(self.out, self.job.warn) as directory:
             self._proceed(0, "writing")
-            base = self.draft.structure.checkpoint.path
-            self._write_adapter(base, self.base, directory)
+            self._write_adapter(self.draft.structure.checkpoint, self.base, directory)
             write_records(self.plan, self.recipe, directory, self.results)
             proof = None
             if self.verify:
@@ -151,8 +206,8 @@ class _Export:
         self.job.stop_if_cancelled()
         self.job.progress(done, 2, "steps", what)
 
-    def _write_adapter(self, base: Path, called: str, directory: Path) -> None:
-        """Write the draft's adapters for the checkpoint in `base`, which the adapter's config calls `called`."""
+    def _write_adapter(self, base: Checkpoint, called: str, directory: Path) -> None:
+        """Write the draft's adapters for a checkpoint, which the adapter's config calls `called`."""
         from surgeon.backend.device import choose_device
         from surgeon.backend.disk_faults import disk_faults
         from surgeon.backend.model.adapters import write_adapter

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from surgeon.backend.open_base import open_base
-from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
@@ -21,12 +21,12 @@ from surgeon.errors import CheckpointError, RecipeError
 from surgeon.export.checkpoint_writer import RECIPE
 
 
-def verify_directory(directory: Path, draft: Draft | None, job: JobContext) -> Proof:
+def verify_checkpoint(written: Checkpoint, draft: Draft | None, job: JobContext) -> Proof:
     """Run every check on a written checkpoint; see `export_proof.verify`."""
     from surgeon.backend.device import choose_device
     from surgeon.backend.verification.export_verification import verify
 
-    return verify(directory, draft, choose_device(job.device), job)
+    return verify(written, draft, choose_device(job.device), job)
 
 
 def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
@@ -38,32 +38,34 @@ def verify_job(request: VerifyJob, job: JobContext) -> VerifyResult:
     directory = Path(request.directory)
     if (directory / RECIPE).is_file() and (directory / "adapter_config.json").is_file():
         return VerifyResult(proof=_verify_adapter(directory, request, job))
-    open_checkpoint(directory)
+    written = open_checkpoint(directory, trust_remote_code=request.trust_remote_code)
+    for note in written.notes:
+        job.warn(f"{directory.name}: {note}")
     if not (directory / RECIPE).is_file():
         job.warn(f"not compared with the base: there is no {RECIPE}")
-        return VerifyResult(proof=_alone(directory, "not at hand", job))
-    recipe, base = _own_recipe(directory, request.base, job)
+        return VerifyResult(proof=_alone(written, "not at hand", job))
+    recipe, base = _own_recipe(directory, request, job)
     if base is None:
-        return VerifyResult(proof=_alone(directory, "not at hand", job))
+        return VerifyResult(proof=_alone(written, "not at hand", job))
     draft = fold(base, recipe.steps)
     if compile_plan(unfrozen(draft)).pending:
         missing = "what its steps learned is no longer kept on this machine"
-        return VerifyResult(proof=_alone(directory, missing, job))
+        return VerifyResult(proof=_alone(written, missing, job))
     with FileStamps(base.structure.checkpoint).watched():
-        return VerifyResult(proof=verify_directory(directory, draft, job))
+        return VerifyResult(proof=verify_checkpoint(written, draft, job))
 
 
-def _alone(directory: Path, missing: str, job: JobContext) -> Proof:
+def _alone(written: Checkpoint, missing: str, job: JobContext) -> Proof:
     """Check an export without its base, and say why."""
-    proof = verify_directory(directory, None, job)
+    proof = verify_checkpoint(written, None, job)
     return {**proof, "base": {"passed": None, "detail": f"{missing}: nothing was compared with it"}}
 
 
-def _own_recipe(directory: Path, base: str | None, job: JobContext) -> tuple[Recipe, Draft | None]:
-    """Return the recipe of an export, and its base where that is at hand; `base` replaces the one that it names."""
+def _own_recipe(directory: Path, request: VerifyJob, job: JobContext) -> tuple[Recipe, Draft | None]:
+    """Return the recipe of an export, and its base where that is at hand; the request may name another."""
     recipe = load_recipe(directory / RECIPE)
     try:
-        found: Draft | None = _open_base(recipe, directory, base)
+        found: Draft | None = _open_base(recipe, directory, request, job)
     except (CheckpointError, RecipeError) as error:
         job.warn(f"not compared with the base: {error}")
         found = None
@@ -72,11 +74,13 @@ def _own_recipe(directory: Path, base: str | None, job: JobContext) -> tuple[Rec
     return recipe, found
 
 
-def _open_base(recipe: Recipe, directory: Path, base: str | None) -> Draft:
-    if base is None:
-        return open_base(recipe, str(directory / RECIPE), directory)
-    named = msgspec.structs.replace(recipe, base=msgspec.structs.replace(recipe.base, model=base))
-    return open_base(named, str(directory / RECIPE), Path.cwd())
+def _open_base(recipe: Recipe, directory: Path, request: VerifyJob, job: JobContext) -> Draft:
+    # That the recipe of what is to be checked trusts some code is no reason to run it here.
+    base = msgspec.structs.replace(recipe.base, trust_remote_code=request.trust_remote_code)
+    if request.base is not None:
+        base = msgspec.structs.replace(base, model=request.base)
+    root = directory if request.base is None else Path.cwd()
+    return open_base(msgspec.structs.replace(recipe, base=base), str(directory / RECIPE), root, job)
 
 
 def _refuse_stale(recipe: Recipe, resolution: Resolution, where: Path, job: JobContext) -> None:
@@ -103,7 +107,7 @@ def _verify_adapter(directory: Path, request: VerifyJob, job: JobContext) -> Pro
     from surgeon.backend.device import choose_device
     from surgeon.backend.verification.adapter_verification import prove_adapter
 
-    recipe, base = _own_recipe(directory, request.base, job)
-    base = base or _open_base(recipe, directory, request.base)  # an adapter is nothing without it
+    recipe, base = _own_recipe(directory, request, job)
+    base = base or _open_base(recipe, directory, request, job)  # an adapter is nothing without it
     with FileStamps(base.structure.checkpoint).watched():
         return prove_adapter(fold(base, recipe.steps), directory, choose_device(job.device))

@@ -1,4 +1,7 @@
-"""Loads a checkpoint with plain transformers, and keeps the last one for the next job."""
+"""The one door to a model: loads a checkpoint that fits with plain transformers, and keeps the last for the next job.
+
+Nothing else loads one. Code that a checkpoint brings is never run unless it was opened with `trust_remote_code`.
+"""
 
 from __future__ import annotations
 
@@ -14,77 +17,62 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from surgeon.backend.model.quantised_loading import bitsandbytes_config, keep_packing
-from surgeon.backend.model.quantised_models import cast_dequantised, require_known_quantisation
+from surgeon.backend.model.fit import code_refused, explained, model_class, own_config, require_fit
+from surgeon.backend.model.quantised_models import cast_dequantised, known_quantisation
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
+from surgeon.backend.quantised_loading import bitsandbytes_config, keep_packing
 from surgeon.core.checkpoint.checkpoint import Checkpoint
+from surgeon.core.checkpoint.fit import Fit, judgement
 from surgeon.core.structure.structure import Structure
-from surgeon.errors import ArchitectureError, CheckpointError
-
-transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def model_class(path: Path) -> Any:
-    """Return the class of transformers that the config names, or AutoModelForCausalLM where it names none."""
-    config = AutoConfig.from_pretrained(path)
-    found = (getattr(transformers, name, None) for name in config.architectures or ())
-    # Some types borrow another's class but not its config: only the Auto class keeps them apart.
-    return next((cls for cls in found if getattr(cls, "config_class", None) is type(config)), AutoModelForCausalLM)
+from surgeon.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. `report` holds the missing, unexpected and mismatched keys that transformers told of."""
+    """A model in memory, and what transformers said of it on loading."""
 
     model: nn.Module
-    report: dict[str, Any]
+    fit: Fit
 
 
 _resident: tuple[tuple[object, ...], Loaded] | None = None
 
 
 def load_model(
-    path: Path,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    device_map: dict[str, str] | None = None,
-    held_in: BitsAndBytesConfig | None = None,
-) -> Loaded:
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, device_map: dict[str, str] | None = None,
+    *, whole: bool = True, held_in: BitsAndBytesConfig | None = None,
+) -> Loaded:  # fmt: skip
     """Load a checkpoint in evaluation mode; `dtype` None keeps its own. A `device_map` may leave modules on disk.
 
+    With `whole` False it is loaded even if it does not fit, to look at what is wrong with it.
+
     Raises:
-        ArchitectureError: transformers has no causal language model for it, or does not know that it is quantised.
-        CheckpointError: transformers cannot load it.
+        ArchitectureError: transformers has no class for it, lacks a package, would run code that it brings, or does not
+            know that it is quantised.
+        CheckpointError: it lacks tensors, some have another shape, or transformers cannot load it.
     """
-    quantisation = require_known_quantisation(path, device)
-    try:
-        offload: dict[str, Any] = (
-            {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
-        )
-        if held_in is not None:  # quantised where it goes to: moving it afterwards is not possible
-            offload = {"device_map": {"": str(device)}, "quantization_config": held_in}
-        with unmapped_reading() if device_map else nullcontext():
-            model, report = model_class(path).from_pretrained(
-                path, dtype=dtype or "auto", output_loading_info=True, **offload
-            )
-    except (ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ArchitectureError(f"transformers cannot build it: {first}", where=str(path / "config.json")) from error
-    except (OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"transformers cannot load it: {first}", where=str(path)) from error
+    quantisation = known_quantisation(checkpoint, device)
+    if whole:
+        require_fit(checkpoint)
+    offload: dict[str, Any] = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+    if held_in is not None:  # quantised where it goes to: moving it afterwards is not possible
+        offload = {"device_map": {"": str(device)}, "quantization_config": held_in}
+    with explained(checkpoint), unmapped_reading() if device_map else nullcontext():
+        model, report = model_class(checkpoint).from_pretrained(
+            checkpoint.path, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
+            trust_remote_code=checkpoint.trust_remote_code, **offload,
+        )  # fmt: skip
+    fit = judgement(type(model).__name__, report, transformers.__version__)
+    if whole:
+        fit.require(checkpoint)
     if quantisation is not None:
         cast_dequantised(model, dtype)
     if held_in is not None:
         keep_packing(model)
     placed = model if device_map or held_in is not None else model.to(device)
-    return Loaded(
-        placed.eval(), {key: sorted(map(str, value)) for key, value in report.items() if key.endswith("_keys")}
-    )
+    return Loaded(placed.eval(), fit)
 
 
 def resident_model(
@@ -101,12 +89,13 @@ def resident_model(
     """
     global _resident  # noqa: PLW0603 - one model at a time is what a worker is for
     checkpoint = structure.checkpoint
-    key = (checkpoint.path.resolve(), checkpoint.fingerprint, _written(checkpoint), dtype, device, stream, held_in)
+    made_of = (checkpoint.path.resolve(), checkpoint.fingerprint, checkpoint.trust_remote_code, _written(checkpoint))
+    key = (*made_of, dtype, device, stream, held_in)
     if _resident is None or _resident[0] != key:
         _resident = None
-        device_map = offload_map(meta_model(checkpoint.path), structure, device) if stream else None
+        device_map = offload_map(meta_model(checkpoint), structure, device) if stream else None
         quantised = bitsandbytes_config(held_in, checkpoint, dtype) if held_in is not None else None
-        _resident = (key, load_model(checkpoint.path, dtype, device, device_map, quantised))
+        _resident = (key, load_model(checkpoint, dtype, device, device_map, held_in=quantised))
     return _resident[1]
 
 
@@ -116,19 +105,15 @@ def _written(checkpoint: Checkpoint) -> tuple[tuple[int, int, int], ...]:
     return tuple((status.st_size, status.st_mtime_ns, status.st_ino) for status in map(Path.stat, shards))
 
 
-def _from_config(path: Path) -> nn.Module:
-    cls: Any = model_class(path)
-    config = AutoConfig.from_pretrained(path)
-    make: Any = cls.from_config if cls is AutoModelForCausalLM else cls._from_config
-    built: nn.Module = make(config)
-    return built
-
-
-def meta_model(path: Path) -> nn.Module:
+def meta_model(checkpoint: Checkpoint) -> nn.Module:
     """Return the model without any weights."""
-    with torch.device("meta"):
-        model: nn.Module = _from_config(path)
-    return model
+    with explained(checkpoint), torch.device("meta"):
+        config = own_config(checkpoint)
+        cls: Any = model_class(checkpoint, config)
+        auto = cls is AutoModelForCausalLM
+        make: Any = cls.from_config if auto else cls._from_config
+        built: nn.Module = make(config, **({"trust_remote_code": checkpoint.trust_remote_code} if auto else {}))
+    return built
 
 
 @cache
@@ -145,16 +130,22 @@ def forget_model() -> None:
     _resident = None
 
 
-def load_tokenizer(path: Path) -> Any:
-    """Return the checkpoint's tokenizer.
+def load_tokenizer(source: Checkpoint | Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a checkpoint or a directory; a checkpoint's code is run where it was opened so.
 
     Raises:
-        CheckpointError: there is none that transformers can load.
+        CheckpointError: there is none that transformers can load.   ArchitectureError: it would run code for it.
     """
+    if isinstance(source, Checkpoint):
+        path, trusted, code = source.path, source.trust_remote_code, source.own_code
+    else:
+        path, trusted, code = source, trust_remote_code, ()
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trusted)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if not trusted and "trust_remote_code" in str(error):
+            raise code_refused(path, code) from error
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"has no tokenizer that transformers can load: {first}",
             where=str(path),

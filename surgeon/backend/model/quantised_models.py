@@ -11,11 +11,11 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.structure.companions import packed_weights
 from surgeon.core.structure.quantisation import Quantisation, read_quantisation
 from surgeon.core.structure.structure import Structure
-from surgeon.errors import ArchitectureError, CheckpointError
+from surgeon.errors import ArchitectureError
 
 _MATRIX = 2
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -45,22 +45,14 @@ def _is_known(path: Path) -> bool:
         return False
 
 
-def require_known_quantisation(path: Path, device: torch.device) -> Quantisation | None:
-    """Return how the weights of a model are quantised that transformers can load.
+def known_quantisation(checkpoint: Checkpoint, device: torch.device) -> Quantisation | None:
+    """Return how the weights of a checkpoint are quantised that transformers can load.
 
     Refuses one whose quantisation it does not know, or reads otherwise than it is meant.
 
     Raises:
         ArchitectureError: it names the config field, the file or the tensor that says how it is quantised.
     """
-    try:
-        return known_quantisation(open_checkpoint(path), device)
-    except CheckpointError:
-        return None  # whoever loads it says what is wrong
-
-
-def known_quantisation(checkpoint: Checkpoint, device: torch.device) -> Quantisation | None:
-    """Do as `require_known_quantisation` does with a checkpoint that is open."""
     quantisation = unread_quantisation(checkpoint)
     if quantisation is not None:
         raise quantisation.refusal("transformers does not know it: it would compute without their scales")

@@ -21,8 +21,8 @@ from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
-from surgeon.backend.model.quantised_loading import loaded_in
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
@@ -123,11 +123,12 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     checkpoint = draft.structure.checkpoint
     if calibration is None:
         return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
+    trusted = checkpoint.trust_remote_code or msgspec.UNSET
     dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."), load_in=loaded_in(draft) or "",
+        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted, load_in=loaded_in(draft) or "",
     )  # fmt: skip
 
 
@@ -138,7 +139,7 @@ def _text_digest(calibration: Calibration) -> str:
 
 def calibration_of(draft: Draft, settings: Settings, job: JobContext | None = None) -> Calibration:
     """Read the calibration text with the model's own tokenizer; say which keys of its rows nothing reads."""
-    tokenizer: Any = load_tokenizer(draft.structure.checkpoint.path)
+    tokenizer: Any = load_tokenizer(draft.structure.checkpoint)
     calibration = read_calibration(
         settings.data, settings.root, tokenizer,
         sequences=settings.sequences, length=settings.length, seed=settings.seed,

@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from surgeon.backend.data.calibration import Calibration
+from surgeon.backend.model.fit import fit_of
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.backend.scoring.context import (
     Row,
@@ -36,7 +37,8 @@ from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.scoring.requests import requested_scores
 from surgeon.core.scoring.score import Average, Provenance, Score
 from surgeon.core.scoring.score_kinds import LearningScore, ScoreKind, WeightsScore
-from surgeon.errors import ArchitectureError, ScoreError
+from surgeon.core.structure.uneven_layers import first_gap
+from surgeon.errors import ArchitectureError, CheckpointError, ScoreError, SurgeonError
 
 LivePass = Callable[[ScoringContext, Sequence[Any], Provenance], dict[str, Score]]
 _LIVE: dict[str, LivePass] = {
@@ -58,7 +60,9 @@ def measure(draft: Draft, names: Sequence[str], settings: Settings, job: JobCont
         UsageError: there is no such score. DataError, ScoreError, ArchitectureError: as its pass does.
     """
     asked = requested_scores(names)
-    measurement = _Measurement(draft, asked, settings, job, lenient="all" in names)
+    lenient = "all" in names
+    _require_whole(draft, job, loaded=not lenient and any(kind.needs != "weights" for kind in asked))
+    measurement = _Measurement(draft, asked, settings, job, lenient=lenient)
     found = measurement.known()
     missing = [kind for kind in asked if kind.name not in found]
     for score in measurement.fresh(missing):
@@ -69,6 +73,25 @@ def measure(draft: Draft, names: Sequence[str], settings: Settings, job: JobCont
     if missing:
         measurement.cache.trim()
     return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
+
+
+def _require_whole(draft: Draft, job: JobContext, *, loaded: bool) -> None:
+    """Refuse a model that lacks weights: those that are there would be ranked as if it were whole.
+
+    A model that transformers cannot judge is told by its names, where it need not be `loaded`.
+    """
+    checkpoint = draft.structure.checkpoint
+    try:
+        fit = fit_of(checkpoint)
+    except SurgeonError as error:
+        if loaded:
+            raise
+        gap = first_gap(draft.structure)
+        if gap:
+            raise CheckpointError(f"lacks {gap}", where=str(checkpoint.path), hint="fetch the weights again") from error
+        job.warn(f"whether the model is whole was not judged: {error.what}")
+        return
+    fit.require(checkpoint)
 
 
 def _named(score: Score, kind: ScoreKind, data: str | None) -> Score:

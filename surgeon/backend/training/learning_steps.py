@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from surgeon.backend.device import choose_device
 from surgeon.backend.distributed import run_on_all_ranks
+from surgeon.backend.model.fit import require_fit
 from surgeon.backend.open_base import open_base
 from surgeon.backend.out_of_memory import explain_out_of_memory
 from surgeon.backend.training.result_cache_key import result_cache_key
@@ -52,6 +53,8 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
         choose_device(job.device), job,
     )  # fmt: skip
     address = result_cache_key(request)
+    if draft.structure.quantisation is None:  # of those more is said below
+        require_fit(draft.structure.checkpoint)
     if is_learned(address):
         job.log(f"{step.operation.name}: the result {address} is here already")
     else:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.backend.digests import content_digest, digest_of
-from surgeon.backend.model.quantised_loading import as_held, loaded_in
 from surgeon.backend.model.tensors import TensorReader, tensor_reader
 from surgeon.backend.model.update_rounding import Rounding
+from surgeon.backend.quantised_loading import as_held, loaded_in
 from surgeon.backend.training.result_store import keep
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext

@@ -31,7 +31,7 @@ def result_cache_key(request: TrainingRequest) -> str:
     choice = getattr(request.step, "minimised", None) or getattr(request.step, "objective", None)
     if choice is not None and choice.objective.token_rewards is not None:
         digests["rewriter"] = rewriter_digest(choice.objective, request.root)
-    if choice is not None and choice.objective.rows != "text" and is_marked(load_tokenizer(checkpoint.path)):
+    if choice is not None and choice.objective.rows != "text" and is_marked(load_tokenizer(checkpoint)):
         digests["answers"] = "as the chat template marks them"
     if choice is not None and choice.objective.teacher and request.precision == "bf16":
         digests["teacher"] = "products in bf16"  # they were float32 once, whatever the model's own were

@@ -20,11 +20,12 @@ from surgeon.backend.data.examples import Rewarding, collate
 from surgeon.backend.data.row import Row
 from surgeon.backend.data.tokens import Tokens, labelled
 from surgeon.backend.digests import content_digest, side_digest
+from surgeon.backend.model.fit import require_fit
 from surgeon.backend.model.loading import forget_model, load_model, load_tokenizer
 from surgeon.backend.model.losses import IGNORED, label_log_probs
 from surgeon.backend.training.training_run import logits_of
 from surgeon.core.checkpoint.base_path import locate_base
-from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.objective import Objective
 from surgeon.errors import DataError
@@ -34,14 +35,15 @@ TASK = "{asked}\n\nA correct answer:\n{right}\n\nCorrect this answer with as few
 _BATCH = 8
 
 
-def _rewriter_path(objective: Objective, root: Path) -> Path:
+def _rewriter(objective: Objective, root: Path) -> Checkpoint:
+    """Open the rewriter. Code that it brings is not run: trust in the base's says nothing of another model's."""
     name = str(objective.token_rewards)
-    return root / name if (root / name).is_dir() else locate_base(name, root)
+    return open_checkpoint(root / name if (root / name).is_dir() else locate_base(name, root))
 
 
 def rewriter_digest(objective: Objective, root: Path) -> str:
     """Return the digest of the rewriter's own bytes, its tokenizer's too."""
-    checkpoint = open_checkpoint(_rewriter_path(objective, root))
+    checkpoint = _rewriter(objective, root)
     return content_digest(checkpoint) + side_digest(checkpoint)
 
 
@@ -51,14 +53,15 @@ def rewarding_of(
     """Return what gives rows the rewards they lack, where the objective names a rewriter."""
     if objective.token_rewards is None:
         return None
-    path = _rewriter_path(objective, root)
+    rewriter = _rewriter(objective, root)
+    require_fit(rewriter)
 
     def rewarding(rows: Sequence[Row]) -> list[Row]:
-        own = load_tokenizer(path)
+        own = load_tokenizer(rewriter)
         lacking = [row for row in rows if row.rewards is None]
         sequences = [_sequence(row, own, tokenizer) for row in lacking]
         forget_model()
-        model = load_model(path, torch.float32, device).model
+        model = load_model(rewriter, torch.float32, device).model
         found: list[Row] = []
         for at in range(0, len(lacking), _BATCH):
             job.stop_if_cancelled()

@@ -18,9 +18,9 @@ from surgeon.backend.frozen.stored_model import load_as_stored, readings
 from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import forget_model
-from surgeon.backend.model.quantised_loading import bitsandbytes_config, loaded_in
 from surgeon.backend.model.streaming import unmapped_reading
 from surgeon.backend.model.tensors import DTYPES, TensorReader, tensor_reader
+from surgeon.backend.quantised_loading import bitsandbytes_config, loaded_in
 from surgeon.backend.training.training_run import GradientMask
 from surgeon.backend.training.weight_mask_bits import WeightMask, bits_of
 from surgeon.core.plan.draft import Draft

@@ -44,7 +44,7 @@ class TrainingRequest:
 
     def examples(self, objective: Objective, data: str | None) -> Examples:
         """Read and tokenise data for an objective."""
-        tokenizer = load_tokenizer(self.draft.structure.checkpoint.path)
+        tokenizer = load_tokenizer(self.draft.structure.checkpoint)
         rewarding = rewarding_of(objective, self.root, tokenizer, self.device, self.job)
         return read_examples(
             self.source(data), self.root, tokenizer, objective.rows, self.step.max_length, rewarding,

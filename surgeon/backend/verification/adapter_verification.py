@@ -20,6 +20,8 @@ from surgeon.backend.verification.check_helpers import (
     model_logits,
     random_tokens,
     reallocate_parameters,
+    token_rows,
+    working_tokenizer,
 )
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import is_learned
@@ -31,31 +33,38 @@ if TYPE_CHECKING:
 
 
 def check_adapter(
-    model: torch.nn.Module, directory: Path, base: torch.nn.Module | None = None, draft: Draft | None = None
-) -> Check:
+    model: torch.nn.Module, directory: Path, base: torch.nn.Module | None = None, draft: Draft | None = None,
+    tokenizer: Any = None,
+) -> Check:  # fmt: skip
     """Load an adapter with plain PEFT: every key must fit, and it must do what the live gated model does.
 
     `base` is edited and adapted as `draft` says to compare with, where both are at hand; it may be the model itself.
+    Compared are random tokens and, where there is a tokenizer, texts.
     """
     fits, count, zero = _keys_of_adapter(model, directory)
     fit = f"{count} LoRA matrices {'fit' if fits else 'do not fit'}"
     if not fits:
         return Check("adapter", False, fit)
-    tokens_BT = random_tokens(model, next(model.parameters()).device, 1, 16)
-    found = _adapted_logits(model, directory, tokens_BT)
+    device = next(model.parameters()).device
+    rows = [random_tokens(model, device, 1, 16), *(token_rows(tokenizer, model, device) if tokenizer else ())]
     if zero:
-        before = model_logits(model, tokens_BT)
+        before, found = model_logits(model, rows[0]), _adapted_logits(model, directory, rows[0])
         same, seen = torch.equal(before, found), f"logits with B at zero {difference(before, found)}"
         if not same:
             return Check("adapter", False, f"{fit}; {seen}")
         fit = f"{fit}; {seen}"
     if base is None or draft is None or not _adapters_known(draft):
-        return Check("adapter", True, f"{fit}; not compared with the live model: what was learned is not at hand")
-    expected = _gated_logits(base, draft, tokens_BT)
-    if not torch.equal(expected, found):
-        reallocate_parameters(base, model)
+        what = "not compared with the live model: what was learned is not at hand"
+        return Check("adapter", None, f"{fit}; {what}")
+    for tokens_BT in rows:
         expected, found = _gated_logits(base, draft, tokens_BT), _adapted_logits(model, directory, tokens_BT)
-    seen = f"logits of plain PEFT and of the live gated model: {difference(expected, found)}"
+        if not torch.equal(expected, found):
+            reallocate_parameters(base, model)
+            expected, found = _gated_logits(base, draft, tokens_BT), _adapted_logits(model, directory, tokens_BT)
+        if not torch.equal(expected, found):
+            break
+    on = "" if len(rows) > 1 else " on random tokens"
+    seen = f"logits of plain PEFT and of the live gated model{on}: {difference(expected, found)}"
     return Check("adapter", torch.equal(expected, found), f"{fit}; {seen}")
 
 
@@ -109,9 +118,10 @@ def prove_adapter(draft: Draft, directory: Path, device: torch.device) -> dict[s
     """Check an adapter that was written for a draft on its base; the proof has the one check.
 
     Raises:
+        CheckpointError, ArchitectureError: the base does not fit its class, or cannot be loaded.
         VerifyError: it does not do what the live model does.
     """
-    base = load_model(draft.structure.checkpoint.path, None, device).model
-    check = check_adapter(base, directory, base, draft)
+    base = load_model(draft.structure.checkpoint, None, device).model
+    check = check_adapter(base, directory, base, draft, working_tokenizer(draft.structure.checkpoint))
     check.require(directory)
     return {check.name: check.plain()}

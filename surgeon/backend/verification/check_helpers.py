@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from surgeon.backend.model.loading import load_tokenizer
+from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.errors import VerifyError
 
 
@@ -46,6 +48,22 @@ def random_tokens(
     )
 
 
+TEXTS = (
+    'The surgeon opened the checkpoint, counted 30 layers, and said: "def f(x): return x + 1" is not prose.\n',
+    "Übergröße 3½ × π ≈ 11 – 手術, عملية 🙂\n\n\t1. one\n\t2. two",
+)
+"""What tokenizers are compared on: prose with code in it; other scripts, signs, and white space."""
+LENGTH = 32
+"""How many tokens of a prompt are compared."""
+
+
+def token_rows(tokenizer: Any, model: torch.nn.Module, device: torch.device) -> list[torch.Tensor]:
+    """Return the texts as the tokenizer cuts them, (1, at most LENGTH); none that the embedding has no row for."""
+    words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    rows = [list(tokenizer(text)["input_ids"])[:LENGTH] for text in TEXTS]
+    return [torch.tensor([row], device=device) for row in rows if row and max(row) < words]
+
+
 def difference(left: torch.Tensor, right: torch.Tensor) -> str:
     """Say how far two tensors are from being equal bit for bit."""
     return (
@@ -68,3 +86,13 @@ def reallocate_parameters(*models: torch.nn.Module) -> None:
     for model in models:
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
+
+
+def working_tokenizer(base: Checkpoint) -> Any:
+    """Return a checkpoint's tokenizer; None where it has none that works."""
+    try:
+        tokenizer = load_tokenizer(base)
+        tokenizer(TEXTS[0])
+    except Exception:  # transformers tells in many ways that files or libraries are missing
+        return None
+    return tokenizer

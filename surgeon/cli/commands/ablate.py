@@ -42,7 +42,8 @@ def command(
     named = list(dict.fromkeys(role.strip() for part in roles for role in part.split(",") if role.strip()))
     if not named:
         raise UsageError("names no role", where="--roles", allowed="mlp.up, mlp.down, attention.output, …")
-    job = AblateJob(roles=tuple(named), **job_fields(base_recipe(model, recipe), recipe, data, settings))
+    measured = base_recipe(model, recipe, trust=settings.pop("trust_remote_code"))
+    job = AblateJob(roles=tuple(named), **job_fields(measured, recipe, data, settings))
     found = run_job(job, lambda event: _on_event(reporter, event), worker)
     assert isinstance(found, AblateResult)
     result = found.ablations

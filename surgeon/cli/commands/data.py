@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from surgeon.cli.formatting import print_json, table
-from surgeon.cli.options import SurgeonCommand, as_json, worker
+from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
 from surgeon.cli.progress_output import ConsoleReporter, on_terminal
 from surgeon.core.jobs import DataJob, DataResult, ShownRow, TrainedTokens
 
@@ -23,11 +23,12 @@ _MARKS = ("⟦", "⟧")
 @click.option("--rows", type=click.IntRange(0), default=3, show_default=True, help="How many to show.")
 @click.option("--max-length", type=click.IntRange(4), default=512, show_default=True, help="Tokens of an example.")
 @worker
+@trust_remote_code
 @as_json
 @click.pass_obj
 def command(
     reporter: ConsoleReporter, /, file: str, model: str | None, objective: str | None, rows: int, max_length: int,
-    worker: str | None, as_json: bool,
+    worker: str | None, trust_remote_code: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show how FILE is read: its form, its rows, and with --model its tokens and which of them are trained on.
 
@@ -37,7 +38,8 @@ def command(
     from surgeon.client import run_job
 
     job = DataJob(
-        root=str(Path.cwd()), data=file, model=model, objective=objective, shown=rows, max_length=max_length
+        root=str(Path.cwd()), data=file, model=model, objective=objective, shown=rows, max_length=max_length,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     result = run_job(job, reporter.on_event, worker)
     assert isinstance(result, DataResult)

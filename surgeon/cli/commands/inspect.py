@@ -9,19 +9,24 @@ from math import prod
 from typing import Any
 
 import click
+import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
-from surgeon.cli.options import SurgeonCommand, as_json
+from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
+from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.fit import Fit, kept_fit
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
+from surgeon.core.jobs import CheckJob, CheckResult
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.kv_cache import LATENT_NOTE, KvCache, kv_cache
 from surgeon.core.selection.spans import spans
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.outside import outside_kind
 from surgeon.core.structure.structure import Stack, Structure
+from surgeon.errors import CheckpointError, SurgeonError
 
 Report = dict[str, Any]
 _WHOLE = "whole layers move as they are, and parameters are counted as they are stored, packed and with their scales"
@@ -30,18 +35,51 @@ _WHOLE = "whole layers move as they are, and parameters are counted as they are 
 @click.command("inspect", cls=SurgeonCommand)
 @click.argument("model")
 @click.option("--each", is_flag=True, help="One row per layer, even where neighbours are alike.")
+@click.option("--check", is_flag=True, help="Have transformers judge whether the weights are what its class expects.")
+@worker
+@trust_remote_code
 @as_json
-def command(model: str, each: bool, as_json: bool) -> None:
-    """Show layers, roles, parameters, bytes, per-layer settings and the KV cache of MODEL."""
-    structure = read_structure(open_checkpoint(locate_model(model)))
-    report = describe(structure, model)
-    if as_json:
-        print_json(report)
-    else:
+@click.pass_context
+def command(
+    context: click.Context, /, model: str, each: bool, check: bool, worker: str | None, trust_remote_code: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Show layers, roles, parameters, bytes, per-layer settings and the KV cache of MODEL.
+
+    Whether the weights are what the class of transformers expects is shown where it was judged before: every command
+    that loads the model does so. Exit status 1 if --check finds that they are not.
+    """
+    checkpoint = open_checkpoint(locate_model(model), trust_remote_code=trust_remote_code)
+    structure = read_structure(checkpoint)
+    fit, fault = kept_fit(checkpoint), None
+    if check:
+        try:
+            fit = _judged(model, trust_remote_code, worker, context.ensure_object(ConsoleReporter))
+        except SurgeonError as error:
+            fit, fault = None, error
+    report = describe(structure, model, fit)
+    if not as_json:
         _show(report, each)
+        if fit is None and not check:
+            click.echo("\nwhether the weights fit their class has not been judged: --check does")
+    elif fault is None:
+        print_json(report)
+    if fault is not None:
+        raise fault
+    if check and fit is not None and not fit.whole:
+        context.exit(CheckpointError.exit_code)
 
 
-def describe(structure: Structure, model: str) -> Report:
+def _judged(model: str, trust_remote_code: bool, worker: str | None, reporter: ConsoleReporter) -> Fit:
+    from surgeon.client import run_job
+
+    job = CheckJob(model=model, trust_remote_code=trust_remote_code)
+    result = run_job(job, reporter.on_event, worker)
+    assert isinstance(result, CheckResult)
+    return msgspec.convert(result.fit, Fit)
+
+
+def describe(structure: Structure, model: str, fit: Fit | None = None) -> Report:
     """Return everything that is known of a model without its weights."""
     checkpoint, draft = structure.checkpoint, draft_of(structure)
     kept = {name: kv_cache(draft, name) for name in structure.stacks}
@@ -62,6 +100,7 @@ def describe(structure: Structure, model: str) -> Report:
             {**_tensor_report(name, tensor), "kind": outside_kind(name)} for name, tensor in structure.outside.items()
         ],
         "notes": _notes(structure, kept.values()),
+        "fit": None if fit is None else {**msgspec.to_builtins(fit), "whole": fit.whole, "text": fit.text},
     }
 
 
@@ -75,7 +114,8 @@ def _notes(structure: Structure, caches: Iterable[KvCache]) -> list[str]:
     stacks = (note for stack in structure.stacks.values() for note in stack.notes)
     found = structure.quantisation
     quantised = [f"the weights are quantised ({found.method}), {found.where} says so: {_WHOLE}"] if found else []
-    return [*structure.problems, *quantised, *stacks, *([LATENT_NOTE] if latent else [])]
+    latent_note = [LATENT_NOTE] if latent else []
+    return [*structure.checkpoint.notes, *structure.problems, *quantised, *stacks, *latent_note]
 
 
 def _stack_report(structure: Structure, stack: Stack, cache: KvCache) -> Report:
@@ -143,6 +183,8 @@ def _show(report: Report, each: bool) -> None:
         click.echo(report["path"])
     click.echo("\n" + _layers_table(report, each))
     click.echo("\n" + _roles_table(report))
+    if report["fit"]:
+        click.echo("\n" + report["fit"]["text"])
     for note in report["notes"]:
         click.echo(f"\nnote: {note}")
 

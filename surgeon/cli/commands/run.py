@@ -29,8 +29,9 @@ from surgeon.errors import UsageError
 @as_json
 @click.pass_obj
 def command(
-    reporter: ConsoleReporter, /, recipe: Path, model: str | None, overrides: tuple[str, ...], **order: Any
-) -> None:
+    reporter: ConsoleReporter, /, recipe: Path, model: str | None, overrides: tuple[str, ...],
+    trust_remote_code: bool, **order: Any,
+) -> None:  # fmt: skip
     """Carry out RECIPE on its base model and write the result to a new directory.
 
     Measured selections that are not resolved yet are measured on the way, and those that were resolved for other words,
@@ -40,6 +41,8 @@ def command(
     values, root = dict(map(_pair, overrides)), recipe.absolute().parent
     if model is not None:
         values["base.model"] = resolved_model_name(model, root)
+    if trust_remote_code or "base.model" in values:  # trust in the code of one model says nothing of another's
+        values.setdefault("base.trust_remote_code", trust_remote_code)
     run_recipe(load_changed_recipe(recipe, values), RunOptions(root=root, where=recipe, **order), reporter)
 
 

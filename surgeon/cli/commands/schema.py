@@ -19,6 +19,12 @@ from surgeon.core.selection.selection import GRAMMAR, Selection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
 _OBJECTIVE = {"$ref": "#/$defs/Objective"}
+_BASE: dict[str, Any] = {
+    "model": {"type": "string"},
+    "fingerprint": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    "trust_remote_code": {"type": "boolean", "description": "whether code that the model brings may be run"},
+    "load_in": {"anyOf": [{"enum": ["nf4", "int8"]}, {"type": "null"}]},
+}
 _POSITION = {"type": "integer", "minimum": 0}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 
@@ -38,14 +44,7 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "properties": {
             "version": {"const": VERSION},
-            "base": _closed(
-                {
-                    "model": {"type": "string"},
-                    "fingerprint": _or_null({"type": "string"}),
-                    "load_in": _or_null({"enum": ["nf4", "int8"]}),
-                },
-                ["model"],
-            ),
+            "base": _closed(_BASE, ["model"]),
             "seed": {"type": "integer"},
             "data": {"type": "object", "additionalProperties": {"type": "string"}},
             "steps": {"type": "array", "items": {"oneOf": [_step(name, kind) for name, kind in sorted(known.items())]}},

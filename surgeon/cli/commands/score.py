@@ -67,7 +67,7 @@ def command(
     from surgeon.client import run_job
 
     names = _names(by)
-    measured = base_recipe(model, recipe)
+    measured = base_recipe(model, recipe, trust=settings.pop("trust_remote_code"))
     draft = _draft(measured, recipe, worker)
     tokens = settings["sequences"] * settings["length"]
     if draft is not None and (cost := cost_text(requested_scores(names), draft, tokens)):

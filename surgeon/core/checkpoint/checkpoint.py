@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,16 +19,24 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.garbage import nothing_collected
 from surgeon.core.checkpoint.headers import read_header
-from surgeon.core.checkpoint.shard_index import INDEX, ShardIndex, read_index
-from surgeon.core.checkpoint.side_files import PICKLES, read_document, side_files
+from surgeon.core.checkpoint.shard_index import INDEX
+from surgeon.core.checkpoint.side_files import read_document, side_files
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
+from surgeon.core.checkpoint.weight_files import (
+    SINGLE,
+    Placed,
+    WeightFiles,
+    find_copies,
+    find_weight_files,
+    place_tensors,
+)
 from surgeon.errors import CheckpointError
 
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "Tensor", "open_checkpoint"]
 
-SINGLE = "model.safetensors"
 _SAMPLE_BYTES = 4096
 # Keys that say who wrote the file or how to load it, not what the model computes.
 _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation")
@@ -42,7 +48,10 @@ class Checkpoint:
 
     `side_files` are paths relative to `path` of all that belongs to the model: tokenizer, generation config, chat
     template, licence, code, the folders that modules.json names.
-    `load_in`: what a recipe wants the matrices held in while they are loaded, where that is not their own dtype.
+
+    unlisted: tensors that the index does not list.   notes: what a person should know of the files.
+    trust_remote_code: whether the code that it brings may be run.
+    load_in: what a recipe wants the matrices held in while they are loaded, where that is not their own dtype.
     """
 
     path: Path
@@ -50,6 +59,9 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     side_files: tuple[str, ...]
     metadata: Mapping[str, str]
+    unlisted: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    trust_remote_code: bool = False
     load_in: str | None = None
 
     @cached_property
@@ -99,6 +111,22 @@ class Checkpoint:
         with _explaining(self.path):
             return self._digest()
 
+    @cached_property
+    def headers_digest(self) -> str:
+        """A digest of the whole config and of every tensor's name, dtype and shape: of what is known without bytes."""
+        import hashlib
+
+        digest = hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode())
+        texts = {one: f"{one.dtype}{one.shape}" for one in self._types}
+        for shard in self.shards:
+            digest.update("\0".join((*shard.names, *map(texts.__getitem__, shard.types), "\n")).encode())
+        return digest.hexdigest()
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """The files of code that the config names: the model brings classes of its own."""
+        return _own_code(self.config)
+
     def _digest(self) -> str:
         import hashlib  # late: with it comes OpenSSL, and who looks at a model needs neither
 
@@ -128,15 +156,15 @@ def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
 
 
 @nothing_collected()
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint directory.
+def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Read and check a checkpoint directory. `trust_remote_code`: code that it brings may be run when it is loaded.
 
     Raises:
         CheckpointError: anything is missing, truncated, inconsistent, outside the directory, or a pickle.
     """
     path = Path(path)
     with _explaining(path):
-        return _open(path)
+        return _open(path, trust_remote_code=trust_remote_code)
 
 
 @contextmanager
@@ -151,59 +179,77 @@ def _explaining(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open(path: Path) -> Checkpoint:
+def _open(path: Path, *, trust_remote_code: bool) -> Checkpoint:
     config = _read_config(path)
-    paths, index = _find_shards(path)
-    shards = _read_shards(paths, index)
-    if not any(shard.names for shard in shards):
+    files = find_weight_files(path, config)
+    placed = _read_shards(files)
+    if not any(shard.names for shard in placed.shards):
         raise CheckpointError("holds no tensors", where=str(path), hint="check that the download is complete")
+    _refuse_empty(placed.shards)
     return Checkpoint(
         path=path,
         config=MappingProxyType(config),
-        shards=tuple(shards),
-        side_files=tuple(side_files(path, {shard.name for shard in paths.values()})),
-        metadata=MappingProxyType({key: value for shard in shards for key, value in shard.metadata.items()}),
+        shards=placed.shards,
+        side_files=tuple(side_files(path, {shard.name for shard in files.paths.values()})),
+        metadata=MappingProxyType({key: value for shard in placed.shards for key, value in shard.metadata.items()}),
+        unlisted=placed.unlisted,
+        notes=(*files.notes, *placed.notes, *_code_notes(config, trusted=trust_remote_code)),
+        trust_remote_code=trust_remote_code,
     )
 
 
-def _read_shards(paths: Mapping[str, Path], index: ShardIndex | None) -> list[Shard]:
+def _own_code(config: Mapping[str, Any]) -> tuple[str, ...]:
+    named = config.get("auto_map")
+    classes = [one for one in named.values() if isinstance(one, str)] if isinstance(named, dict) else []
+    return tuple(sorted({f"{one.rpartition('.')[0].replace('.', '/')}.py" for one in classes}))
+
+
+def _code_notes(config: Mapping[str, Any], *, trusted: bool) -> Iterator[str]:
+    code = _own_code(config)
+    if code:
+        how = "is run, as trust_remote_code says" if trusted else "is not run"
+        yield f"the model brings code of its own, which {how}: {', '.join(code)}"
+
+
+def _read_shards(files: WeightFiles) -> Placed:
     """Read the headers of all shards, and see that each tensor is in one of them, the one that the index says."""
     shards: list[Shard] = []
-    agreed = index is not None
-    for name, path in paths.items():
+    agreed = files.index is not None
+    for name, path in files.paths.items():
         try:
             shard = read_header(path)
         except (CheckpointError, OSError):
-            _homes(shards)  # what is wrong with those before it is told first
+            find_copies(shards, files.index)  # what is wrong with those before it is told first
             raise
-        listed = index.names[name] if index else ()
+        listed = files.index.names[name] if files.index else ()
         if listed == shard.names:
             # The same texts: of 90,000 names, once in memory is enough.
             shard = msgspec.structs.replace(shard, names=listed)
         else:
             agreed = agreed and set(listed) == set(shard.names)
         shards.append(shard)
-    if not agreed:  # the index lists each tensor once: else a shard may repeat another's
-        homes = _homes(shards)
-        if index is not None:
-            index.check(homes)
-    return shards
+    # An index lists each tensor once: where they agree, no shard repeats another's.
+    return Placed(tuple(shards), frozenset(), ()) if agreed else place_tensors(shards, files.index)
 
 
-def _homes(shards: Iterable[Shard]) -> Mapping[str, Path]:
-    """Return the shard of each tensor; refuse one that is in two."""
-    homes: dict[str, Path] = {}
-    for shard in shards:
-        for name in shard.names:
-            first = homes.setdefault(name, shard.path)
-            if first is not shard.path:
-                raise CheckpointError(
-                    f"tensor {name!r} is also in {first.name}",
-                    where=str(shard.path),
-                    allowed="each tensor in one shard",
-                    hint="download or save the checkpoint again",
-                )
-    return homes
+def _refuse_empty(shards: Iterable[Shard]) -> None:
+    """Refuse weights of shape [0], which were left on other ranks: who reads them does without, or invents some."""
+    empty = [
+        (name, shard)
+        for shard in shards
+        if any(one.shape == (0,) for one in set(shard.types))
+        for name, one in zip(shard.names, shard.types, strict=True)
+        if one.shape == (0,) and one.dtype in FLOATS and not name.endswith("_extra_state")
+    ]
+    if empty:
+        name, shard = empty[0]
+        others = f", and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise CheckpointError(
+            f"tensor {name!r} is empty, of shape [0]{others}: it was saved under DeepSpeed ZeRO-3 without gathering",
+            where=str(shard.path),
+            hint="save it again with stage3_gather_16bit_weights_on_model_save: true, or make the weights of the "
+            "ZeRO checkpoint with zero_to_fp32.py",
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -232,42 +278,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("is not a JSON object", where=str(where), allowed='{"model_type": …}')
     return config
-
-
-def _find_shards(path: Path) -> tuple[Mapping[str, Path], ShardIndex | None]:
-    """Return the shards by name, in order, and their index, if there is one."""
-    if (path / INDEX).is_file():
-        index = read_index(path)
-        return index.paths, index
-    if (path / SINGLE).is_file():
-        return {SINGLE: path / SINGLE}, None
-    strays = sorted(path.glob("*.safetensors"))
-    if len(strays) == 1 and not re.search(r"-\d+-of-\d+", strays[0].name):
-        return {strays[0].name: strays[0]}, None
-    if strays:
-        raise CheckpointError(
-            f"{len(strays)} of several safetensors files, but no {INDEX}",
-            where=str(path),
-            allowed=f"{SINGLE}, or shards with {INDEX}",
-            hint="the download is incomplete: fetch the index too",
-        )
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise CheckpointError(
-            f"holds only pickle files ({', '.join(pickles[:3])}), which can run code when opened",
-            where=str(path),
-            allowed="safetensors",
-            hint=f"if you trust them: {_conversion(path)}",
-        )
-    raise CheckpointError(
-        "there are no safetensors files", where=str(path), allowed=f"{SINGLE}, or shards with {INDEX}"
-    )
-
-
-def _conversion(path: Path) -> str:
-    """Return the command that turns pickles into safetensors, tokenizer included."""
-    code = (
-        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; _, old, new = sys.argv; "
-        "M.from_pretrained(old, dtype='auto').save_pretrained(new); T.from_pretrained(old).save_pretrained(new)"
-    )
-    return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])

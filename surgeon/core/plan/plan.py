@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from surgeon.core.checkpoint.weight_files import NAMED_IN_CONFIG
 from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
 from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
 from surgeon.core.plan.layer_moves import with_names
@@ -173,7 +174,7 @@ def compile_config(draft: Draft) -> dict[str, Any]:
     structure = draft.structure
     config: dict[str, Any] = copy.deepcopy(dict(structure.checkpoint.config))
     # It names a file of the base: what is written goes by the names that transformers looks for.
-    config.pop("transformers_weights", None)
+    config.pop(NAMED_IN_CONFIG, None)
     edited = {
         name for name, layers in draft.stacks.items() if _settings(layers) != list(structure.stacks[name].settings)
     }

@@ -13,7 +13,7 @@ from surgeon.core.scoring.requests import request_text
 from surgeon.core.selection.selection import HEADS
 
 
-def command_line(step: Step, model: str) -> str:
+def command_line(step: Step, model: str, *, trust_remote_code: bool = False) -> str:
     """Return the command that does the same as a step."""
     plain = step_to_builtins(msgspec.structs.replace(step, resolved=None))[step.operation.name]
     words = ["surgeon", step.operation.name.replace("_", "-"), model]
@@ -26,6 +26,7 @@ def command_line(step: Step, model: str) -> str:
         words += ["--data", ranked.data]
     if ranked is not None and ranked.protect:
         words += ["--protect", ",".join(map(str, ranked.protect))]
+    words += ["--trust-remote-code"] if trust_remote_code else []
     return " ".join(map(shlex.quote, words))
 
 

@@ -53,6 +53,7 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
     learning_rates: the default where nothing is said, for full weights and for adapters.
     """
 
+    needs_model = True
     learning_rates: ClassVar[tuple[float, float]] = (1e-5, 2e-4)
 
     data: Annotated[

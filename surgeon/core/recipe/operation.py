@@ -29,12 +29,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: the key in recipes and the command.   key: the letter that drafts it on screen.
     summary: one line for help and tables.   paper: where it comes from, if anywhere.
+    needs_model: whether carrying it out needs the model in memory, and not its files alone.
     """
 
     name: ClassVar[str]
     key: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
+    needs_model: ClassVar[bool] = False
 
     stack: StackName = None
 

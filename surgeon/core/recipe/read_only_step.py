@@ -22,6 +22,8 @@ Limit = float | Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(\.[0-9]+)?x$")]
 class ReadOnlyStep(Operation, frozen=True, kw_only=True):
     """What every step declares that leaves the draft as it is."""
 
+    needs_model = True
+
     def apply(self, draft: Draft, chosen: Chosen) -> Draft:
         """Return the draft as it was."""
         del chosen

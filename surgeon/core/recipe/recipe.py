@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
@@ -29,11 +30,13 @@ RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
 
+    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
     load_in: what its matrices are held in while it is loaded, by bitsandbytes; none: in their own dtype.
     """
 
     model: str
     fingerprint: str | None = None
+    trust_remote_code: bool = False
     load_in: Literal["nf4", "int8"] | None = None
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
@@ -80,6 +83,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
+
+
+def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
+    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
+    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
+    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
+    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:

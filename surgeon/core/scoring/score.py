@@ -42,7 +42,10 @@ def paired_average(values: Sequence[float], base: Sequence[float]) -> Average:
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """What produced a score. Two scores with equal provenance are the same numbers."""
+    """What produced a score. Two scores with equal provenance are the same numbers.
+
+    trust_remote_code: true where code that the model brings was run; absent otherwise.
+    """
 
     fingerprint: str
     draft: str = ""
@@ -53,6 +56,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = ""
     load_in: str = ""
     settings: dict[str, Any] = {}
+    trust_remote_code: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):

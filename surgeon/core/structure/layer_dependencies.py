@@ -184,6 +184,7 @@ class UnexplainedDifference(msgspec.Struct, frozen=True):
                 f"layers 0 and {odd} are built differently, and no config field known to surgeon says so",
                 where=self.key,
                 allowed="edits that leave the number of layers and how each is built",
-                hint="what decides it must be declared for this model type in surgeon/architectures",
+                hint="`surgeon inspect MODEL --check` tells whether a tensor is missing; if none is, what decides it "
+                "must be declared for this model type in surgeon/architectures",
             )
         return {}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from surgeon.client import WorkerClient
 from surgeon.core.events import Event, Hello, LayerScored, LogMessage, Progress, Statistics
-from surgeon.core.jobs import AnyJob, AnyResult
+from surgeon.core.jobs import AnyJob, AnyResult, CheckJob, CheckResult
 from surgeon.core.training_figures import is_training
-from surgeon.errors import SurgeonError, WorkerError
+from surgeon.errors import ArchitectureError, CheckpointError, SurgeonError, WorkerError
 from surgeon.ui.state.score_columns import ScoreColumns
 from surgeon.ui.state.training_progress import TrainingProgress
 
@@ -66,7 +66,10 @@ class RunningJob:
 
 
 class JobRunner:
-    """Runs jobs on the worker and keeps its events until the screen handles them."""
+    """Runs jobs on the worker and keeps its events until the screen handles them.
+
+    fit_wanted: a worker has started, which can be asked to judge the base.
+    """
 
     def __init__(self, worker: str | None) -> None:
         self.events: deque[Event] = deque()
@@ -74,6 +77,7 @@ class JobRunner:
         self.running: RunningJob | None = None
         self.crash: str | None = None
         self.resident_bytes = 0
+        self.fit_wanted = False
         self.client = WorkerClient(self.events.append, worker)
 
     async def run(self, job: AnyJob, title: str, revision: int) -> AnyResult:
@@ -93,6 +97,19 @@ class JobRunner:
             raise
         finally:
             self.running = None
+
+    async def check(self, job: CheckJob) -> str:
+        """Have the base judged quietly, beside whatever else there is to do; return what is wrong, empty if nothing."""
+        try:
+            result = await self.client.run(job)
+        except (CheckpointError, ArchitectureError) as error:
+            return str(error)
+        except SurgeonError as error:
+            self.log.append(f"the base was not judged: {error}")
+            return ""
+        assert isinstance(result, CheckResult)
+        self.log.append(f"the base {result.text}")
+        return "" if result.whole else f"the base {result.text}"
 
     async def cancel(self) -> None:
         """Ask the job to stop; the second time, end the worker."""
@@ -136,5 +153,6 @@ class JobRunner:
             elif isinstance(body, Statistics):
                 self.resident_bytes = body.rss_bytes
             elif isinstance(body, Hello):
+                self.fit_wanted = True
                 self.log.append(f"worker {body.pid}: surgeon {body.version}")
         return scored, any_events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
@@ -20,6 +21,7 @@ class ScreenState(LayerListing):
     """The state of the main screen. Every method leaves it consistent with the session.
 
     job_title: the job on the worker, if any.   keep_journal: whether the next session recovers unsaved steps.
+    base_fault: why the base cannot be measured or trained, as far as that was judged; empty if nothing is known.
     """
 
     def __init__(self, session: Session) -> None:
@@ -27,8 +29,20 @@ class ScreenState(LayerListing):
         self.pending_step: PendingStep | None = None
         self.job_title: str | None = None
         self.keep_journal = True
+        fit = kept_fit(session.checkpoint)
+        self.base_fault = fit.text if fit is not None and not fit.whole else ""
         for score in session.scores.values():
             self.score_columns.set_score(score)
+
+    @property
+    def base_notes(self) -> tuple[str, ...]:
+        """What there is to know of the base's files."""
+        return (*self.session.checkpoint.notes, *self.session.structure.problems)
+
+    def take_fault(self, fault: str) -> None:
+        """Show what the worker found wrong with the base."""
+        self.base_fault = fault
+        self.set_notice(fault, "error")
 
     def mark_selection(self, text: str) -> None:
         """Mark the layers of a selection, such as `lowest 4 by block_influence`.

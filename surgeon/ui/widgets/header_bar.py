@@ -23,6 +23,10 @@ class HeaderBar(StatusBar):
             _change(bytes_text(base.nbytes), bytes_text(plan.nbytes), styles),
             Text(session.structure.model_type, styles.dim),
         ]
+        if self.state.base_fault:
+            parts.insert(1, Text("! cannot be loaded", styles.error))
+        elif notes := len(self.state.base_notes):
+            parts.append(Text(f"{notes} note{'' if notes == 1 else 's'} on its files", styles.warning))
         quantisation = session.structure.quantisation
         if quantisation is not None:
             parts.append(Text(f"quantised: {quantisation.method}", styles.warning))

@@ -46,7 +46,7 @@ def frozen_and_float32(family: str, place: Path, computed_in: torch.dtype) -> tu
     path = save_tiny(family, place, torch.bfloat16)
     frozen = load_as_stored(read_structure(open_checkpoint(path)), CPU).requires_grad_(requires_grad=False)
     hold_frozen([frozen], computed_in)
-    return frozen, load_model(path, torch.float32, CPU).model.requires_grad_(requires_grad=False)
+    return frozen, load_model(open_checkpoint(path), torch.float32, CPU).model.requires_grad_(requires_grad=False)
 
 
 def embedding_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +138,7 @@ def test_a_teacher_has_no_weights_of_its_own(precision: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("steps", [({"prune": {"layers": "0"}}, LORA), ()])
 def test_a_teacher_is_the_base_to_the_bit_of_float32(steps: tuple[Any, ...], tmp_path: Path) -> None:
     model = save_bf16_pupil(tmp_path)
-    plain = load_model(model, torch.float32, CPU).model
+    plain = load_model(open_checkpoint(model), torch.float32, CPU).model
     with opened(model, *steps) as trainable, torch.no_grad():
         assert trainable.teacher is not None
         for one in trainable.parameters.values():

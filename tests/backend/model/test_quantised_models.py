@@ -102,7 +102,7 @@ def test_a_method_that_transformers_lacks_is_as_unknown_as_none(config: Any, pla
     base = quantised_base(plain, tmp_path / "base", fp8_whole, config)
 
     with pytest.raises(ArchitectureError, match="transformers does not know it") as caught:
-        load_model(base, None, CPU)
+        load_model(open_checkpoint(base), None, CPU)
     shown = "field quantization_config" if config else "tensor 'model.layers.0.mlp.down_proj.weight_scale'"
     assert shown in caught.value.where
 
@@ -170,7 +170,7 @@ def test_fp8_on_a_cpu_computes_what_its_dequantised_weights_do(fp8: Path, texts:
     """In one dtype: transformers leaves what is not quantised as it is stored, and two dtypes do not multiply."""
     same = dequantised_base(fp8, tmp_path / "same", _from_blocks)
 
-    model = load_model(fp8, torch.float32, CPU).model
+    model = load_model(open_checkpoint(fp8), torch.float32, CPU).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert _nll(fp8, texts) == pytest.approx(_nll(same, texts), rel=1e-6)
     names = ("block_influence", "removal", "taylor")
@@ -206,12 +206,12 @@ def test_blocks_that_transformers_would_cut_otherwise_are_refused(plain: Path, t
 
     base = quantised_base(plain, tmp_path / "base", ragged, {**FP8_BLOCKS, "weight_block_size": [32, 32]})
     with pytest.raises(ArchitectureError, match=r"mlp.down_proj.weight': is not made of whole blocks of 32x32"):
-        load_model(base, None, CPU)
+        load_model(open_checkpoint(base), None, CPU)
 
 
 def test_a_plain_model_is_known_to_be_plain(plain: Path) -> None:
     assert unread_quantisation(open_checkpoint(plain)) is None
-    assert load_model(plain, torch.float32, CPU).report["missing_keys"] == []
+    assert load_model(open_checkpoint(plain), torch.float32, CPU).fit.missing == ()
 
 
 # ── what is packed in memory ──
@@ -257,7 +257,7 @@ def test_a_quantised_model_is_edited_in_memory_as_any_other(fp8: Path, tmp_path:
     from surgeon.core.recipe.apply_steps import fold
     from surgeon.core.recipe.recipe import recipe_from_builtins
 
-    model: Any = load_model(fp8, torch.bfloat16, CPU).model
+    model: Any = load_model(open_checkpoint(fp8), torch.bfloat16, CPU).model
     model.config.quantization_config = _Method()
     recipe = recipe_from_builtins({"version": 1, "base": {"model": str(fp8)}, "steps": [{"prune": {"layers": [1]}}]})
     draft = fold(draft_of(read_structure(open_checkpoint(fp8))), recipe.steps)
@@ -282,4 +282,4 @@ def test_a_config_edit_that_hides_the_quantisation_does_not_hide_it(fp8: Path, t
     edit_config(tmp_path / "base", quantization_config=None)
 
     with pytest.raises(ArchitectureError, match=r"tensor 'model.layers.0.mlp.down_proj.weight_scale_inv'"):
-        load_model(tmp_path / "base", None, CPU)
+        load_model(open_checkpoint(tmp_path / "base"), None, CPU)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from surgeon.backend.model import quantised_loading
+from surgeon.backend import quantised_loading
 from surgeon.core.plan.learned_results import result_report, result_tensors
 from surgeon.core.recipe.recipe import dump_recipe, load_recipe, recipe_from_builtins
 from surgeon.errors import ArchitectureError, LearningError, RecipeError, UsageError

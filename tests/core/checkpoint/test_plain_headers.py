@@ -102,7 +102,7 @@ def test_an_index_in_the_order_of_its_shards_is_compared_with_them_alone(
     """Nothing else has to be looked for then; in another order too."""
     base = write_llama(tmp_path / "base", shards=3)
     monkeypatch.setattr(shard_index, "_checked_weight_map", _not_needed)
-    monkeypatch.setattr(checkpoint_module, "_homes", _not_needed)
+    monkeypatch.setattr(checkpoint_module, "place_tensors", _not_needed)
     told = open_checkpoint(base)
     weight_map = json.loads((base / INDEX).read_text())["weight_map"]
     write_index(base, dict(sorted(weight_map.items(), reverse=True)))
@@ -122,7 +122,7 @@ def test_whatever_becomes_of_an_index_it_is_judged_as_carefully(
     raw = _edited((tmp_path / "index").read_bytes(), edits)
     plain = shard_index._plain_weight_map(raw, base)
     if plain is not None:
-        assert plain == shard_index._checked_weight_map(raw, base / INDEX)
+        assert plain == shard_index._checked_weight_map(raw, base / INDEX, base)
 
 
 def test_of_two_faults_that_of_the_earlier_shard_is_told(tmp_path: Path) -> None:

@@ -130,3 +130,29 @@ async def test_quitting_while_it_measures_leaves_no_process(session: Session) ->
         pid = worker_pid(app.runner)
         await driver.press("q")
     assert not is_alive(pid)
+
+
+async def test_a_base_that_does_not_fit_is_told_once_the_worker_runs(drive: Drive) -> None:
+    """Quietly asked for: nothing is said of a base that is in order."""
+
+    async def scenario(driver: AppDriver) -> None:
+        assert "does not fit" not in driver.text
+        await driver.measure()
+        await driver.wait_until(lambda: driver.state.base_fault)
+        await driver.job_ended()
+        assert "! cannot be loaded" in driver.text.splitlines()[0]
+        assert "lm_head.weight" in driver.state.base_fault
+        assert len(driver.session.scores) == 2
+
+    await drive(scenario, worker=fake_worker("--missing", "lm_head.weight"))
+
+
+async def test_a_base_that_fits_is_not_spoken_of(drive: Drive) -> None:
+    async def scenario(driver: AppDriver) -> None:
+        await driver.measure()
+        await driver.job_ended()
+        await driver.wait_until(lambda: any("the base fits" in line for line in driver.runner.log))
+        assert "fit" not in driver.text.splitlines()[0]
+        assert "measured" in driver.text
+
+    await drive(scenario, worker=fake_worker())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.fit import Fit, keep_fit
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
 from tests.ui.app_driver import AppDriver, Drive, fake_worker
@@ -108,3 +110,28 @@ async def test_slash_lists_only_what_fits_and_esc_lists_all_again(drive: Drive) 
         assert "   3 " in driver.text
 
     await drive(scenario)
+
+
+async def test_what_there_is_to_know_of_the_files_is_shown_when_a_model_is_opened(tiny: Path) -> None:
+    (tiny / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "gone.safetensors"}}')
+    session = Session.open(str(tiny))
+    app = SurgeonApp(session, fake_worker())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.pause()
+        text = AppDriver(app, pilot).text
+        assert "1 note on its files" in text.splitlines()[0]
+        assert "stale" in text
+    session.close()
+
+
+async def test_a_base_that_was_judged_before_and_does_not_fit_is_shown_at_once(tiny: Path) -> None:
+    fit = Fit(class_name="LlamaForCausalLM", transformers="5.0", missing=("lm_head.weight",))
+    keep_fit(open_checkpoint(tiny), fit)
+    session = Session.open(str(tiny))
+    app = SurgeonApp(session, fake_worker())
+    async with app.run_test(size=(120, 30)) as pilot:
+        await pilot.pause()
+        text = AppDriver(app, pilot).text
+        assert "! cannot be loaded" in text.splitlines()[0]
+        assert "lacks lm_head.weight" in text
+    session.close()

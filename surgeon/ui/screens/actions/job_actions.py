@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from surgeon.core.jobs import AnyJob, AnyResult
+from surgeon.core.jobs import AnyJob, AnyResult, CheckJob
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.screens.main_layout import MainLayout
 
@@ -31,11 +31,24 @@ class JobActions:
                 layout.layer_table.reload()
             if state.current_row.key in changed:
                 layout.detail_pane.reload()
+        if self._runner.fit_wanted:
+            self._runner.fit_wanted = False
+            layout.run_worker(self._check_base(), group="check", exit_on_error=False)
         running = self._runner.running
         seconds = int(running.elapsed) if running is not None else 0
         if any_events or seconds != self._shown_seconds:
             self._shown_seconds = seconds
             layout.job_bar.reload()
+
+    async def _check_base(self) -> None:
+        """Have the worker judge the base, and say so only where something is wrong."""
+        session = self._state.session
+        job = CheckJob(model=session.model, trust_remote_code=session.checkpoint.trust_remote_code)
+        fault = await self._runner.check(job)
+        if fault and not self._state.base_fault:
+            self._state.take_fault(fault)
+            self._layout.header_bar.refresh()
+            self._layout.refresh_bars()
 
     def start(self, job: AnyJob, title: str, on_result: OnResult, kept: str = "") -> None:
         """Start a job; `kept` says what remains of it when it is stopped, beside the scores so far."""
