@@ -6,7 +6,7 @@ Torch-free. Measuring and exporting are handed to a worker as jobs; a session on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ class Session:
         exists = recipe_path is not None and recipe_path.is_file()
         recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
         recipe = trusting(recipe, model, recipe_path.parent if recipe_path else Path(), trust=trust_remote_code)
-        found = open_checkpoint(locate_model(model), trust_remote_code=recipe.base.trust_remote_code)
-        checkpoint = replace(found, load_in=recipe.base.load_in)
+        own = recipe.base
+        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=own.trust_remote_code, load_in=own.load_in)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
@@ -94,8 +94,7 @@ class Session:
         return session
 
     def _recover(self) -> None:
-        entry = self.journal.last()
-        if entry is None:
+        if (entry := self.journal.last()) is None:
             return
         if entry.recipe_digest != self._digest:
             raise RecipeError(

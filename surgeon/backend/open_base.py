@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from surgeon.architectures.structure_reader import read_structure
@@ -20,7 +19,7 @@ def open_base(recipe: Recipe, where: str, root: Path, job: JobContext | None = N
         CheckpointError, ArchitectureError: as reading it does. RecipeError: it is another model.
     """
     place, trusted = locate_base(recipe.base.model, root), recipe.base.trust_remote_code
-    checkpoint = replace(open_checkpoint(place, trust_remote_code=trusted), load_in=recipe.base.load_in)
+    checkpoint = open_checkpoint(place, trust_remote_code=trusted, load_in=recipe.base.load_in)
     recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
     structure = read_structure(checkpoint)
     if job is not None:

@@ -99,11 +99,11 @@ def arms(model: Path, options: argparse.Namespace) -> dict[str, Callable[[], Any
     own: dict[str, tuple[str, list[dict[str, Any]], dict[str, Any]]] = {
         "masked_lora bf16": ("bf16", [LORA], {}),
         "masked_lora float32": ("no", [LORA], {}),
-        "pruned sft, adapters": ("bf16", [PRUNE, LORA], {}),
-        "pruned distill, adapters": ("bf16", [PRUNE, LORA], {"objective": "distill"}),
-        "pruned sft, weights": ("bf16", [PRUNE], {}),
-        "pruned distill, weights": ("bf16", [PRUNE], {"objective": "distill"}),
-        "sft, pairs as rows": ("bf16", [LORA], {"batch_size": 2 * options.batch}),
+        "pruned sft adapters": ("bf16", [PRUNE, LORA], {}),
+        "pruned distill adapters": ("bf16", [PRUNE, LORA], {"objective": "distill"}),
+        "pruned sft weights": ("bf16", [PRUNE], {}),
+        "pruned distill weights": ("bf16", [PRUNE], {"objective": "distill"}),
+        "sft on pairs as rows": ("bf16", [LORA], {"batch_size": 2 * options.batch}),
         "dpo": ("bf16", [LORA], {"objective": "dpo", **few}),
     }
     found: dict[str, Callable[[], Any]] = {
@@ -182,8 +182,8 @@ def main() -> None:
             print(f"{name:26} peak {found['peak'] / 1e6:6.0f} MB, {found['before'] / 1e6:.0f} before{told}", flush=True)
         for name, beside in (
             ("masked_lora bf16", "PEFT bf16"), ("masked_lora float32", "PEFT bf16"),
-            ("pruned distill, adapters", "pruned sft, adapters"), ("pruned distill, weights", "pruned sft, weights"),
-            ("dpo", "sft, pairs as rows"),
+            ("pruned distill adapters", "pruned sft adapters"), ("pruned distill weights", "pruned sft weights"),
+            ("dpo", "sft on pairs as rows"),
         ):  # fmt: skip
             if name in peaks and beside in peaks:
                 print(f"memory {name} / {beside}: {peaks[name] / peaks[beside]:.3f}")

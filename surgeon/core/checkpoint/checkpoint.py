@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -156,15 +156,18 @@ def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
 
 
 @nothing_collected()
-def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, *, trust_remote_code: bool = False, load_in: str | None = None) -> Checkpoint:
     """Read and check a checkpoint directory. `trust_remote_code`: code that it brings may be run when it is loaded.
+
+    `load_in`: see `Checkpoint`.
 
     Raises:
         CheckpointError: anything is missing, truncated, inconsistent, outside the directory, or a pickle.
     """
     path = Path(path)
     with _explaining(path):
-        return _open(path, trust_remote_code=trust_remote_code)
+        found = _open(path, trust_remote_code=trust_remote_code)
+        return found if load_in is None else replace(found, load_in=load_in)
 
 
 @contextmanager
