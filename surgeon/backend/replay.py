@@ -30,12 +30,14 @@ def replay(
     request: RecipeJob,
     job: JobContext,
     evaluate: Callable[[Draft, ReadOnlyStep, int], None] | None = None,
+    compare: Callable[[Draft, Draft, int], None] | None = None,
 ) -> tuple[Draft, Recipe]:
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe.
 
     `request` says how selections by a score are measured.
 
-    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over.
+    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over. `compare` is given
+    the drafts before and after a step that makes weights in full precision of quantised ones.
     """
     draft = base
     steps: list[Step] = []
@@ -59,7 +61,9 @@ def replay(
             done = resolve_step(draft, step, number, _measure(draft, ranked, recipe, request, job) if ranked else {})
             if ranked:
                 job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
-        draft = apply_step(draft, done, number)
+        before, draft = draft, apply_step(draft, done, number)
+        if compare is not None and base.structure.checkpoint.load_in and isinstance(step.operation, ResultStep):
+            compare(before, draft, number)
         steps.append(resolution.signed(done, steps, measured=step.resolved is None))
     known = msgspec.structs.replace(recipe.base, fingerprint=fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))

@@ -123,7 +123,7 @@ def show_dry_run(folded: Folded, as_json: bool) -> None:
 def _learn_text(number: int, learn: Mapping[str, int]) -> str:
     return (
         f"steps[{number}] has to be learned, unless its result is kept already: it trains "
-        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory and more"
+        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory"
     )
 
 

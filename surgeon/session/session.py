@@ -57,7 +57,8 @@ class Session(EditedRecipe):
             CheckpointError, ArchitectureError, RecipeError: as reading them does.
         """
         named, recipe = opened_recipe(model, recipe_path, trust=trust_remote_code)
-        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=recipe.base.trust_remote_code)
+        own = recipe.base
+        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=own.trust_remote_code, load_in=own.load_in)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer, resident_model
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
@@ -86,6 +87,36 @@ class Evaluator:
                 where = f"steps[{number}].{step.name}.{name}"
                 result = _judged(result, bound, name, untouched.get(name) if relative else None, where, looking)
             yield result
+
+    def compare(self, before: Draft, after: Draft, number: int) -> Iterator[EvaluationResult]:
+        """Yield how far the model after a step is from the one before it, which is held quantised as it was trained.
+
+        On the running text of the recipe's first evaluation that has any; where none has, nothing is measured. Nor is
+        it where both are held alike.
+        """
+        measure = next(self._texts(), None)
+        if measure is None or loaded_in(before) is None or loaded_in(after) is not None:
+            return
+        self._job.log(f"steps[{number}]: measuring kl of the merged model from the one that was trained")
+        data = self._recipe.data.get(measure.data, measure.data) if measure.data else None
+        items = read_items(measure, data, self._root, self._own_tokenizer())
+        with self._live(before) as held, self._live(after) as merged:
+            live = _LiveModel(merged.model, lambda: nullcontext(held.model))
+            raw = self._measured(live, items, measure)
+        result = EvaluationResult(
+            step=number, name="merged", metric="kl", data=measure.data, examples=len(raw.values),
+            figures=figures_of(measure, raw, None), base={},
+        )  # fmt: skip
+        self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
+        yield result
+
+    def _texts(self) -> Iterator[Measure]:
+        """Yield divergences on every running text that the recipe evaluates on."""
+        for step in self._recipe.steps:
+            if isinstance(step.operation, ReadOnlyStep):
+                for measure in step.operation.measures().values():
+                    if measure.kind in ("text", "divergence") and measure.data is not None:
+                        yield msgspec.structs.replace(measure, kind="divergence")
 
     def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
         raw = self._raw(self._base, measure)
@@ -181,7 +212,7 @@ class Evaluator:
         plan = compile_plan(draft)
         if plan.pending:
             raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
-        model = resident_model(draft.structure, self._dtype, self._device).model
+        model = resident_model(draft.structure, self._dtype, self._device, held_in=loaded_in(draft)).model
         with edited_model(model, unfrozen(draft)) as edited:
             if not plan.adapters:
                 yield _LiveModel(edited.model, edited.as_base)

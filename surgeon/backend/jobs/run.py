@@ -63,7 +63,7 @@ def _carried_out(
 ) -> RunResult:
     """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
-    draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
+    draft, recipe = replay(recipe, base, request, job, *_evaluation_of(recipe, base, results, job))
     files.add(*draft.checkpoints)
     plan = compile_plan(draft)
     proof = None
@@ -124,10 +124,13 @@ def _require_fit(checkpoint: Checkpoint, hint: str) -> None:
 
 def _evaluation_of(
     recipe: Recipe, base: Draft, results: list[EvaluationResult], job: JobContext
-) -> Callable[[Draft, ReadOnlyStep, int], None] | None:
-    """Return what carries out evaluations and gates and keeps their results; None where no step asks for it."""
+) -> tuple[Callable[[Draft, ReadOnlyStep, int], None] | None, Callable[[Draft, Draft, int], None] | None]:
+    """Return what carries out evaluations and gates, and what compares a merged model with the one that was trained.
+
+    Both keep their results; None where no step asks for any.
+    """
     if not any(isinstance(step.operation, ReadOnlyStep) for step in recipe.steps):
-        return None
+        return None, None
     from surgeon.backend.evaluation.evaluator import Evaluator
 
     evaluator = Evaluator(recipe, base, job)
@@ -135,7 +138,10 @@ def _evaluation_of(
     def evaluate(draft: Draft, step: ReadOnlyStep, number: int) -> None:
         results.extend(evaluator.evaluate(draft, step, number))
 
-    return evaluate
+    def compare(before: Draft, after: Draft, number: int) -> None:
+        results.extend(evaluator.compare(before, after, number))
+
+    return evaluate, compare
 
 
 @dataclass(frozen=True)

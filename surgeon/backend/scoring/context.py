@@ -22,6 +22,7 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, is_streamed, room_for_states
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.backend.trained_adapters import Updates, trained_adapters_on
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
@@ -30,6 +31,7 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import measured_draft, unfrozen
 from surgeon.core.resources.estimates import batch_tokens
 from surgeon.core.scoring.score import Average, Provenance
+from surgeon.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted,
+        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted, load_in=loaded_in(draft) or "",
     )  # fmt: skip
 
 
@@ -162,11 +164,18 @@ def scoring_context(
     checkpoint = draft.structure.checkpoint
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
+    held_in = loaded_in(draft)
+    if held_in is not None and settings.stream:
+        raise UsageError(
+            f"layers that stay on disk are not held in {held_in}", where="--stream", allowed="--no-stream",
+            hint="leave base.load_in out to stream",
+        )  # fmt: skip
+    fits = held_in is not None or fits_in_memory(checkpoint, dtype, device)
+    stream = settings.stream if settings.stream is not None else not fits
     how = "layer by layer from disk" if stream else "whole"
     job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
-        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        model = resident_model(draft.structure, dtype, device, stream=stream, held_in=held_in).model
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))

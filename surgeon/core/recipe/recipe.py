@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -31,11 +31,13 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
 
     trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    load_in: what its matrices are held in while it is loaded, by bitsandbytes; none: in their own dtype.
     """
 
     model: str
     fingerprint: str | None = None
     trust_remote_code: bool = False
+    load_in: Literal["nf4", "int8"] | None = None
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.
