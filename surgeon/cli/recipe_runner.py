@@ -15,7 +15,8 @@ from surgeon.cli.formatting import bytes_text, change_text, count_text, print_js
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import proof_table, refuse_failed
 from surgeon.core.checkpoint.base_path import model_name
-from surgeon.core.jobs import RunJob, RunResult
+from surgeon.core.job_results import RunResult
+from surgeon.core.jobs import RunJob
 from surgeon.core.recipe.read_only_step import is_read_only
 from surgeon.core.recipe.recipe import RESOLVED_KEYS, Recipe, recipe_to_builtins
 from surgeon.errors import ExportError, UsageError

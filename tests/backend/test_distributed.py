@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from surgeon.client import WorkerClient
 from surgeon.core.events import Event, Progress
-from surgeon.core.jobs import LearnResult, ScoreResult
+from surgeon.core.job_results import LearnResult, ScoreResult
 from surgeon.errors import Cancelled, LearningError
 from tests.backend.training_recipes import LINES, as_dtype, learn_args, pupil, training
 from tests.jobs import job_of, keep_silent, never, perform

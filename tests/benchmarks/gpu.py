@@ -36,7 +36,8 @@ from surgeon.backend.scoring.context import Settings, provenance_of
 from surgeon.backend.scoring.model_scores import sweep_pass
 from surgeon.client import run_job
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import CalibrateJob, CalibrateResult
+from surgeon.core.job_results import CalibrateResult
+from surgeon.core.jobs import CalibrateJob
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.resources.estimates import Estimator
 from surgeon.core.resources.machine import Machine

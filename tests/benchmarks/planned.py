@@ -23,7 +23,8 @@ import msgspec
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.client import run_job
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import CalibrateJob, CalibrateResult
+from surgeon.core.job_results import CalibrateResult
+from surgeon.core.jobs import CalibrateJob
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.resources.estimates import Estimator
 from surgeon.core.resources.machine import Machine

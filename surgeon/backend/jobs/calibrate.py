@@ -15,7 +15,8 @@ from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.model.matrices import StoredMatrix
 from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import CalibrateJob, CalibrateResult
+from surgeon.core.job_results import CalibrateResult
+from surgeon.core.jobs import CalibrateJob
 from surgeon.core.resources.machine import Machine, keep_machine
 
 _WIDTH, _TOKENS, _DECOMPOSED = 2048, 512, 512

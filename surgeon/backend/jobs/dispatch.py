@@ -9,10 +9,10 @@ from pathlib import Path
 
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.core.job_context import Emit, IsCancelled, JobContext
+from surgeon.core.job_results import AnyResult
 from surgeon.core.jobs import (
     AblateJob,
     AnyJob,
-    AnyResult,
     CalibrateJob,
     CheckJob,
     DataJob,

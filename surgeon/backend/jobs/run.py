@@ -20,7 +20,8 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import Proof, RunJob, RunResult
+from surgeon.core.job_results import Proof, RunResult
+from surgeon.core.jobs import RunJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths

@@ -17,7 +17,8 @@ from surgeon.cli.options import dtype as dtype_option
 from surgeon.cli.options import worker as worker_option
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.scoring_options import base_recipe
-from surgeon.core.jobs import CalibrateJob, CalibrateResult
+from surgeon.core.job_results import CalibrateResult
+from surgeon.core.jobs import CalibrateJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.learning_step import LearningStep

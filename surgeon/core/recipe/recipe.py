@@ -23,15 +23,13 @@ from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 VERSION = 1
-RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
-"""The keys of a step that say what it came to, beside its operation."""
+RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})  # of a step, beside its operation: what it came to
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
 
-    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
-    load_in: what its matrices are held in while it is loaded, by bitsandbytes; none: in their own dtype.
+    trust_remote_code: whether the model's own code may be run.   load_in: what bitsandbytes holds its matrices in, if so.
     """
 
     model: str
