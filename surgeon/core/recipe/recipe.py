@@ -29,7 +29,7 @@ RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})  # of a step, beside its
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
 
-    trust_remote_code: whether the model's own code may be run.   load_in: what bitsandbytes holds its matrices in, if so.
+    trust_remote_code: whether the model's own code may run.   load_in: what bitsandbytes holds its matrices in, if so.
     """
 
     model: str
