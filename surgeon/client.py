@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.core.events import AnyEvent, Event, Hello, JobFailed, JobResult, LogMessage, read_event
-from surgeon.core.jobs import PROTOCOL, AnyJob, AnyResult, CancelJob, JobRequest, encode
+from surgeon.core.job_results import AnyResult
+from surgeon.core.jobs import PROTOCOL, AnyJob, CancelJob, JobRequest, encode
 from surgeon.errors import Cancelled, SurgeonError, WorkerError, error_from_dict
 
 OnEvent = Callable[[Event], None]

@@ -11,7 +11,8 @@ import msgspec
 from surgeon.backend.jobs import dispatch
 from surgeon.core.events import AnyEvent, Evaluated, Event
 from surgeon.core.job_context import IsCancelled, JobContext
-from surgeon.core.jobs import AnyJob, AnyResult
+from surgeon.core.job_results import AnyResult
+from surgeon.core.jobs import AnyJob
 
 PlainEmit = Callable[[str, dict[str, Any]], None]
 

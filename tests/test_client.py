@@ -16,7 +16,8 @@ import pytest
 
 from surgeon.client import WorkerClient, local_command, run_job
 from surgeon.core.events import Acknowledged, Event, JobFailed, LogMessage, Progress
-from surgeon.core.jobs import PROTOCOL, AnyResult, ScoreJob, ScoreResult
+from surgeon.core.job_results import AnyResult, ScoreResult
+from surgeon.core.jobs import PROTOCOL, ScoreJob
 from surgeon.errors import Cancelled, RecipeError, WorkerError
 from tests.faults import blocked
 

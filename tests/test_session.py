@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgeon.core.jobs import ScoreResult
+from surgeon.core.job_results import ScoreResult
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import load_recipe, step_to_builtins

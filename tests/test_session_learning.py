@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from surgeon.core.jobs import AnyJob, LearnResult
+from surgeon.core.job_results import LearnResult
+from surgeon.core.jobs import AnyJob
 from surgeon.core.recipe.recipe import load_recipe, recipe_to_builtins
 from surgeon.errors import RecipeError
 from surgeon.session import Session

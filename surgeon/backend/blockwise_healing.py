@@ -25,7 +25,7 @@ from surgeon.backend.model.layer_building import LayerShells, build_layer, live_
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import Arguments, LayerRunner
 from surgeon.backend.model.loading import forget_donor, resident_model
-from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, room_for_states, weights_of
+from surgeon.backend.model.streaming import fits_in_memory, room_for_states, weights_of
 from surgeon.backend.model.tensors import DTYPES
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.core.plan.layer_moves import Block, blocks_of
@@ -52,8 +52,6 @@ def heal_blocks(request: TrainingRequest, state: Path) -> TrainingResult:
     data, _ = request.split(objective)
     stream = not fits_in_memory(draft.structure.checkpoint, torch.float32, device)
     with ExitStack() as stack:
-        if stream:
-            stack.enter_context(freed_memory_returned())
         model = resident_model(draft.structure, torch.float32, device, stream=stream).model
         model.requires_grad_(requires_grad=False)
         states = stack.enter_context(HiddenStates(room_for_states(device, streamed=stream)))

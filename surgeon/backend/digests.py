@@ -25,10 +25,14 @@ _PAPERS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "README", "USE_POLICY")
 def content_digest(checkpoint: Checkpoint) -> str:
     """Return a digest of every byte of the config and the shards, remembered by each shard's size and time.
 
+    Of what the recipe has the weights held in, too: it changes whatever is computed with them.
+
     Raises:
         CheckpointError: a shard cannot be read any more.
     """
     whole = hashlib.sha256(msgspec.json.encode(dict(checkpoint.config)))
+    if checkpoint.load_in is not None:
+        whole.update(checkpoint.load_in.encode())
     for shard in sorted({tensor.shard for tensor in checkpoint.tensors.values()}):
         try:
             status = shard.stat()

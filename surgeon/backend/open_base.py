@@ -19,7 +19,7 @@ def open_base(recipe: Recipe, where: str, root: Path, job: JobContext | None = N
         CheckpointError, ArchitectureError: as reading it does. RecipeError: it is another model.
     """
     place, trusted = locate_base(recipe.base.model, root), recipe.base.trust_remote_code
-    checkpoint = open_checkpoint(place, trust_remote_code=trusted)
+    checkpoint = open_checkpoint(place, trust_remote_code=trusted, load_in=recipe.base.load_in)
     recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), where)
     structure = read_structure(checkpoint)
     if job is not None:

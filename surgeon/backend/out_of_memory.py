@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from surgeon.backend.distributed import world_size
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.errors import LearningError
 
@@ -14,7 +17,7 @@ _SHORTEST = 64
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, on whatever device, says that memory has run out."""
-    return isinstance(error, MemoryError) or (
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
     )
 
@@ -37,7 +40,8 @@ def _ways(step: LearningStep, adapted: bool) -> Iterator[str]:
     """Yield what takes less memory, the cheapest first."""
     if not step.gradient_checkpointing:
         yield "gradient_checkpointing: true"
-    if step.gradient_accumulation_steps < step.batch_size:
+    # One process has come down to one example at once by itself.
+    if world_size() > 1 and step.gradient_accumulation_steps < step.batch_size:
         more = min(step.batch_size, 2 * step.gradient_accumulation_steps)
         yield f"gradient_accumulation_steps: {more} instead of {step.gradient_accumulation_steps}"
     else:

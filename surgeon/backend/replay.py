@@ -32,14 +32,16 @@ def replay(
     request: RecipeJob,
     job: JobContext,
     evaluate: Callable[[Draft, ReadOnlyStep, int], None] | None = None,
+    compare: Callable[[Draft, Draft, int], None] | None = None,
     searched: Callable[[SearchResult], None] = lambda result: None,
 ) -> tuple[Draft, Recipe]:
     """Apply a recipe's steps to its base, measuring what they ask for; return the draft and the resolved recipe.
 
     `request` says how selections by a score are measured.
 
-    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over. `searched` is told
-    what a search step has tried.
+    `evaluate` carries out the steps that leave the draft as it is; without it they are passed over. `compare` is given
+    the drafts before and after a step that makes weights in full precision of quantised ones. `searched` is told what a
+    search step has tried.
     """
     draft = base
     steps: list[Step] = []
@@ -69,7 +71,9 @@ def replay(
                 job.log(f"steps[{number}].{step.operation.name}: {done.resolved}")
             for text in margins(draft, done):
                 job.log(f"steps[{number}].{step.operation.name}: {text}")
-        draft = apply_step(draft, done, number)
+        before, draft = draft, apply_step(draft, done, number)
+        if compare is not None and base.structure.checkpoint.load_in and isinstance(step.operation, ResultStep):
+            compare(before, draft, number)
         steps.append(resolution.signed(done, steps, measured=was_open))
     known = msgspec.structs.replace(recipe.base, fingerprint=fingerprint)
     return draft, msgspec.structs.replace(recipe, base=known, steps=tuple(steps))

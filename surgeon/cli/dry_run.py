@@ -125,7 +125,7 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
     """
     root = root or (where.absolute().parent if where is not None else Path.cwd())
     place, trusted = locate_base(recipe.base.model, root), recipe.base.trust_remote_code
-    checkpoint = open_checkpoint(place, trust_remote_code=trusted)
+    checkpoint = open_checkpoint(place, trust_remote_code=trusted, load_in=recipe.base.load_in)
     # Only where something is compared with it: that of hundreds of gigabytes takes seconds.
     compared = recipe.base.fingerprint or any(step.resolved_for for step in recipe.steps)
     fingerprint = checkpoint.fingerprint if compared else ""

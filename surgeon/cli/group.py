@@ -22,6 +22,7 @@ COMMANDS = {
     "data": "Show how a file of data is read, and what would be trained on.",
     "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
+    "plan": "Tell beforehand what work takes in memory, bytes and time.",
     "run": "Carry out a recipe.",
     "import-config": "Turn a config file of mergekit, axolotl, LLaMA-Factory or PEFT into a recipe.",
     "export-config": "Write a recipe down for mergekit, axolotl, LLaMA-Factory or PEFT.",

@@ -17,7 +17,7 @@ from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.adapters.opened_model import recipe_on
 from surgeon.core.checkpoint.atomic_files import write_text
-from surgeon.core.jobs import RunResult
+from surgeon.core.job_results import RunResult
 from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice

@@ -15,7 +15,8 @@ from surgeon.cli.formatting import bytes_text, change_text, count_text, print_js
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import proof_table, refuse_failed
 from surgeon.core.checkpoint.base_path import model_name
-from surgeon.core.jobs import RunJob, RunResult
+from surgeon.core.job_results import RunResult
+from surgeon.core.jobs import RunJob
 from surgeon.core.recipe.read_only_step import is_read_only
 from surgeon.core.recipe.recipe import RESOLVED_KEYS, Recipe, recipe_to_builtins
 from surgeon.core.selection.spans import spans
@@ -145,7 +146,7 @@ def show_dry_run(folded: Folded, as_json: bool) -> None:
 def _learn_text(number: int, learn: Mapping[str, int]) -> str:
     return (
         f"steps[{number}] has to be learned, unless its result is kept already: it trains "
-        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory and more"
+        f"{count_text(learn['parameters'])} numbers and takes {bytes_text(learn['bytes'])} of memory"
     )
 
 

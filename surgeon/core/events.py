@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from surgeon.core.jobs import AnyResult, Plain
+from surgeon.core.job_results import AnyResult, Plain
 from surgeon.errors import WorkerError
 
 

@@ -31,8 +31,9 @@ class Distillation(Objective, frozen=True, kw_only=True):
         from torch.nn.functional import kl_div, log_softmax
 
         labelled_BT = seen.labels_BT >= 0
-        model_NV = log_softmax(seen.logits_BTV[labelled_BT].float() / self.temperature, -1)
+        # The teacher first: what its pass takes is free again before the model keeps anything for its backward pass.
         teacher_NV = log_softmax(seen.teacher_BTV[labelled_BT].float() / self.temperature, -1)
+        model_NV = log_softmax(seen.logits_BTV[labelled_BT].float() / self.temperature, -1)
         return kl_div(model_NV, teacher_NV, reduction="batchmean", log_target=True) * self.temperature**2
 
     def figures(self, seen: ObjectiveInputs) -> dict[str, float]:

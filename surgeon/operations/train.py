@@ -70,6 +70,12 @@ class Train(LearningStep, frozen=True, kw_only=True):
         }  # fmt: skip
         for name in (name for name, said in refused.items() if said):
             raise RecipeError("does not go with blockwise", where=name, hint="leave it out; evaluate before and after")
+        held_in = draft.structure.checkpoint.load_in
+        if held_in is not None:
+            raise RecipeError(
+                f"weights that are held in {held_in} cannot be trained", where="base.load_in",
+                allowed="masked_lora and another objective", hint="or leave load_in out",
+            )  # fmt: skip
         if draft.adapted or draft.mask is not None:
             what = "adapters are attached" if draft.adapted else "there is a weight mask"
             raise RecipeError(

@@ -16,16 +16,8 @@ from surgeon.core.adapters.opened_model import opened_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import adapter_beside, locate_model
-from surgeon.core.jobs import (
-    EvaluateJob,
-    EvaluateResult,
-    LearnJob,
-    LearnResult,
-    RunJob,
-    RunResult,
-    ScoreJob,
-    ScoreResult,
-)
+from surgeon.core.job_results import EvaluateResult, LearnResult, RunResult, ScoreResult
+from surgeon.core.jobs import EvaluateJob, LearnJob, RunJob, ScoreJob
 from surgeon.core.journal import Journal, Recovery, journal_path, kept_steps, note_recipe, recipe_digest
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.preview import Preview
@@ -57,7 +49,8 @@ class Session(EditedRecipe):
             CheckpointError, ArchitectureError, RecipeError: as reading them does.
         """
         named, recipe = opened_recipe(model, recipe_path, trust=trust_remote_code)
-        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=recipe.base.trust_remote_code)
+        own = recipe.base
+        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=own.trust_remote_code, load_in=own.load_in)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,

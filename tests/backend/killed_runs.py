@@ -59,8 +59,8 @@ def _learn(args: dict[str, Any], moment: str) -> None:
     steps = _counted_steps(moment)
     if moment == "state half written":
         resume_state.torch.save = _at(2, torch.save, _half_then_die)  # type: ignore[attr-defined]
-    if moment == "state not renamed":  # the first rename notes the digest of the base
-        Path.replace = _at(3, Path.replace, lambda *_: die())  # type: ignore[method-assign]
+    if moment == "state not renamed":  # the first two renames note the digest of the base, and that it fits
+        Path.replace = _at(4, Path.replace, lambda *_: die())  # type: ignore[method-assign]
     if moment == "last look":
         trainer._Trainer._evaluate = _at(4, trainer._Trainer._evaluate, lambda *_: die())  # type: ignore[method-assign]
     if moment == "result half written":

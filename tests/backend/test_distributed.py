@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from surgeon.client import WorkerClient
 from surgeon.core.events import Event, Progress
-from surgeon.core.jobs import LearnResult, ScoreResult
+from surgeon.core.job_results import LearnResult, ScoreResult
 from surgeon.errors import Cancelled, LearningError
-from tests.backend.training_recipes import LINES, learn_args, pupil, training
+from tests.backend.training_recipes import LINES, as_dtype, learn_args, pupil, training
 from tests.jobs import job_of, keep_silent, never, perform
 
 pytestmark = pytest.mark.slow
@@ -82,6 +82,21 @@ async def test_two_processes_learn_what_one_does(tmp_path: Path, client: WorkerC
         assert found.keys() == wanted.keys()
         for tensor in wanted:
             torch.testing.assert_close(found[tensor], wanted[tensor], atol=1e-4, rtol=1e-3, msg=f"{name}: {tensor}")
+    await client.close()
+
+
+async def test_two_processes_learn_on_a_bf16_base_what_one_does(tmp_path: Path, client: WorkerClient) -> None:
+    """Frozen weights are held as they are stored in each, and are not sent."""
+    model = pupil(tmp_path)
+    as_dtype(model, torch.bfloat16)
+    args = learn_args(model, {"masked_lora": {"layers": "all", "rank": 2}}, training(), device="cpu")
+    result = await client.run(job_of("learn", args))
+    assert isinstance(result, LearnResult)
+    ((address, report),) = result.reports.items()
+    os.environ["SURGEON_CACHE"], two = str(tmp_path / "one"), os.environ["SURGEON_CACHE"]
+    alone = perform("learn", args, keep_silent, never)
+    os.environ["SURGEON_CACHE"] = two
+    assert report["losses"] == pytest.approx(alone["reports"][address]["losses"], abs=1e-4)
     await client.close()
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.backend.tiny_models import save_tiny, write_tokenizer
 
@@ -35,3 +39,10 @@ def learn_args(model: Path, *steps: Step, **more: Any) -> dict[str, Any]:
 def recipe(model: Path, steps: Sequence[Step]) -> dict[str, Any]:
     """Return a recipe as plain data."""
     return {"version": 1, "base": {"model": str(model)}, "steps": list(steps)}
+
+
+def as_dtype(model: Path, dtype: torch.dtype) -> None:
+    """Rewrite a checkpoint in another dtype."""
+    path, config = model / "model.safetensors", json.loads((model / "config.json").read_text())
+    save_file({name: one.to(dtype) for name, one in load_file(path).items()}, path, metadata={"format": "pt"})
+    (model / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))

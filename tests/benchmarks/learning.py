@@ -105,7 +105,7 @@ def training_step(
         steps=step.steps, learning_rate=RATE, seed=0, device=device, state=Path("/nowhere/state.pt"),
         job=job_context(), mask=mask,
     )  # fmt: skip
-    accelerator = stack.enter_context(training_accelerator(run.step, run.device))
+    accelerator = stack.enter_context(training_accelerator(run.step, run.device, run.precision))
     return _Trainer(run, accelerator)._step
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from surgeon.backend.scoring import score_runner as scoring
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import ScoreResult
+from surgeon.core.job_results import ScoreResult
 from surgeon.core.recipe.recipe import load_recipe
 from surgeon.errors import RecipeError
 from surgeon.session import Session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,25 +19,24 @@ from surgeon.backend.evaluation.divergence import divergences
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.live_model import LiveModel, live_model
 from surgeon.backend.evaluation.model_outputs import greedy_answers, log_likelihoods
-from surgeon.backend.evaluation.speed import prompt_of, speed
+from surgeon.backend.evaluation.speed import prompt_of, require_own_speed, speed
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.model.losses import IGNORED
 from surgeon.backend.model.streaming import fits_in_memory
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.backend.scoring.score_cache import ScoreCache
 from surgeon.core.events import Evaluated
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
-from surgeon.core.recipe.evaluation_metrics import EvaluationResult, Measure, RawResults, figures_of
+from surgeon.core.recipe.evaluation_metrics import BY_LIKELIHOOD, EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.learning_step import draft_state
 from surgeon.core.recipe.read_only_step import Bound, ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
 from surgeon.errors import GateError, ScoreError
 
-_BY_LIKELIHOOD = ("text", "responses", "choices", "pairs", "divergence")
-"""What can be measured layer by layer; the rest has tokens written one after the other."""
 _VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
 
@@ -89,6 +88,36 @@ class Evaluator:
                 result = _judged(result, bound, name, untouched.get(name) if relative else None, where, looking)
             yield result
 
+    def compare(self, before: Draft, after: Draft, number: int) -> Iterator[EvaluationResult]:
+        """Yield how far the model after a step is from the one before it, which is held quantised as it was trained.
+
+        On the running text of the recipe's first evaluation that has any; where none has, nothing is measured. Nor is
+        it where both are held alike.
+        """
+        measure = next(self._texts(), None)
+        if measure is None or loaded_in(before) is None or loaded_in(after) is not None:
+            return
+        self._job.log(f"steps[{number}]: measuring kl of the merged model from the one that was trained")
+        data = self._recipe.data.get(measure.data, measure.data) if measure.data else None
+        items = read_items(measure, data, self._root, self._own_tokenizer())
+        with self._live(before, self._dtype) as held, self._live(after, self._dtype) as merged:
+            live = LiveModel(merged.model, lambda: nullcontext(held.model))
+            raw = self._measured(live, items, measure)
+        result = EvaluationResult(
+            step=number, name="merged", metric="kl", data=measure.data, examples=len(raw.values),
+            figures=figures_of(measure, raw, None), base={},
+        )  # fmt: skip
+        self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
+        yield result
+
+    def _texts(self) -> Iterator[Measure]:
+        """Yield divergences on every running text that the recipe evaluates on."""
+        for step in self._recipe.steps:
+            if isinstance(step.operation, ReadOnlyStep):
+                for measure in step.operation.measures().values():
+                    if measure.kind in ("text", "divergence") and measure.data is not None:
+                        yield msgspec.structs.replace(measure, kind="divergence")
+
     def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
         raw = self._raw(self._base, measure)
         return figures_of(measure, raw, raw)
@@ -109,11 +138,11 @@ class Evaluator:
         if measure.kind == "speed":
             return self._speed(draft, items, measure)
         asked = (measure.kind, items.digest, answering)
-        stream = self._streams and measure.kind in _BY_LIKELIHOOD and not compile_plan(draft).adapters
+        stream = self._streams and measure.kind in BY_LIKELIHOOD and not compile_plan(draft).adapters
         if self._stream and not stream:
             raise ScoreError(
                 f"{measure.kind} cannot be measured layer by layer from disk", where="stream",
-                allowed=f"without adapters: {', '.join(_BY_LIKELIHOOD)}", hint="measure it where all fits in memory",
+                allowed=f"without adapters: {', '.join(BY_LIKELIHOOD)}", hint="measure it where all fits in memory",
             )  # fmt: skip
         return self._cached(draft, asked, lambda live: self._measured(live, items, measure), stream=stream)
 
@@ -123,18 +152,14 @@ class Evaluator:
         checkpoint = self._base.structure.checkpoint
         if self._stream is not None:
             return self._stream
-        return not fits_in_memory(checkpoint, self._dtype, self._device)
+        return checkpoint.load_in is None and not fits_in_memory(checkpoint, self._dtype, self._device)
 
     def _speed(self, draft: Draft, items: Items, measure: Measure) -> RawResults:
         """Measure speed, in the dtype in which the model would be used here; kept for this run alone."""
         name = msgspec.json.encode((weights_state(draft), measure))
         if name not in self._speeds:
             dtype = choose_dtype(self._job.dtype, self._device)
-            if self._stream or not fits_in_memory(self._base.structure.checkpoint, dtype, self._device):
-                raise ScoreError(
-                    "does not fit in memory: its speed would be that of the disk", where="metric: speed",
-                    hint="measure it on a larger machine, or in a smaller --dtype",
-                )  # fmt: skip
+            require_own_speed(self._base, dtype, self._device, "metric: speed", stream=bool(self._stream))
             prompt = prompt_of(items, measure.max_length)
             asked = [Tokens(prompt, [IGNORED] * len(prompt))]
             with self._live(draft, dtype) as live:

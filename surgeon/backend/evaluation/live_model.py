@@ -15,7 +15,8 @@ from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import edited_model
 from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.loading import resident_model
-from surgeon.backend.model.streaming import freed_memory_returned, room_for_states
+from surgeon.backend.model.streaming import room_for_states
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
@@ -45,9 +46,7 @@ def live_model(
     if plan.pending:
         raise RecipeError("a learning step before this has not been carried out", hint="run the recipe")
     with ExitStack() as stack:
-        if stream:
-            stack.enter_context(freed_memory_returned())
-        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        model = resident_model(draft.structure, dtype, device, stream=stream, held_in=loaded_in(draft)).model
         edited = stack.enter_context(edited_model(model, unfrozen(draft)))
         if stream:
             layers = layer_list(edited.model, draft.structure.stack(), count=len(draft.layers()))

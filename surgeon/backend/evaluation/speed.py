@@ -25,9 +25,33 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from surgeon.backend.evaluation.divergence import AsBase
 from surgeon.backend.evaluation.items import Items
+from surgeon.backend.model.streaming import fits_in_memory
+from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.evaluation_metrics import RawResults
+from surgeon.errors import ScoreError
 
 Tell = Callable[[int], None]
+
+
+def require_own_speed(
+    base: Draft, dtype: torch.dtype | None, device: torch.device, where: str, *, stream: bool = False
+) -> None:
+    """Refuse a model that is not in memory here as it would be where it is used.
+
+    Raises:
+        ScoreError: its layers lie on disk, or it is held quantised for training.
+    """
+    checkpoint = base.structure.checkpoint
+    if checkpoint.load_in is not None:
+        raise ScoreError(
+            f"the base is held in {checkpoint.load_in}, and an export is not: its speed would be another", where=where,
+            hint="leave base.load_in out for it",
+        )  # fmt: skip
+    if stream or not fits_in_memory(checkpoint, dtype, device):
+        raise ScoreError(
+            "does not fit in memory: its speed would be that of the disk", where=where,
+            hint="measure it on a larger machine, or in a smaller --dtype; or give a budget of bytes or memory",
+        )  # fmt: skip
 
 
 def prompt_of(items: Items, length: int) -> list[int]:

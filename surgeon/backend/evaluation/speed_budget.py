@@ -8,11 +8,10 @@ from surgeon.backend.data.tokens import Tokens
 from surgeon.backend.device import choose_device, choose_dtype
 from surgeon.backend.evaluation.items import read_items
 from surgeon.backend.evaluation.live_model import live_model
-from surgeon.backend.evaluation.speed import prompt_of, speed
+from surgeon.backend.evaluation.speed import prompt_of, require_own_speed, speed
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.model.losses import IGNORED
-from surgeon.backend.model.streaming import fits_in_memory
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.evaluation_metrics import Measure, RawResults
@@ -20,7 +19,6 @@ from surgeon.core.scoring.score import Average, Score, average
 from surgeon.core.selection.budget import parse_budget
 from surgeon.core.selection.budget_layers import fewest, removal_order, without
 from surgeon.core.selection.selection import Ranked
-from surgeon.errors import ScoreError
 
 _MEASURE = Measure(kind="speed", max_length=32, max_new_tokens=24, rounds=5)
 
@@ -63,11 +61,7 @@ class _Rates:
         checkpoint = draft.structure.checkpoint
         self._device = choose_device(job.device)
         self._dtype = choose_dtype(job.dtype, self._device)
-        if not fits_in_memory(checkpoint, self._dtype, self._device):
-            raise ScoreError(
-                "does not fit in memory: its speed would be that of the disk", where="tokens_per_second",
-                hint="give a budget of parameters, bytes or memory",
-            )  # fmt: skip
+        require_own_speed(draft, self._dtype, self._device, "tokens_per_second")
         items = read_items(_MEASURE, None, job.root, load_tokenizer(checkpoint.path))
         self._prompt = prompt_of(items, _MEASURE.max_length)
         self._known: dict[frozenset[int], RawResults] = {}

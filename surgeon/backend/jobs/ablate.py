@@ -10,7 +10,8 @@ from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.context import settings_of
 from surgeon.backend.scoring.singular_value_ablation import ablate
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import AblateJob, AblateResult
+from surgeon.core.job_results import AblateResult
+from surgeon.core.jobs import AblateJob
 
 
 def ablate_job(request: AblateJob, job: JobContext) -> AblateResult:

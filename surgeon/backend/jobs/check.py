@@ -8,7 +8,8 @@ from surgeon.backend.model.fit import fit_of
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import CheckJob, CheckResult
+from surgeon.core.job_results import CheckResult
+from surgeon.core.jobs import CheckJob
 
 
 def check_job(request: CheckJob, job: JobContext) -> CheckResult:

@@ -17,7 +17,8 @@ from surgeon.backend.data.rows import rows_of, unread_keys
 from surgeon.backend.data.sources import Source, open_source
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import DataJob, DataResult, ShownRow, TrainedTokens
+from surgeon.core.job_results import DataResult, ShownRow, TrainedTokens
+from surgeon.core.jobs import DataJob
 from surgeon.core.recipe.objective import Objective, objectives
 from surgeon.errors import UsageError
 

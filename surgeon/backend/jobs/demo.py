@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import DemoJob, DemoResult
+from surgeon.core.job_results import DemoResult
+from surgeon.core.jobs import DemoJob
 from surgeon.demo.fetching import fetch_demo
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.core.job_context import Emit, IsCancelled, JobContext
+from surgeon.core.job_results import AnyResult
 from surgeon.core.jobs import (
     AblateJob,
     AnyJob,
-    AnyResult,
+    CalibrateJob,
     CheckJob,
     DataJob,
     DemoJob,
@@ -69,5 +70,6 @@ _MODULES: Mapping[type[Job], str] = {
     CheckJob: "check",
     DemoJob: "demo",
     DataJob: "data",
+    CalibrateJob: "calibrate",
 }
 """The file of each job in this package; it holds a function of its name, such as `run_job`."""

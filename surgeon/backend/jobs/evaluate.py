@@ -8,7 +8,8 @@ from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import EvaluateJob, EvaluateResult
+from surgeon.core.job_results import EvaluateResult
+from surgeon.core.jobs import EvaluateJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, evaluations_to_builtins
 from surgeon.core.recipe.read_only_step import ReadOnlyStep

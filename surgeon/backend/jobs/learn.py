@@ -6,7 +6,8 @@ from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import LearnJob, LearnResult
+from surgeon.core.job_results import LearnResult
+from surgeon.core.jobs import LearnJob
 from surgeon.core.plan.learned_results import result_report
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.recipe import recipe_from_builtins, recipe_to_builtins

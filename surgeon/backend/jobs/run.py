@@ -20,7 +20,8 @@ from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import Proof, RunJob, RunResult
+from surgeon.core.job_results import Proof, RunResult
+from surgeon.core.jobs import RunJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.data_paths import file_digests, rebase_data_paths
@@ -65,8 +66,8 @@ def _carried_out(
     """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
     searches: list[SearchResult] = []
-    evaluate = _evaluation_of(recipe, base, results, request, job)
-    draft, recipe = replay(recipe, base, request, job, evaluate, searches.append)
+    evaluate, compare = _evaluation_of(recipe, base, results, request, job)
+    draft, recipe = replay(recipe, base, request, job, evaluate, compare, searches.append)
     files.add(*draft.checkpoints)
     plan = compile_plan(draft)
     proof = None
@@ -128,10 +129,13 @@ def _require_fit(checkpoint: Checkpoint, hint: str) -> None:
 
 def _evaluation_of(
     recipe: Recipe, base: Draft, results: list[EvaluationResult], request: RunJob, job: JobContext
-) -> Callable[[Draft, ReadOnlyStep, int], None] | None:
-    """Return what carries out evaluations and gates and keeps their results; None where no step asks for it."""
+) -> tuple[Callable[[Draft, ReadOnlyStep, int], None] | None, Callable[[Draft, Draft, int], None] | None]:
+    """Return what carries out evaluations and gates, and what compares a merged model with the one that was trained.
+
+    Both keep their results; None where no step asks for any.
+    """
     if not any(isinstance(step.operation, ReadOnlyStep) for step in recipe.steps):
-        return None
+        return None, None
     from surgeon.backend.evaluation.evaluator import Evaluator
 
     evaluator = Evaluator(recipe, base, job, stream=request.stream)
@@ -139,7 +143,10 @@ def _evaluation_of(
     def evaluate(draft: Draft, step: ReadOnlyStep, number: int) -> None:
         results.extend(evaluator.evaluate(draft, step, number))
 
-    return evaluate
+    def compare(before: Draft, after: Draft, number: int) -> None:
+        results.extend(evaluator.compare(before, after, number))
+
+    return evaluate, compare
 
 
 @dataclass(frozen=True)

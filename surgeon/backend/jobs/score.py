@@ -10,7 +10,8 @@ from surgeon.backend.replay import replayed_draft
 from surgeon.backend.scoring.context import settings_of
 from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import ScoreJob, ScoreResult
+from surgeon.core.job_results import ScoreResult
+from surgeon.core.jobs import ScoreJob
 
 
 def score_job(request: ScoreJob, job: JobContext) -> ScoreResult:

@@ -10,7 +10,8 @@ from surgeon.backend.open_base import open_base
 from surgeon.core.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
-from surgeon.core.jobs import Proof, VerifyJob, VerifyResult
+from surgeon.core.job_results import Proof, VerifyResult
+from surgeon.core.jobs import VerifyJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.apply_steps import fold, unfrozen

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from surgeon.backend.model.fit import code_refused, explained, model_class, own_config, require_fit
 from surgeon.backend.model.quantised_models import cast_dequantised, known_quantisation
 from surgeon.backend.model.streaming import offload_map, unmapped_reading
+from surgeon.backend.quantised_loading import bitsandbytes_config, keep_packing
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.fit import Fit, judgement
 from surgeon.core.structure.structure import Structure
@@ -41,7 +42,7 @@ _resident: tuple[tuple[object, ...], Loaded] | None = None
 
 def load_model(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, device_map: dict[str, str] | None = None,
-    *, whole: bool = True,
+    *, whole: bool = True, held_in: BitsAndBytesConfig | None = None,
 ) -> Loaded:  # fmt: skip
     """Load a checkpoint in evaluation mode; `dtype` None keeps its own. A `device_map` may leave modules on disk.
 
@@ -55,7 +56,9 @@ def load_model(
     quantisation = known_quantisation(checkpoint, device)
     if whole:
         require_fit(checkpoint)
-    offload = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+    offload: dict[str, Any] = {"device_map": device_map, "offload_folder": offload_directory()} if device_map else {}
+    if held_in is not None:  # quantised where it goes to: moving it afterwards is not possible
+        offload = {"device_map": {"": str(device)}, "quantization_config": held_in}
     with explained(checkpoint), unmapped_reading() if device_map else nullcontext():
         model, report = model_class(checkpoint).from_pretrained(
             checkpoint.path, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
@@ -66,12 +69,19 @@ def load_model(
         fit.require(checkpoint)
     if quantisation is not None:
         cast_dequantised(model, dtype)
-    placed = model if device_map else model.to(device)
+    if held_in is not None:
+        keep_packing(model)
+    placed = model if device_map or held_in is not None else model.to(device)
     return Loaded(placed.eval(), fit)
 
 
 def resident_model(
-    structure: Structure, dtype: torch.dtype | None, device: torch.device, *, stream: bool = False
+    structure: Structure,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    stream: bool = False,
+    held_in: str | None = None,
 ) -> Loaded:
     """Return the loaded base of a checkpoint, kept from the last job if it is the same.
 
@@ -80,11 +90,12 @@ def resident_model(
     global _resident  # noqa: PLW0603 - one model at a time is what a worker is for
     checkpoint = structure.checkpoint
     made_of = (checkpoint.path.resolve(), checkpoint.fingerprint, checkpoint.trust_remote_code, _written(checkpoint))
-    key = (*made_of, dtype, device, stream)
+    key = (*made_of, dtype, device, stream, held_in)
     if _resident is None or _resident[0] != key:
         _resident = None
         device_map = offload_map(meta_model(checkpoint), structure, device) if stream else None
-        _resident = (key, load_model(checkpoint, dtype, device, device_map))
+        quantised = bitsandbytes_config(held_in, checkpoint, dtype) if held_in is not None else None
+        _resident = (key, load_model(checkpoint, dtype, device, device_map, held_in=quantised))
     return _resident[1]
 
 

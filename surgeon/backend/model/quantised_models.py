@@ -17,6 +17,7 @@ from surgeon.core.structure.quantisation import Quantisation, read_quantisation
 from surgeon.core.structure.structure import Structure
 from surgeon.errors import ArchitectureError
 
+_MATRIX = 2
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -102,14 +103,20 @@ def require_values(structure: Structure, layers: Iterable[nn.Module], what: str)
     Raises:
         ArchitectureError: it names the method, and what says that the weights are quantised.
     """
-    quantisation = structure.quantisation
-    if quantisation is None:
+    quantisation, load_in = structure.quantisation, structure.checkpoint.load_in
+    if quantisation is None and load_in is None:
         return
     for layer in layers:
         for name, parameter in layer.named_parameters():
             packed = parameter.dtype not in _FLOATS or hasattr(parameter, "quant_state")
-            if parameter.dim() > 1 and packed:
-                raise quantisation.refusal(
-                    f"{what} needs the values of {name!r}, which are packed in memory",
-                    "scores of activations and losses",
-                )
+            if parameter.dim() < _MATRIX or not packed:
+                continue
+            if quantisation is None:
+                raise ArchitectureError(
+                    f"{what} needs the values of {name!r}, which are held in {load_in}", where="base.load_in",
+                    allowed="scores of stored weights, activations and losses", hint="leave load_in out for it",
+                )  # fmt: skip
+            raise quantisation.refusal(
+                f"{what} needs the values of {name!r}, which are packed in memory",
+                "scores of activations and losses",
+            )

@@ -21,18 +21,17 @@ from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
-from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.backend.model.streaming import fits_in_memory, is_streamed, room_for_states
+from surgeon.backend.quantised_loading import loaded_in
 from surgeon.backend.trained_adapters import Updates, trained_adapters_on
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import measured_draft, unfrozen
+from surgeon.core.resources.estimates import batch_tokens
 from surgeon.core.scoring.score import Average, Provenance
-
-# On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
-_BATCH_TOKENS = {"cpu": 512}
-_MOST_BATCH_TOKENS = 4096
+from surgeon.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Settings:
     @property
     def first_batch(self) -> int:
         """How many tokens go through a layer at once, unless memory runs out."""
-        return self.batch_tokens or _BATCH_TOKENS.get(choose_device(self.device).type, _MOST_BATCH_TOKENS)
+        return self.batch_tokens or batch_tokens(choose_device(self.device).type)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -135,7 +134,7 @@ def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | N
     return Provenance(
         fingerprint=checkpoint.fingerprint, draft=digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
-        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted,
+        dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted, load_in=loaded_in(draft) or "",
     )  # fmt: skip
 
 
@@ -165,13 +164,18 @@ def scoring_context(
     checkpoint = draft.structure.checkpoint
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    stream = settings.stream if settings.stream is not None else not fits_in_memory(checkpoint, dtype, device)
+    held_in = loaded_in(draft)
+    if held_in is not None and settings.stream:
+        raise UsageError(
+            f"layers that stay on disk are not held in {held_in}", where="--stream", allowed="--no-stream",
+            hint="leave base.load_in out to stream",
+        )  # fmt: skip
+    fits = held_in is not None or fits_in_memory(checkpoint, dtype, device)
+    stream = settings.stream if settings.stream is not None else not fits
     how = "layer by layer from disk" if stream else "whole"
     job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
-        if stream:
-            stack.enter_context(freed_memory_returned())
-        model = resident_model(draft.structure, dtype, device, stream=stream).model
+        model = resident_model(draft.structure, dtype, device, stream=stream, held_in=held_in).model
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))

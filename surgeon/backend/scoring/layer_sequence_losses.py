@@ -15,7 +15,7 @@ from torch import nn
 
 from surgeon.backend.hidden_states import HiddenStates
 from surgeon.backend.model.layer_runner import LayerCalls, LayerRunner
-from surgeon.backend.model.streaming import weights_of
+from surgeon.backend.model.streaming import weights_in_order
 from surgeon.core.job_context import IsCancelled
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence
@@ -47,16 +47,18 @@ def sweep_losses(
         for batch, one in enumerate(calls):
             states.put(0, batch, one.release())
         done = 0
-        walks = ((walk, number) for walk in range(trie.walks) for number in range(len(runner.layers)))
-        for walk, number in walks:
-            visits, layer = list(trie.at(number, walk)), runner.layers[number]
-            with weights_of(layer) if visits else ExitStack():
-                for node, parent, visit in visits:
-                    with silence(layer, visit.silenced) if visit.silenced else ExitStack():
-                        _advance(runner, layer, number, states, (parent, node), calls, cancelled)
-                    done += 1
-                    advance(done, trie.layer_forwards)
-            states.keep_only(trie.wanted_after(number, walk))
+        for walk in range(trie.walks):
+            visits = [list(trie.at(number, walk)) for number in range(len(runner.layers))]
+            used = [number for number, here in enumerate(visits) if here]
+            with weights_in_order(list(runner.layers), used) as weights:
+                for number, layer in enumerate(runner.layers):
+                    with weights(number) if visits[number] else ExitStack():
+                        for node, parent, visit in visits[number]:
+                            with silence(layer, visit.silenced) if visit.silenced else ExitStack():
+                                _advance(runner, layer, number, states, (parent, node), calls, cancelled)
+                            done += 1
+                            advance(done, trie.layer_forwards)
+                    states.keep_only(trie.wanted_after(number, walk))
         measured: dict[int, list[float]] = {}
         for name, node in trie.ends.items():
             if node not in measured:

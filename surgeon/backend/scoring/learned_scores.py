@@ -70,7 +70,9 @@ def _learned(draft: Draft, kind: LearningScore, settings: Settings, job: JobCont
     _refuse_many_processes(draft, kind)
     draft = replace(draft, mask=None)  # as freezes, it says what later training may change, not what the weights are
     checkpoint = draft.structure.checkpoint
-    base = Base(model=str(checkpoint.path.absolute()), trust_remote_code=checkpoint.trust_remote_code)
+    held: Any = checkpoint.load_in
+    place = str(checkpoint.path.absolute())
+    base = Base(model=place, trust_remote_code=checkpoint.trust_remote_code, load_in=held)
     recipe = Recipe(base=base, seed=settings.seed)
     job = replace(job, root=settings.root, device=settings.device)
     after = draft

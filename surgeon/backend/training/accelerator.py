@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
@@ -16,20 +17,28 @@ from surgeon.errors import LearningError
 _SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
+Precision = Literal["no", "bf16"]
+"""The dtype of matrix products, in accelerate's words: `no` is float32."""
+
+
+def precision_of(step: LearningStep, device: torch.device) -> Precision:
+    """Return the dtype of a step's matrix products: the one that it names, or bfloat16 on a GPU that has it."""
+    if step.mixed_precision is not None:
+        return step.mixed_precision
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
+
+
 @contextmanager
-def training_accelerator(step: LearningStep, device: torch.device) -> Iterator[Accelerator]:
+def training_accelerator(step: LearningStep, device: torch.device, precision: Precision) -> Iterator[Accelerator]:
     """Yield the accelerator of a step; meanwhile kernels are deterministic if the step wants them so.
 
     Raises:
         LearningError: it was launched to spread the weights over processes.
     """
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    chosen = step.mixed_precision or ("bf16" if native else "no")
-    AcceleratorState._reset_state(
-        reset_partial_state=False
-    )  # an earlier training run may have chosen another precision
+    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier training may have chosen another precision
     accelerator = Accelerator(
-        mixed_precision=chosen,
+        mixed_precision=precision,
         cpu=device.type == "cpu",
         # The model is where it was asked to be: accelerate knows of no second GPU of one process.
         device_placement=False,

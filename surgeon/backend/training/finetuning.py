@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from surgeon.backend.data.examples import Examples, steps_wanted
-from surgeon.backend.model.loading import load_model
 from surgeon.backend.model.update_rounding import rounding_of
-from surgeon.backend.training.trainable_model import open_trainable
+from surgeon.backend.training.trainable_model import TrainableModel, open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
 from surgeon.backend.training.training_run import TrainingReport, TrainingRun, is_stable
-from surgeon.backend.training.weight_mask_bits import masked
+from surgeon.core.recipe.learning_step import objective_of
 from surgeon.core.recipe.objective import Objective
 
 
 def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
     """Train what the draft leaves free: its adapters, or else its weights."""
-    objective = request.step.objective.objective  # type: ignore[attr-defined]
+    objective = objective_of(request.step)
     data, held_out = request.split(objective)
     notes = data_warnings(request, objective, data)
-    with open_trainable(request) as whole, teacher_model(request, objective) as teacher:
-        trainable, mask = masked(whole, request.draft, request.device)
-        run = TrainingRun(
-            model=trainable.model, parameters=trainable.parameters, step=request.step, objective=objective, data=data,
-            held_out=held_out, steps=steps_wanted(request.step, data),
-            learning_rate=trainable.learning_rate(request.step), seed=request.seed, device=request.device,
-            state=state, job=request.job, teacher=teacher, mask=mask,
-            epsilon=getattr(request.step, "epsilon", None),
-        )  # fmt: skip
+    with open_trainable(request, taught=objective.teacher) as trainable:
+        run = training_run(request, trainable, data, held_out, state)
         report = train(run)
         stable = is_stable(report.losses, run.epsilon)
         rounding = rounding_of(request.draft, {} if trainable.adapted else trainable.parameters)
@@ -43,6 +30,21 @@ def train_step(request: TrainingRequest, state: Path) -> TrainingResult:
             request.job.warn(f"{request.step.name}: {rounding.remark}")
         found = {"remarks": notes, "stable": stable, "rounding": {"moved": rounding.moved, "kept": rounding.kept}}
         return TrainingResult(trainable.tensors(), {**plain_report(report), **found})
+
+
+def training_run(
+    request: TrainingRequest, trainable: TrainableModel, data: Examples, held_out: Examples | None, state: Path,
+    steps: int | None = None,
+) -> TrainingRun:  # fmt: skip
+    """Return the run of a request on an opened model; `steps` where the step itself does not say how many."""
+    step = request.step
+    return TrainingRun(
+        model=trainable.model, parameters=trainable.parameters, step=step, objective=objective_of(step),
+        data=data, held_out=held_out, steps=steps or steps_wanted(step, data),
+        learning_rate=trainable.learning_rate(step), seed=request.seed, device=request.device, state=state,
+        job=request.job, precision=request.precision, teacher=trainable.teacher, mask=trainable.mask,
+        epsilon=getattr(step, "epsilon", None),
+    )  # fmt: skip
 
 
 def data_warnings(request: TrainingRequest, objective: Objective, data: Examples) -> list[str]:
@@ -62,16 +64,5 @@ def plain_report(report: TrainingReport) -> dict[str, Any]:
     return {
         "losses": report.losses,
         "held_out": {"before": report.before, "after": report.after, "steps": report.held_out},
-        "tokens": report.tokens, "seconds": report.seconds,
+        "tokens": report.tokens, "seconds": report.seconds, **({"memory": report.memory} if report.memory else {}),
     }  # fmt: skip
-
-
-@contextmanager
-def teacher_model(request: TrainingRequest, objective: Objective) -> Iterator[nn.Module | None]:
-    """Yield the recipe's base, frozen, where the objective looks at a teacher."""
-    if not objective.teacher:
-        yield None
-        return
-    teacher = load_model(request.draft.structure.checkpoint, torch.float32, request.device).model
-    teacher.requires_grad_(requires_grad=False)
-    yield teacher

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from surgeon.backend.data.examples import Examples, steps_wanted
-from surgeon.backend.training.finetuning import data_warnings, plain_report, teacher_model
+from surgeon.backend.training.finetuning import data_warnings, plain_report, training_run
 from surgeon.backend.training.trainable_model import TrainableModel, open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.backend.training.training_run import TrainingRun
 from surgeon.core.plan.learned_results import adapter_tensors
+from surgeon.core.recipe.learning_step import objective_of
 from surgeon.operations.learn_masks import STEPS, LearnMasks
 
 _NOTHING = 1e-8
@@ -28,16 +28,12 @@ def learn_masks(request: TrainingRequest, state: Path) -> TrainingResult:
     """
     step = request.step
     assert isinstance(step, LearnMasks)
-    objective = step.minimised.objective
+    objective = objective_of(step)
     data, held_out = request.split(objective)
     notes = data_warnings(request, objective, data)
-    with open_trainable(request, gates=True) as trainable, teacher_model(request, objective) as teacher:
+    with open_trainable(request, gates=True, taught=objective.teacher) as trainable:
         before = _started(trainable, step.init)
-        run = TrainingRun(
-            model=trainable.model, parameters=trainable.parameters, step=step, objective=objective, data=data,
-            held_out=held_out, steps=_steps(step, data), learning_rate=trainable.learning_rate(step), seed=request.seed,
-            device=request.device, state=state, job=request.job, teacher=teacher,
-        )  # fmt: skip
+        run = training_run(request, trainable, data, held_out, state, _steps(step, data))
         report = train(run)
         masks = _masks(trainable, before)
         untrained = sum(not mask["trained"] for mask in masks.values())

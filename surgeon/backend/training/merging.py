@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from surgeon.backend.digests import contents_digest, digest_of
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.backend.model.update_rounding import Rounding
+from surgeon.backend.quantised_loading import as_held, loaded_in
 from surgeon.backend.trained_adapters import read_update
 from surgeon.backend.training.result_store import keep
 from surgeon.core.checkpoint.file_stamps import FileStamps
@@ -58,14 +60,52 @@ def _merge(draft: Draft, directory: Path) -> dict[str, Any]:
     """Write the merged matrices, each rounded once to its own dtype; return what there is to tell."""
     tensors: dict[str, torch.Tensor] = {}
     moved = kept = 0
+    held_in, loss = loaded_in(draft), _QuantisationLoss()
     for name, weight, update in _updates(draft):
+        if held_in is not None:
+            loss.add(weight, as_held(weight, held_in), update)
         tensors[name] = (weight.float() + update).to(weight.dtype).contiguous()
         moved += int(update.count_nonzero())
         kept += int((tensors[name] != weight).sum())
     save_file(tensors, directory / TENSORS)
     dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in tensors.values()})
     remark = Rounding(moved, kept, ", ".join(dtypes)).remark
-    return {"merged": len(tensors), "remarks": [remark] if remark else []}
+    remarks = [remark] if remark else []
+    if held_in is None:
+        return {"merged": len(tensors), "remarks": remarks}
+    return {"merged": len(tensors), "remarks": [*remarks, loss.remark(held_in)], "quantisation": loss.figures()}
+
+
+@dataclass
+class _QuantisationLoss:
+    """Sums of squares over the merged matrices: of the weights, of what quantising took from them, and of the updates.
+
+    Adapters were trained on the quantised weights and are added to the others: the difference is in the merged model.
+    """
+
+    weights: float = 0.0
+    differences: float = 0.0
+    updates: float = 0.0
+
+    def add(self, weight: torch.Tensor, held: torch.Tensor, update: torch.Tensor) -> None:
+        """Add one matrix: its values, those that it has while it is held quantised, and what is merged into it."""
+        self.weights += weight.double().square().sum().item()
+        self.differences += (weight.double() - held.double()).square().sum().item()
+        self.updates += update.double().square().sum().item()
+
+    def figures(self) -> dict[str, float]:
+        """Return Frobenius norms over all merged matrices."""
+        names = {"weights": self.weights, "difference": self.differences, "updates": self.updates}
+        return {name: math.sqrt(square) for name, square in names.items()}
+
+    def remark(self, held_in: str) -> str:
+        """Say how far the weights that are merged into are from those that were trained on."""
+        norms = self.figures()
+        of_weights, of_updates = (norms["difference"] / (norms[name] or 1.0) for name in ("weights", "updates"))
+        return (
+            f"trained on weights in {held_in}, merged into those of the checkpoint: their difference has "
+            f"{of_weights:.2%} of the norm of the weights and {of_updates:.2f} times that of what is merged"
+        )
 
 
 def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:

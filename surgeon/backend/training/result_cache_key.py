@@ -33,6 +33,8 @@ def result_cache_key(request: TrainingRequest) -> str:
         digests["rewriter"] = rewriter_digest(choice.objective, request.root)
     if choice is not None and choice.objective.rows != "text" and is_marked(load_tokenizer(checkpoint)):
         digests["answers"] = "as the chat template marks them"
+    if choice is not None and choice.objective.teacher and request.precision == "bf16":
+        digests["teacher"] = "products in bf16"  # they were float32 once, whatever the model's own were
     contents = contents_digest(request.draft.checkpoints)
     made_of = (_VERSION, contents, side_digest(checkpoint), draft_state(request.draft), request.step.name,
                settings, digests, request.seed)  # fmt: skip

@@ -1,26 +1,34 @@
-"""A model opened for a learning step: in float32, after the draft, with what may change set free."""
+"""A model opened for a learning step: after the draft, with what may change set free in float32; the rest is shared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
+from surgeon.backend.frozen.frozen_modules import give_masters, hold_frozen, own_weights, release, shared_copy
+from surgeon.backend.frozen.stored_model import load_as_stored, readings
 from surgeon.backend.model.adapters import attached
 from surgeon.backend.model.in_memory_executor import apply_draft
-from surgeon.backend.model.loading import forget_model, load_model
-from surgeon.backend.model.tensors import DTYPES
+from surgeon.backend.model.loading import forget_model
+from surgeon.backend.model.streaming import unmapped_reading
+from surgeon.backend.model.tensors import DTYPES, TensorReader, tensor_reader
+from surgeon.backend.quantised_loading import bitsandbytes_config, loaded_in
+from surgeon.backend.training.training_run import GradientMask
+from surgeon.backend.training.weight_mask_bits import WeightMask, bits_of
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import adapter_tensors
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.recipe.learning_step import LearningStep, is_free, result_names
-from surgeon.core.recipe.training_memory import training_bytes
+from surgeon.core.recipe.training_memory import training_bytes, weight_bytes
 from surgeon.errors import ArchitectureError, LearningError
 
 if TYPE_CHECKING:
@@ -29,10 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """A model ready to be trained, float32, and its trainable parameters by their name in the result.
+    """A model ready to be trained, and its trainable parameters, float32, by their name in the result.
 
     dtypes: what the result is rounded to.   kept: what is not trained, but belongs to the result.
     copies: names of tensors that the checkpoint stores though they are tied, and those of the parameters that they are.
+    teacher: the recipe's base, where one is asked for; what is frozen in the model is the same in both.
+    mask: keeps gradients inside the draft's weight mask.
     """
 
     model: nn.Module
@@ -41,6 +51,8 @@ class TrainableModel:
     adapted: bool
     kept: Mapping[str, nn.Parameter] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    teacher: nn.Module | None = None
+    mask: GradientMask | None = None
 
     def learning_rate(self, step: LearningStep) -> float:
         """Return the step's learning rate, or what is usual for what is trained."""
@@ -58,35 +70,88 @@ class TrainableModel:
 
 
 @contextmanager
-def open_trainable(request: TrainingRequest, *, gates: bool = False) -> Iterator[TrainableModel]:
-    """Load the model after the draft in float32 and free what a learning step may change; all else is frozen.
+def open_trainable(request: TrainingRequest, *, gates: bool = False, taught: bool = False) -> Iterator[TrainableModel]:
+    """Load the model after the draft and free what a learning step may change; all else is frozen.
 
-    Of adapters that is A and B, or with `gates` their gates alone.
+    Of adapters that is A and B, or with `gates` their gates alone. Frozen weights are held as they are stored, by the
+    model and, where it is to be `taught`, by its teacher.
     """
-    draft = request.draft
-    plan = compile_plan(draft)
+    draft, plan = request.draft, compile_plan(request.draft)
     forget_model()
     _tell_memory(request, plan)
-    model = load_model(draft.structure.checkpoint, torch.float32, request.device).model
-    model.requires_grad_(requires_grad=False)
-    with apply_draft(model, unfrozen(draft)) as edited:
-        edited.requires_grad_(requires_grad=False)
-        if plan.adapters:
-            with attached(edited, plan, request.seed) as (peft_model, parameters):
-                # Before this, PEFT would have the embedding's output ask for gradients.
-                _set_checkpointing(edited, request.step)
-                yield _trainable_adapters(request.draft, plan, peft_model, parameters, gates=gates)
-            return
-        _set_checkpointing(edited, request.step)
-        parameters = _free(edited, draft, plan)
-        copies = _copies(edited, draft, plan, parameters)
-        dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
-        own = dict(result_names(draft))
-        yield TrainableModel(
-            edited, {own[name]: one for name, one in parameters.items()},
-            {own[name]: dtypes[name] for name in (*parameters, *copies)}, adapted=False,
-            copies={own[name]: own[of] for name, of in copies.items()},
+    # What is mapped counts as this process's memory until nothing of its file is in use; frozen weights stay in use.
+    with tensor_reader() as reader, nullcontext() if plan.adapters else unmapped_reading():
+        base = load_as_stored(draft.structure, request.device, _held_in(request, plan))
+        base.requires_grad_(requires_grad=False)
+        teacher = shared_copy(base) if taught else None
+        modules = list(base.modules())
+        with apply_draft(base, unfrozen(draft)) as edited:
+            edited.requires_grad_(requires_grad=False)
+            if teacher is None:
+                remaining = set(edited.modules())
+                release([module for module in modules if module not in remaining])
+            names = {} if plan.adapters else _free_names(edited, draft, plan)
+            bits = _bits(request, names)
+            masters = give_masters(edited, names.values(), shared=taught)
+            _hold_frozen(request, edited, teacher, reader)
+            if plan.adapters:
+                with attached(edited, plan, request.seed) as (peft_model, parameters):
+                    # Before this, PEFT would have the embedding's output ask for gradients.
+                    _set_checkpointing(edited, request.step)
+                    found = _trainable_adapters(draft, plan, peft_model, parameters, gates=gates)
+                    yield replace(found, teacher=teacher)
+                return
+            _set_checkpointing(edited, request.step)
+            trained = {name: masters[live] for name, live in names.items()}
+            found = _trainable_weights(edited, draft, plan, trained)
+            yield replace(found, teacher=teacher, mask=None if bits is None else WeightMask(bits))
+
+
+def _held_in(request: TrainingRequest, plan: Plan) -> BitsAndBytesConfig | None:
+    """Return how the base is to be quantised as it is loaded, where the recipe says so.
+
+    Raises:
+        LearningError: its weights would have to be trained.
+    """
+    held_in = loaded_in(request.draft)
+    if held_in is None:
+        return None
+    if not plan.adapters:
+        raise LearningError(
+            f"weights that are held in {held_in} cannot be trained", where="base.load_in",
+            allowed="masked_lora before it, so that adapters are", hint="or leave load_in out",
         )  # fmt: skip
+    products = torch.bfloat16 if request.precision == "bf16" else torch.float32
+    return bitsandbytes_config(held_in, request.draft.structure.checkpoint, products)
+
+
+def _bits(request: TrainingRequest, names: dict[str, str]) -> dict[str, torch.Tensor] | None:
+    """Return the bits of a draft's weight mask by name in the result; names without any are taken out of `names`.
+
+    Raises:
+        LearningError: nothing is left.
+    """
+    draft = request.draft
+    if draft.mask is None or not names:
+        return None
+    own = dict(result_names(draft))
+    bits = bits_of(draft.mask, {own[name] for name in names}, request.device)
+    for name in [name for name in names if own[name] not in bits]:
+        del names[name]
+    if not names:
+        raise LearningError("every weight inside the mask is frozen", where="train", hint="freeze less, or mask later")
+    return bits
+
+
+def _hold_frozen(request: TrainingRequest, model: nn.Module, teacher: nn.Module | None, reader: TensorReader) -> None:
+    """Hold what is frozen once. What the teacher alone uses stays on disk where the device is a CPU."""
+    computed_in = torch.bfloat16 if request.precision == "bf16" else torch.float32
+    if teacher is None:
+        hold_frozen([model], computed_in)
+        return
+    own, structure = own_weights(teacher, model), request.draft.structure
+    on_disk = readings(structure, reader, request.device) if request.device.type == "cpu" else {}
+    hold_frozen([model, teacher], computed_in, {name: on_disk[name] for name in own if name in on_disk})
 
 
 def _trainable_adapters(
@@ -117,10 +182,10 @@ def _set_checkpointing(model: Any, step: LearningStep) -> None:
     model.disable_input_require_grads()
 
 
-def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]:
-    """Return the parameters that are not frozen by their name in the checkpoint, and let gradients reach them."""
+def _free_names(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, str]:
+    """Return the tensors that are not frozen by their name in the checkpoint, with their name in the model."""
     live = dict(model.named_parameters())
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, str] = {}
     for tensor in plan.tensors:
         if tensor.name in plan.frozen or DTYPES.get(tensor.dtype) is None or not DTYPES[tensor.dtype].is_floating_point:
             continue
@@ -132,14 +197,27 @@ def _free(model: nn.Module, draft: Draft, plan: Plan) -> dict[str, nn.Parameter]
         (name,) = draft.structure.memory_names([tensor.name])
         parameter = live.get(name)
         if parameter is not None and tuple(parameter.shape) == tensor.shape:
-            parameter.requires_grad = True
-            found[tensor.name] = parameter
+            found[tensor.name] = name
         elif not _is_elsewhere(model, name):
             raise ArchitectureError(
                 "has another form once it is loaded, so it cannot be trained and stored back", where=tensor.name,
                 allowed="freeze it, or attach masked_lora to other matrices and train that", hint="add a freeze step",
             )  # fmt: skip
     return found
+
+
+def _trainable_weights(
+    model: nn.Module, draft: Draft, plan: Plan, trained: Mapping[str, nn.Parameter]
+) -> TrainableModel:
+    """Name what is trained as it is named in a result."""
+    copies = _copies(model, draft, plan, trained)
+    dtypes = {tensor.name: DTYPES[tensor.dtype] for tensor in plan.tensors}
+    own = dict(result_names(draft))
+    return TrainableModel(
+        model, {own[name]: one for name, one in trained.items()},
+        {own[name]: dtypes[name] for name in (*trained, *copies)}, adapted=False,
+        copies={own[name]: own[of] for name, of in copies.items()},
+    )  # fmt: skip
 
 
 def _copies(model: nn.Module, draft: Draft, plan: Plan, trained: Mapping[str, nn.Parameter]) -> dict[str, str]:
@@ -162,17 +240,21 @@ def _is_elsewhere(model: nn.Module, name: str) -> bool:
 
 
 def _tell_memory(request: TrainingRequest, plan: Plan) -> None:
-    """Say beforehand what weights, gradients and AdamW's two moments take; refuse what can never fit."""
-    wanted = training_bytes(request.step, request.draft, plan)
-    text = f"{request.step.name}: weights, gradients and moments take {wanted / 1e9:.2f} GB, activations come on top"
+    """Say beforehand what a step takes; refuse what does not fit even one example at a time."""
+    step, bf16 = request.step, request.precision == "bf16"
+    wanted = training_bytes(step, request.draft, plan, bf16=bf16)
+    weights = weight_bytes(step, request.draft, plan, bf16=bf16)
+    text = f"{step.name}: takes about {wanted / 1e9:.2f} GB; weights and moments {weights / 1e9:.2f} GB of it"
     request.job.log(text)
+    one_by_one = msgspec.structs.replace(step, gradient_accumulation_steps=step.batch_size)
+    least = training_bytes(one_by_one, request.draft, plan, bf16=bf16)
     there = (
         torch.cuda.get_device_properties(request.device).total_memory
         if request.device.type == "cuda"
         else psutil.virtual_memory().total
     )
-    if wanted > there:
+    if least > there:
         raise LearningError(
-            f"needs {wanted / 1e9:.1f} GB for weights, gradients and moments; there are {there / 1e9:.1f} GB",
-            where=request.step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
+            f"needs {least / 1e9:.1f} GB for one example at a time; there are {there / 1e9:.1f} GB",
+            where=step.name, allowed="freeze more layers, or attach masked_lora first: adapters take little",
         )  # fmt: skip

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_scheduler
 
 from surgeon.backend.data.examples import Examples, collate, examples_of_step
 from surgeon.backend.distributed import all_gather, broadcast
+from surgeon.backend.micro_batches import MicroBatches, T, add_weighted, summed
 from surgeon.backend.model.dropout import without_dropout
 from surgeon.backend.model.input_limits import refuse_unreadable
 from surgeon.backend.model.losses import label_log_probs
 from surgeon.backend.training.accelerator import training_accelerator
 from surgeon.backend.training.resume_state import load_state, save_state
-from surgeon.backend.training.training_run import BatchOutputs, TrainingReport, TrainingRun, is_stable, logits_of
+from surgeon.backend.training.training_run import (
+    BatchOutputs,
+    TrainingReport,
+    TrainingRun,
+    is_stable,
+    logits_of,
+    parameter_groups,
+)
 from surgeon.errors import Cancelled, LearningError
 
 
@@ -39,7 +48,7 @@ def train(training: TrainingRun) -> TrainingReport:
         sequences = (one for example in data.examples for one in example)
         refuse_unreadable(training.model, sequences, training.step.name, "max_length")
     steady = without_dropout(training.model) if training.objective.reference else nullcontext()
-    with training_accelerator(training.step, training.device) as accelerator, steady:
+    with training_accelerator(training.step, training.device, training.precision) as accelerator, steady:
         return _Trainer(training, accelerator).train()
 
 
@@ -50,13 +59,19 @@ class _Trainer:
         self.training, self.accelerator = training, accelerator
         self.index, self.count = accelerator.process_index, accelerator.num_processes
         self.report = TrainingReport()
+        # Processes wait for each other in the middle of a step: none can begin it again alone.
+        self.micro = MicroBatches(self._tell_of_memory, may_halve=self.count == 1)
         # Fused: one pass over each weight, and as fast where moments are 0, as they are outside a weight mask.
-        optimizer = torch.optim.AdamW(_groups(training), lr=training.learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(parameter_groups(training), lr=training.learning_rate, fused=True)
         # The first step of a warm-up has a learning rate of 0: the last step has none to wait for.
         warmup = min(math.ceil(training.step.warmup_ratio * training.steps), training.steps - 1)
         self.scheduler = get_scheduler(training.step.scheduler, optimizer, warmup, training.steps)
         # Whatever is measured is measured by the prepared model, in the precision that is trained in.
-        self.model, self.optimizer = accelerator.prepare(training.model.to(training.device), optimizer)
+        # What is frozen is read from the same files by every process: nothing has to be sent before the first step.
+        frozen = [name for name, one in training.model.named_parameters() if not one.requires_grad]
+        keep_apart: Any = DistributedDataParallel  # of which torch has no types
+        keep_apart._set_params_and_buffers_to_ignore_for_model(training.model, frozen)
+        self.model, self.optimizer = accelerator.prepare(training.model, optimizer)
         self.reference = self._references()
         self.done = self._resume()
         if training.held_out is not None and not self.done:
@@ -99,24 +114,18 @@ class _Trainer:
 
     def _step(self) -> None:
         training, start = self.training, time.perf_counter()
-        torch.manual_seed(((training.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
         numbers = examples_of_step(self.done, training.step.batch_size, len(training.data.examples), training.seed)
         mine = numbers[self.index :: self.count]
-        # A process without a share goes along, with a weight of zero: the others wait for its gradients.
-        parts = _parts(mine or numbers[:1], training.step.gradient_accumulation_steps)
         training.model.train()
-        totals: dict[str, float] = {}
-        views = [self._view(self.model, training.data, part) for part in parts]
-        weights = [training.objective.weight(view) if mine else 0.0 for view in views]
-        whole = sum(all_gather(sum(weights))) or 1.0
-        for weight in weights:
-            view, share = views.pop(0), weight / whole  # popped: a view keeps its logits
-            with self.accelerator.no_sync(self.model) if views else nullcontext():
-                value = training.objective.loss(view)
-                self.accelerator.backward(value * (share * self.count))
-            _add(totals, {"loss": value.item(), **training.objective.figures(view)}, share)
+        # A process without a share goes along, with a weight of zero: the others wait for its gradients.
+        share = mine or numbers[:1]
+        size = math.ceil(len(share) / training.step.gradient_accumulation_steps)
+        totals = self.micro.run(
+            share, size, lambda parts: self._backward(parts, counts=bool(mine)),
+            lambda: self.optimizer.zero_grad(set_to_none=True),
+        )  # fmt: skip
         read = sum(len(one.tokens) for number in mine for one in training.data.examples[number])
-        totals = _summed(all_gather({**totals, _TOKENS: read}))
+        totals = summed(all_gather({**totals, _TOKENS: read}))
         self._update(totals["loss"])
         self.done += 1
         seconds, tokens = time.perf_counter() - start, int(totals.pop(_TOKENS))
@@ -124,6 +133,26 @@ class _Trainer:
         self.report.tokens += tokens
         self.report.seconds += seconds
         self._tell(totals, tokens / seconds)
+
+    def _backward(self, parts: Sequence[Sequence[int]], *, counts: bool) -> dict[str, float]:
+        """Add up the gradients of the parts of a batch; return the means of the loss and of the figures over it."""
+        training = self.training
+        torch.manual_seed(((training.seed * 1_000_003 + self.done) * self.count + self.index) % _SEEDS)
+        totals: dict[str, float] = {}
+        views = [self._view(self.model, training.data, part) for part in parts]
+        weights = [training.objective.weight(view) if counts else 0.0 for view in views]
+        whole = sum(all_gather(sum(weights))) or 1.0
+        for weight in weights:
+            view, share = views.pop(0), weight / whole  # popped: a view keeps its logits
+            with self.accelerator.no_sync(self.model) if views else nullcontext():
+                value = training.objective.loss(view)
+                self.accelerator.backward(value * (share * self.count))
+            add_weighted(totals, {"loss": value.item(), **training.objective.figures(view)}, share)
+        return totals
+
+    def _tell_of_memory(self, text: str) -> None:
+        self.report.memory.append(text)
+        self.training.job.warn(f"{self.training.step.name}: {text}")
 
     def _update(self, loss: float) -> None:
         training = self.training
@@ -160,7 +189,8 @@ class _Trainer:
 
     def _shares(self, numbers: Sequence[int], what: str) -> Iterator[Sequence[int]]:
         """Yield this process's examples in batches, as many as in every other process, even if some are empty."""
-        training, size = self.training, _evaluation_batch(self.training)
+        training = self.training
+        size = max(1, training.step.batch_size // training.step.gradient_accumulation_steps)
         mine = numbers[self.index :: self.count]
         most = math.ceil(len(numbers) / self.count)
         for at in range(0, most, size):
@@ -185,13 +215,21 @@ class _Trainer:
 
     def _log_probs(self, data: Examples, numbers: Sequence[int]) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}
-        for part in self._shares(numbers, "reference"):
-            batch = collate([data.examples[number] for number in part], part, self.training.device)
-            values_BT = label_log_probs(logits_of(self.training.model, batch), batch.labels_BT)
-            # (sequences of an example, T)
-            by_example = values_BT.view(-1, len(part), values_BT.shape[1]).transpose(0, 1).cpu()
-            found |= dict(zip(part, by_example, strict=True))
+        for share in self._shares(numbers, "reference"):
+            for part, values_BT in self._in_parts(share, lambda part: self._log_probs_of(data, part)):
+                # (sequences of an example, T)
+                by_example = values_BT.view(-1, len(part), values_BT.shape[1]).transpose(0, 1).cpu()
+                found |= dict(zip(part, by_example, strict=True))
         return {number: values for process in all_gather(found) for number, values in process.items()}
+
+    def _log_probs_of(self, data: Examples, part: Sequence[int]) -> torch.Tensor:
+        batch = collate([data.examples[number] for number in part], part, self.training.device)
+        return label_log_probs(logits_of(self.training.model, batch), batch.labels_BT)
+
+    def _in_parts(self, numbers: Sequence[int], run: Callable[[Sequence[int]], T]) -> list[tuple[Sequence[int], T]]:
+        """Return the parts of some examples with what `run` makes of each; smaller ones where memory runs out."""
+        size = len(numbers)
+        return self.micro.run(numbers, size, lambda parts: [(part, run(part)) for part in parts], lambda: None)
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
@@ -201,13 +239,16 @@ class _Trainer:
         training.model.eval()
         totals: dict[str, float] = {}
         numbers = range(len(data.examples))
-        for part in self._shares(numbers, "held-out loss"):
-            view = self._view(training.model, data, part)
-            figures = {"loss": training.objective.loss(view).item(), **training.objective.figures(view)}
-            _add(totals, {**figures, _WEIGHT: 1.0}, training.objective.weight(view))
-        totals = _summed(all_gather(totals))
+        for share in self._shares(numbers, "held-out loss"):
+            for _, (figures, weight) in self._in_parts(share, lambda part: self._figures_of(data, part)):
+                add_weighted(totals, {**figures, _WEIGHT: 1.0}, weight)
+        totals = summed(all_gather(totals))
         weight = totals.pop(_WEIGHT) or 1.0
         return {name: value / weight for name, value in totals.items()}
+
+    def _figures_of(self, data: Examples, part: Sequence[int]) -> tuple[dict[str, float], float]:
+        view, objective = self._view(self.training.model, data, part), self.training.objective
+        return {"loss": objective.loss(view).item(), **objective.figures(view)}, objective.weight(view)
 
     def _save(self) -> None:
         if not self.accelerator.is_main_process:
@@ -219,6 +260,7 @@ class _Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "report": vars(self.report),
+            "limit": self.micro.limit,
         }
         try:
             save_state(training.state, state)
@@ -237,6 +279,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.report = TrainingReport(**state["report"])
+        self.micro.limit = state.get("limit")
         training.job.log(f"going on from step {state['done']} of {training.steps}")
         return int(state["done"])
 
@@ -245,32 +288,3 @@ _SEEDS = 1 << 63
 """As many as torch takes."""
 _TOKENS = "tokens"
 _WEIGHT = "weight"
-
-
-def _add(totals: dict[str, float], figures: Mapping[str, float], weight: float) -> None:
-    for name, value in figures.items():
-        totals[name] = totals.get(name, 0.0) + value * weight
-
-
-def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    totals: dict[str, float] = {}
-    for part in parts:
-        _add(totals, part, 1.0)
-    return totals
-
-
-def _parts(numbers: Sequence[int], count: int) -> list[Sequence[int]]:
-    size = math.ceil(len(numbers) / count)
-    return [numbers[at : at + size] for at in range(0, len(numbers), size)]
-
-
-def _evaluation_batch(training: TrainingRun) -> int:
-    return max(1, training.step.batch_size // training.step.gradient_accumulation_steps)
-
-
-def _groups(training: TrainingRun) -> list[dict[str, Any]]:
-    """Return parameter groups: weight decay on matrices alone, as is usual."""
-    matrices = [one for one in training.parameters.values() if one.dim() > 1]
-    others = [one for one in training.parameters.values() if one.dim() <= 1]
-    groups = [(matrices, training.step.weight_decay), (others, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

@@ -12,6 +12,7 @@ import torch
 
 from surgeon.backend.data.examples import ALL, Examples, Wanted, read_examples
 from surgeon.backend.model.loading import load_tokenizer
+from surgeon.backend.training.accelerator import Precision, precision_of
 from surgeon.backend.training.rewriter_rewards import rewarding_of
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
@@ -31,6 +32,11 @@ class TrainingRequest:
     seed: int
     device: torch.device
     job: JobContext
+
+    @property
+    def precision(self) -> Precision:
+        """What products are taken in."""
+        return precision_of(self.step, self.device)
 
     def source(self, data: str | None) -> str | None:
         """Return the file that a step's data means."""

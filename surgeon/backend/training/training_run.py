@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import nn
 
 from surgeon.backend.data.examples import Batch, Examples
 from surgeon.backend.model.losses import label_log_probs
+from surgeon.backend.training.accelerator import Precision
 from surgeon.core.job_context import JobContext
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.objective import Objective
@@ -27,6 +29,7 @@ class TrainingRun:
 
     reference: whether labels' log-probabilities before the first step are needed.   teacher: gives other logits.
     state: the file that a broken run goes on from.   epsilon: training ends early where the loss is stable to it.
+    precision: what products are taken in, by the model and the teacher.
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class TrainingRun:
     device: torch.device
     state: Path
     job: JobContext
+    precision: Precision = "no"
     teacher: nn.Module | None = None
     mask: GradientMask | None = None
     epsilon: float | None = None
@@ -51,6 +55,7 @@ class TrainingReport:
     """What a training run came to. Losses are in the objective's unit, one per optimiser step.
 
     held_out: number of steps and the held-out figures then, where the step asks for `eval_steps`.
+    memory: what was told whenever memory ran out and the parts of a batch became smaller.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -59,6 +64,7 @@ class TrainingReport:
     after: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
+    memory: list[str] = field(default_factory=list)
 
 
 _WINDOW = 32
@@ -75,12 +81,20 @@ def is_stable(losses: Sequence[float], epsilon: float | None) -> bool:
     return abs(fmean(losses[-_WINDOW:]) - fmean(losses[-2 * _WINDOW : -_WINDOW])) < epsilon
 
 
+def parameter_groups(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return an optimiser's groups of parameters: weight decay on matrices alone, as is usual."""
+    matrices = [one for one in run.parameters.values() if one.dim() > 1]
+    others = [one for one in run.parameters.values() if one.dim() <= 1]
+    groups = [(matrices, run.step.weight_decay), (others, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
 class BatchOutputs:
     """One batch and what the model made of it; see `surgeon.core.recipe.objective.ObjectiveInputs`."""
 
     def __init__(self, run: TrainingRun, model: nn.Module, batch: Batch, reference: Mapping[int, torch.Tensor]) -> None:
         """Run nothing yet."""
-        self._course, self._model, self._batch, self._reference = run, model, batch, reference
+        self._run, self._model, self._batch, self._reference = run, model, batch, reference
         self.labels_BT, self.weights_BT = batch.labels_BT, batch.weights_BT
 
     @cached_property
@@ -105,9 +119,11 @@ class BatchOutputs:
     @cached_property
     def teacher_BTV(self) -> torch.Tensor:
         """The teacher's logits."""
-        assert self._course.teacher is not None, "an objective that asks for a teacher says so"
-        with torch.no_grad():
-            return logits_of(self._course.teacher, self._batch)
+        assert self._run.teacher is not None, "an objective that asks for a teacher says so"
+        run = self._run
+        products = torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16")
+        with torch.no_grad(), products:
+            return logits_of(self._run.teacher, self._batch)
 
 
 def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:

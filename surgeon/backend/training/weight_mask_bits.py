@@ -5,17 +5,12 @@ One bit for each weight, the first in the lowest bit of the first byte: a mask t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
 import torch
 
 from surgeon.backend.model.tensors import tensor_reader
-from surgeon.backend.training.trainable_model import TrainableModel
-from surgeon.backend.training.training_run import GradientMask
-from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import result_tensors
-from surgeon.errors import LearningError
 
 _WEIGHTS_OF_BITS = 1 << torch.arange(8)
 _BITS_OF_BYTES = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
@@ -64,21 +59,9 @@ class WeightMask:
             part.bitwise_and_(words.index_select(0, bits.int()).view(-1)[: len(part)])
 
 
-def masked(trainable: TrainableModel, draft: Draft, device: torch.device) -> tuple[TrainableModel, GradientMask | None]:
-    """Return what is left to train within a draft's mask: tensors that it leaves out are frozen; and the mask.
-
-    Raises:
-        LearningError: nothing is left.
-    """
-    if draft.mask is None:
-        return trainable, None
-    stored = result_tensors(draft.mask)
+def bits_of(address: str, names: Collection[str], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the bits of a mask by name in the result, of those of `names` of which any weight lies inside it."""
+    stored = result_tensors(address)
     with tensor_reader() as reader:
-        read = {name: reader.read(stored[name]) for name in trainable.parameters if name in stored}
-    packed = {name: bits.to(device) for name, bits in read.items() if bits.any()}
-    for name, parameter in trainable.parameters.items():
-        parameter.requires_grad = name in packed
-    if not packed:
-        raise LearningError("every weight inside the mask is frozen", where="train", hint="freeze less, or mask later")
-    parameters = {name: trainable.parameters[name] for name in packed}
-    return replace(trainable, parameters=parameters), WeightMask(packed)
+        read = {name: reader.read(stored[name]) for name in names if name in stored}
+    return {name: bits.to(device) for name, bits in read.items() if bits.any()}

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from surgeon.backend.data.examples import steps_wanted
-from surgeon.backend.training.finetuning import data_warnings, plain_report, teacher_model
+from surgeon.backend.training.finetuning import data_warnings, plain_report, training_run
 from surgeon.backend.training.trainable_model import open_trainable
 from surgeon.backend.training.trainer import train
 from surgeon.backend.training.training_request import TrainingRequest, TrainingResult
-from surgeon.backend.training.training_run import TrainingReport, TrainingRun
+from surgeon.backend.training.training_run import TrainingReport
 from surgeon.backend.training.weight_mask_bits import pack, unpack
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import outside_kind
+from surgeon.core.recipe.learning_step import objective_of
 from surgeon.errors import LearningError
 from surgeon.operations.mask_weights import MaskWeights
 
@@ -73,19 +73,15 @@ def _trial(order: TrainingRequest, step: MaskWeights, state: Path) -> tuple[dict
     theta is loaded again afterwards: by then the gradients and moments of the run are gone, so it takes no more
     memory than the run did.
     """
-    objective = step.minimised.objective
+    objective = objective_of(step)
     whole = replace(order, draft=replace(order.draft, mask=None))
     data, held_out = order.split(objective)
     notes = data_warnings(order, objective, data)
-    with open_trainable(whole) as trainable, teacher_model(order, objective) as teacher:
-        run = TrainingRun(
-            model=trainable.model, parameters=trainable.parameters, step=step, objective=objective, data=data,
-            held_out=held_out, steps=steps_wanted(step, data), learning_rate=trainable.learning_rate(step),
-            seed=order.seed, device=order.device, state=state, job=order.job, teacher=teacher,
-        )  # fmt: skip
+    with open_trainable(whole, taught=objective.teacher) as trainable:
+        run = training_run(order, trainable, data, held_out, state)
         report = {**plain_report(train(run)), "remarks": notes}
         moved = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
-    del trainable, run, teacher
+    del trainable, run
     with open_trainable(replace(whole, job=_silent(whole.job))) as trainable:
         for name, parameter in trainable.parameters.items():
             moved[name].sub_(parameter.detach()).abs_()
@@ -105,8 +101,8 @@ def _silent(job: JobContext) -> JobContext:
 
 
 def _is_excluded(name: str, step: MaskWeights) -> bool:
-    place, _, own = name.partition("/")
-    return place == "outside" and outside_kind(own) in step.exclude
+    room, _, own = name.partition("/")
+    return room == "outside" and outside_kind(own) in step.exclude
 
 
 def _keys_of(name: str, importance: torch.Tensor, order: str, seed: int) -> Iterator[torch.Tensor]:
@@ -190,5 +186,5 @@ def _figures(
 
 
 def _role(draft: Draft, name: str) -> str:
-    place, _, own = name.partition("/")
-    return outside_kind(own) if place == "outside" else draft.structure.role(own.partition("/")[2])
+    room, _, own = name.partition("/")
+    return outside_kind(own) if room == "outside" else draft.structure.role(own.partition("/")[2])

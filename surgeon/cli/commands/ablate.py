@@ -13,7 +13,8 @@ from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
 from surgeon.core.events import DecileAblated, Event
-from surgeon.core.jobs import AblateJob, AblateResult
+from surgeon.core.job_results import AblateResult
+from surgeon.core.jobs import AblateJob
 from surgeon.errors import UsageError
 
 Row = dict[str, Any]

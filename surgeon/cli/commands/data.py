@@ -11,7 +11,8 @@ import click
 from surgeon.cli.formatting import print_json, table
 from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
 from surgeon.cli.progress_output import ConsoleReporter, on_terminal
-from surgeon.core.jobs import DataJob, DataResult, ShownRow, TrainedTokens
+from surgeon.core.job_results import DataResult, ShownRow, TrainedTokens
+from surgeon.core.jobs import DataJob
 
 _MARKS = ("⟦", "⟧")
 

@@ -7,7 +7,8 @@ import click
 from surgeon.cli.formatting import print_json
 from surgeon.cli.options import SurgeonCommand, as_json
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.core.jobs import DemoJob, DemoResult
+from surgeon.core.job_results import DemoResult
+from surgeon.core.jobs import DemoJob
 
 
 @click.command("demo", cls=SurgeonCommand)

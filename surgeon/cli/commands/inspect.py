@@ -21,7 +21,8 @@ from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.fit import Fit, kept_fit
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
-from surgeon.core.jobs import CheckJob, CheckResult
+from surgeon.core.job_results import CheckResult
+from surgeon.core.jobs import CheckJob
 from surgeon.core.plan.draft import draft_of
 from surgeon.core.plan.kv_cache import LATENT_NOTE, KvCache, kv_cache
 from surgeon.core.selection.spans import spans

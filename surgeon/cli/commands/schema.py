@@ -27,6 +27,7 @@ _BASE: dict[str, Any] = {
     "fingerprint": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     "adapter": {"type": "string", "description": "short for a first step load_adapter: {from: …}"},
     "trust_remote_code": {"type": "boolean", "description": "whether code that the model brings may be run"},
+    "load_in": {"anyOf": [{"enum": ["nf4", "int8"]}, {"type": "null"}]},
 }
 _POSITION = {"type": "integer", "minimum": 0}
 _BUDGET = {

@@ -20,7 +20,8 @@ from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.run_triangle import run_triangle
 from surgeon.cli.scoring_options import base_recipe, job_fields, measuring
 from surgeon.core.checkpoint.base_path import model_name
-from surgeon.core.jobs import ScoreJob, ScoreResult
+from surgeon.core.job_results import ScoreResult
+from surgeon.core.jobs import ScoreJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.costs import cost_text

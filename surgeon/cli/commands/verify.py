@@ -12,7 +12,8 @@ from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.proof_table import failed_checks, proof_table
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.jobs import VerifyJob, VerifyResult, not_proved
+from surgeon.core.job_results import VerifyResult, not_proved
+from surgeon.core.jobs import VerifyJob
 from surgeon.errors import VerifyError
 
 

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -51,6 +51,7 @@ class Checkpoint:
 
     unlisted: tensors that the index does not list.   notes: what a person should know of the files.
     trust_remote_code: whether the code that it brings may be run.
+    load_in: what a recipe wants the matrices held in while they are loaded, where that is not their own dtype.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint:
     unlisted: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     trust_remote_code: bool = False
+    load_in: str | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -154,15 +156,18 @@ def _sample_ranges(nbytes: int) -> list[tuple[int, int]]:
 
 
 @nothing_collected()
-def open_checkpoint(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(path: Path, *, trust_remote_code: bool = False, load_in: str | None = None) -> Checkpoint:
     """Read and check a checkpoint directory. `trust_remote_code`: code that it brings may be run when it is loaded.
+
+    `load_in`: see `Checkpoint`.
 
     Raises:
         CheckpointError: anything is missing, truncated, inconsistent, outside the directory, or a pickle.
     """
     path = Path(path)
     with _explaining(path):
-        return _open(path, trust_remote_code=trust_remote_code)
+        found = _open(path, trust_remote_code=trust_remote_code)
+        return found if load_in is None else replace(found, load_in=load_in)
 
 
 @contextmanager

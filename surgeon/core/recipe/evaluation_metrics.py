@@ -47,6 +47,10 @@ KINDS: Mapping[str, Kind] = {
 """What has to be run for a metric or a figure."""
 
 
+BY_LIKELIHOOD = ("text", "responses", "choices", "pairs", "divergence")
+"""What can be measured layer by layer; the rest has tokens written one after the other."""
+
+
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to measure. Only what changes the numbers is in it, but for the name of the data.
 

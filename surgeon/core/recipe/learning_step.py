@@ -17,6 +17,7 @@ from surgeon.core.plan.layer_means import refuse_quantised
 from surgeon.core.plan.learned_results import PENDING, layer_tensor, outside_tensor
 from surgeon.core.plan.plan import Adapter, layer_roles
 from surgeon.core.plan.tied_head import outside_tensors
+from surgeon.core.recipe.objective import Objective, ObjectiveChoice
 from surgeon.core.recipe.operation import Chosen, Operation
 from surgeon.errors import RecipeError
 
@@ -116,6 +117,12 @@ class LearningStep(ResultStep, frozen=True, kw_only=True):
             raise RecipeError("is of no use without held_out", where="eval_steps", hint="held_out: 5%, or other data")
         refuse_quantised(draft.structure, "training")
         return super().apply(draft, chosen)
+
+
+def objective_of(step: LearningStep) -> Objective:
+    """Return what a learning step minimises; where it does not say, its default."""
+    choice: ObjectiveChoice = getattr(step, "minimised", None) or step.objective  # type: ignore[attr-defined]
+    return choice.objective
 
 
 def with_learned_weights(draft: Draft, address: str) -> Draft:

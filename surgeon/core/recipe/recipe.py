@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,19 +23,19 @@ from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 VERSION = 1
-RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})
-"""The keys of a step that say what it came to, beside its operation."""
+RESOLVED_KEYS = frozenset({"resolved", "resolved_for"})  # of a step, beside its operation: what it came to
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which model. `fingerprint` is checked before a replay; see `Checkpoint.fingerprint`.
 
-    trust_remote_code: whether code that the model brings may be run, as transformers calls it.
+    trust_remote_code: whether the model's own code may run.   load_in: what bitsandbytes holds its matrices in, if so.
     """
 
     model: str
     fingerprint: str | None = None
     trust_remote_code: bool = False
+    load_in: Literal["nf4", "int8"] | None = None
 
     def check(self, fingerprint: str, found_at: str, where: str) -> None:
         """Refuse a model that is not the one the recipe was written for.

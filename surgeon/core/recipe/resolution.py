@@ -30,12 +30,13 @@ WORDS_CHANGED = "for other words: the step's own, those before it, the seed or a
 
 
 def words_digest(recipe: Recipe, before: Sequence[Step], operation: Operation) -> str:
-    """Return the digest of an operation's words behind the steps `before`; of the recipe seed and data names count.
+    """Return the digest of an operation's words behind the steps `before`; of the recipe seed, load_in and data names.
 
     What a step before came to counts, not the words by which it came to it; what it only evaluates does not count.
     """
     effects = [_effect(step, recipe) for step in before if not isinstance(step.operation, ReadOnlyStep)]
-    made_of = (recipe.seed, effects, _meaning(operation, recipe))
+    held = (recipe.base.load_in,) if recipe.base.load_in else ()
+    made_of = (recipe.seed, effects, _meaning(operation, recipe), *held)
     return hashlib.sha256(msgspec.json.encode(made_of, order="deterministic")).hexdigest()[:16]
 
 

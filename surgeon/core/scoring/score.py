@@ -55,6 +55,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 0
     seed: int = 0
     dtype: str = ""
+    load_in: str = ""
     settings: dict[str, Any] = {}
     trust_remote_code: bool | msgspec.UnsetType = msgspec.UNSET
 

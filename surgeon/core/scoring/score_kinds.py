@@ -72,10 +72,12 @@ class WeightsScore(ScoreKind, frozen=True, kw_only=True):
 
     Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`,
     returns a small summary of plain numbers, lists and dicts instead, and turns all summaries into scores at the end.
+    decomposes: it asks for singular values, which take most of the time.
     """
 
     needs = "weights"
     data = False
+    decomposes: ClassVar[bool] = True
     compares: ClassVar[bool] = False
 
     def matrix(self, matrix: Matrix) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from surgeon.client import WorkerClient
 from surgeon.core.events import Event, Hello, LayerScored, LogMessage, Progress, Statistics
-from surgeon.core.jobs import AnyJob, AnyResult, CheckJob, CheckResult
+from surgeon.core.job_results import AnyResult, CheckResult
+from surgeon.core.jobs import AnyJob, CheckJob
 from surgeon.core.training_figures import is_training
 from surgeon.errors import ArchitectureError, CheckpointError, SurgeonError, WorkerError
 from surgeon.ui.state.score_columns import ScoreColumns

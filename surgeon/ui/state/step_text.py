@@ -51,7 +51,7 @@ def step_effects(session: Session, pending: PendingStep) -> list[str]:
     if isinstance(operation, LearningStep):
         trained = trained_parameters(operation, session.draft, session.plan)
         memory = training_bytes(operation, session.draft, session.plan)
-        parts += [f"trains {count_text(trained)} numbers", f"takes {bytes_text(memory)} of memory and more"]
+        parts += [f"trains {count_text(trained)} numbers", f"takes {bytes_text(memory)} of memory"]
     if not parts:
         parts.append("changes nothing" if preview.draft == session.draft else "changes no size")
     return parts

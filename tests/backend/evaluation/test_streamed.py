@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,19 @@ def test_figures_are_those_of_the_whole_model(base: Path, monkeypatch: pytest.Mo
     steps = (PERPLEXITY, PRUNE, MEAN, KL, PERPLEXITY)
     whole = figures(base, *steps, cache="whole", monkeypatch=monkeypatch, stream=False)
     loaded = []
-    weights_of = streaming.weights_of
+    in_order = streaming.weights_in_order
 
-    def noted(layer: nn.Module) -> Any:
-        loaded.append(streaming.is_streamed(layer))
-        return weights_of(layer)
+    @contextmanager
+    def noted(layers: Sequence[nn.Module], *rest: Any) -> Iterator[Any]:
+        with in_order(layers, *rest) as weights:
 
-    monkeypatch.setattr(layer_passes, "weights_of", noted)
+            def of_layer(number: int) -> AbstractContextManager[nn.Module]:
+                loaded.append(streaming.is_streamed(layers[number]))
+                return weights(number)
+
+            yield of_layer
+
+    monkeypatch.setattr(layer_passes, "weights_in_order", noted)
     streamed = figures(base, *steps, cache="streamed", monkeypatch=monkeypatch, stream=True)
     assert any(loaded)
     assert len(loaded) == 4 * 6  # perplexity twice, and both arrangements for the divergence; six layers each time

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from surgeon.backend.verification.check_helpers import TEXTS
-from surgeon.core.jobs import not_proved
+from surgeon.core.job_results import not_proved
 from surgeon.errors import CheckpointError, SurgeonError, VerifyError
 from tests.backend.training_recipes import pupil, recipe
 from tests.jobs import perform

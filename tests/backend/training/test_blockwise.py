@@ -46,7 +46,7 @@ def draft_at(base: Path, *steps: Any) -> Draft:
 
 
 def healed(base: Path, out: Path, *steps: Any) -> dict[str, Any]:
-    return run(base, out, *steps, device="cpu", root=str(base.parent))
+    return run(base, out, *steps, device="cpu", root=str(base.parent), sequences=4, length=64)
 
 
 def report_of(found: dict[str, Any]) -> Any:
@@ -117,6 +117,30 @@ def test_layers_on_disk_give_the_same(base: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(blockwise_healing, "fits_in_memory", lambda *_: False)
     streamed = report_of(healed(base, tmp_path / "streamed", PRUNE, HEAL))
     assert streamed["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+def test_layers_that_were_cut_come_nearer_to_what_they_put_out_before(base: Path, tmp_path: Path) -> None:
+    if '"gpt2"' in (base / "config.json").read_text():
+        pytest.skip("its config does not say how many neurons there are")
+    parts = {"neurons": "lowest 50% by neuron_activation", "heads": "lowest 1 by head_activation", "multiple": 1}
+    healed(base, tmp_path / "narrow", {"narrow": parts})
+    found = healed(base, tmp_path / "healed", {"narrow": parts}, HEAL)
+    layers = report_of(found)["layers"]
+    assert len(layers) == LAYERS
+    assert all(one["after"] < one["before"] for one in layers.values())
+    target = hidden_of(base, some_tokens())[0]
+    distances = {
+        name: Blockwise().distance(hidden_of(tmp_path / name, some_tokens())[0], target).item()
+        for name in ("narrow", "healed")
+    }
+    assert distances["healed"] < distances["narrow"]
+
+
+def test_a_base_that_is_held_quantised_is_refused(base: Path) -> None:
+    draft = draft_of(read_structure(open_checkpoint(base, load_in="nf4")))
+    draft = apply_step(draft, step_of("prune", PRUNE["prune"], "here"), 0)
+    with pytest.raises(RecipeError, match="held in nf4 cannot be trained"):
+        apply_step(draft, step_of("train", HEAL["train"], "here"), 1)
 
 
 def test_blocks_stand_for_the_layers_that_went(base: Path) -> None:

@@ -102,7 +102,7 @@ def test_what_cannot_be_is_refused(base: Path, tmp_path: Path) -> None:
         step_of(
             "masked_lora", {"layers": 1, "rank": {"by": "taylor", "mean": 2, "least": 4}}, "here"
         ).operation.ranked()
-    with pytest.raises(RecipeError, match=r"rank.*Expected"):
+    with pytest.raises(RecipeError, match=r"rank.*has to be a whole number >= 1"):
         step_of("masked_lora", {"layers": 1, "rank": 0}, "here")
     with pytest.raises(RecipeError, match="no positive value"):
         adapted(base, tmp_path / "out", {"masked_lora": {"layers": "all", "rank": {"by": "power_law_alpha"}}})

@@ -101,7 +101,7 @@ def test_a_session_leaves_stale_results_out_and_learns_them_again(model: Path) -
 
 def test_undone_steps_that_were_measured_behind_another_result_are_not_redone(model: Path) -> None:
     """Data changed on disk: training again comes to other weights, and what was measured behind them is stale."""
-    from surgeon.core.jobs import LearnResult
+    from surgeon.core.job_results import LearnResult
 
     done = run(model, recipe(model, (training(steps=2), STEPS[3])), "out")
     path = model.parent / "r.yaml"

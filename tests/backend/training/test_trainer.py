@@ -237,7 +237,7 @@ def test_running_out_of_memory_says_what_takes_less(
     real, calls = LlamaForCausalLM.forward, iter(range(1, 100))
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
+        if next(calls) >= call:
             raise error
         return real(*args, **kwargs)
 
@@ -248,7 +248,7 @@ def test_running_out_of_memory_says_what_takes_less(
     says = str(raised.value)
     for part in ("train: there is not enough memory", "gradient_checkpointing: true", "masked_lora", "freeze"):
         assert part in says
-    assert "gradient_accumulation_steps: 4 instead of 2" in says
+    assert "gradient_accumulation_steps" not in says  # it has come down to one example at once
     assert "max_length: 64 instead of 96" in says
     assert not list(Path(os.environ["SURGEON_CACHE"]).glob("learned/*/result.json"))
 

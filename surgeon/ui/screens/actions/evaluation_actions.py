@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.core.jobs import AnyResult, EvaluateResult
+from surgeon.core.job_results import AnyResult, EvaluateResult
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.ui.screens.actions.job_actions import JobActions
 from surgeon.ui.screens.actions.training_actions import TrainingActions

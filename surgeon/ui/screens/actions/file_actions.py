@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.core.jobs import AnyResult, RunResult, not_proved
+from surgeon.core.job_results import AnyResult, RunResult, not_proved
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
 from surgeon.ui.screens.actions.training_actions import TrainingActions

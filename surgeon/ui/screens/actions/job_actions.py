@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from surgeon.core.jobs import AnyJob, AnyResult, CheckJob
+from surgeon.core.job_results import AnyResult
+from surgeon.core.jobs import AnyJob, CheckJob
 from surgeon.errors import Cancelled, SurgeonError
 from surgeon.ui.screens.main_layout import MainLayout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from surgeon.core.jobs import AnyResult, ScoreResult
+from surgeon.core.job_results import AnyResult, ScoreResult
 from surgeon.core.scoring.score import PYTHON_DOCS
 from surgeon.ui.command_line import score_requests
 from surgeon.ui.screens.actions.job_actions import JobActions

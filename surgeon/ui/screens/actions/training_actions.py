@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.core.jobs import AnyResult, EvaluateResult, LearnResult, RunResult
+from surgeon.core.job_results import AnyResult, EvaluateResult, LearnResult, RunResult
 from surgeon.core.recipe.recipe import Step
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
