@@ -292,3 +292,42 @@ def test_jobs_carry_the_applied_steps_and_where_their_data_is(session: Session, 
     assert run.root == str(Path.cwd())
     session.save(tmp_path / "r.yaml")
     assert session.run_job(Path("out")).root == str(tmp_path)
+
+
+def test_what_was_kept_beside_a_recipe_is_offered_when_the_model_is_opened_without_it(
+    model: Path, tmp_path: Path
+) -> None:
+    """And the other way round; a session that lives, or a recipe that holds the steps by now, offers nothing."""
+    first = Session.open(str(model))
+    first.apply(first.step("prune", {"layers": [1]}))
+    first.save(tmp_path / "r.yaml")
+    first.apply(first.step("prune", {"layers": [2]}))
+    assert Session.open(str(model)).kept == []
+    first.close(keep_journal=True)
+    second = Session.open(str(model))
+    (kept,) = second.kept
+    assert (kept.recipe, kept.applied) == (tmp_path / "r.yaml", 2)
+    second.apply(second.step("freeze", {"layers": [0]}))
+    second.close(keep_journal=True)
+    again = Session.open(str(model), kept.recipe)
+    assert again.position == 2
+    assert [one.recipe for one in again.kept] == [None]
+    again.save()
+    again.close()
+    third = Session.open(str(model))
+    assert third.position == 1
+    assert third.kept == []
+    third.close()
+
+
+def test_an_adapter_beside_a_checkpoint_is_named_where_it_is_left_out(model: Path, tmp_path: Path) -> None:
+    """Of an export that holds both: its weights alone are another model."""
+    export = tmp_path / "export"
+    export.mkdir()
+    for file in model.iterdir():
+        (export / file.name).symlink_to(file)
+    (export / "adapter").mkdir()
+    (export / "adapter" / "adapter_config.json").write_text("{}")
+    session = Session.open(str(export))
+    assert any("is left out: these are the weights below it" in note for note in session.notes)
+    session.close()

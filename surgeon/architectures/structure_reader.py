@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures import shared
+from surgeon.architectures.parts import part_rules
 from surgeon.architectures.stack_finding import Found, Group, config_parts, families, find_stacks
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.garbage import nothing_collected
@@ -94,6 +95,7 @@ def _family(config: Mapping[str, Any], found: Found) -> Family:
         roles=(*special.roles, *shared.ROLES),
         in_memory=(*(rule for family in declared for rule in family.in_memory), *shared.IN_MEMORY),
         fields=(*special.fields, *(field for field in shared.FIELDS if field.key not in own)),
+        parts=part_rules(types),
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from surgeon.backend.open_base import open_base
 from surgeon.core.checkpoint.file_stamps import FileStamps
+from surgeon.core.checkpoint.model_location import adapter_beside
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
@@ -39,6 +40,9 @@ def replay(
     draft = base
     steps: list[Step] = []
     fingerprint = base.structure.checkpoint.fingerprint
+    left_out = adapter_beside(base.structure.checkpoint.path)
+    if left_out:
+        job.warn(left_out)
     resolution = Resolution(recipe, fingerprint, file_digests(job.root))
     for number, written in enumerate(recipe.steps):
         step = _current(written, number, steps, resolution, job)

@@ -13,8 +13,9 @@ from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.fit import kept_fit
-from surgeon.core.plan.draft import Draft, base_tensors, draft_of
+from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.recipe.apply_steps import apply_step, changes_of
 from surgeon.core.recipe.data_paths import file_digests
@@ -22,9 +23,13 @@ from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
 from surgeon.core.recipe.resolution import Resolution, stale_text, unresolved
 from surgeon.core.recipe.training_memory import trained_parameters, training_bytes
+from surgeon.core.scoring.requests import request_name
 from surgeon.core.scoring.score import Provenance, Score
+from surgeon.core.scoring.score_kinds import score_kinds
+from surgeon.core.selection.part_selection import part_counts
 from surgeon.core.selection.selection import Ranked
-from surgeon.core.structure.structure import Structure
+from surgeon.core.structure.layouts import Layout
+from surgeon.core.structure.structure import SUBLAYERS, Structure
 from surgeon.errors import ArchitectureError, RecipeError
 
 ABSENT = "(absent)"
@@ -167,15 +172,29 @@ def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:
         return {}
     stack, layers = draft.structure.stack(step.operation.stack), draft.layers(step.operation.stack)
     values = {layer.key: 0.0 for layer in layers}
-    alike = {
-        layout: {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2} for layout in stack.layouts
-    }
-    matrices = {layer.key: alike[base_tensors(layer.source, stack).layout] for layer in layers}
+    sublayers = {name: [0.0] * len(layers) for name in SUBLAYERS}
+    matrices = {layer.key: _alike(layout_of(draft.structure, stack, layer.source)) for layer in layers}
     origin = Provenance(fingerprint="")
     return {
-        ranked: Score(name=ranked.by, values=values, matrices=matrices, provenance=origin)
+        ranked: Score(
+            name=ranked.by, values=values, matrices=matrices, provenance=origin, details=sublayers,
+            parts=_equal_parts(draft, step.operation.stack, ranked),
+        )
         for ranked in step.operation.ranked()
-    }
+    }  # fmt: skip
+
+
+def _alike(layout: Layout) -> dict[str, float]:
+    return {suffix: 0.0 for suffix, one in layout.types.items() if len(one.shape) >= 2}
+
+
+def _equal_parts(draft: Draft, stack: str | None, ranked: Ranked) -> dict[str, list[float]]:
+    """Return equal values of the parts that a score is of, by layer key; none where it is of layers or matrices."""
+    kind = score_kinds()[request_name(ranked.by)].part
+    if not kind:
+        return {}
+    layers = draft.layers(stack)
+    return {layers[at].key: [0.0] * count for at, count in part_counts(draft, stack, kind).items()}
 
 
 def _report(

@@ -33,8 +33,9 @@ COMMANDS = {
 
 _HELP = """An operating room for language models.
 
-`surgeon MODEL` opens a model: a directory, a hub id, or `demo`. A directory that is called like a command is
-reachable as ./NAME.
+`surgeon MODEL` opens a model: a directory, a hub id, or `demo`; `surgeon RECIPE.yaml` opens a recipe with its model,
+and `surgeon MODEL --recipe FILE` goes on with a recipe or begins one. `surgeon open --help` lists what else opening
+takes. A directory that is called like a command is reachable as ./NAME.
 """
 _OWN_FLAGS = (*MANNER_FLAGS, "-h", "--help", "--version")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,14 +23,11 @@ from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
 from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
-from surgeon.core.selection.matrix_selection import MatrixSelection
-from surgeon.core.selection.selection import GRAMMAR, Selection
+from surgeon.core.selection.selection import Selection
 from surgeon.errors import RecipeError, UsageError
 
 _FIELD = "field_"
 _METAVARS: dict[Any, str] = {
-    Selection: "LAYERS",
-    MatrixSelection: "MATRICES",
     ObjectiveChoice: "OBJECTIVE",
     str: "TEXT",
     int: "NUMBER",
@@ -47,8 +45,11 @@ def command_of(name: str) -> click.Command:
     def run(reporter: ConsoleReporter, /, **values: Any) -> None:
         carry_out(kind, values, reporter)
 
-    selects = any(_bare_type(field.type) in (Selection, MatrixSelection) for field in msgspec.structs.fields(kind))
-    command = click.command(name, cls=SurgeonCommand, help=_help(kind, selects), short_help=kind.summary)(_options(run))
+    selected = [_bare_type(field.type) for field in msgspec.structs.fields(kind) if _selects(field.type)]
+    selects = bool(selected)
+    command = click.command(name, cls=SurgeonCommand, help=_help(kind, selected), short_help=kind.summary)(
+        _options(run)
+    )
     own = {field.encode_name for field in msgspec.structs.fields(kind)}
     command.params[:0] = [
         click.Argument(["model"]),
@@ -85,7 +86,7 @@ def _step(kind: type[Operation], fields: dict[str, Any], data: str | None, prote
     ranks = False
     for field in msgspec.structs.fields(kind):
         text = fields.get(field.encode_name)
-        if text is not None and _bare_type(field.type) in (Selection, MatrixSelection):
+        if text is not None and _selects(field.type):
             measured = measured_selection(text, data, protect)
             ranks, fields[field.encode_name] = ranks or measured != text, measured
     if not ranks and (data, protect) != (None, None):
@@ -118,13 +119,13 @@ def _option(field: Any) -> click.Option:
     if get_origin(bare) is Literal:
         settings["type"] = click.Choice([str(choice) for choice in get_args(bare)])
     else:
-        settings["metavar"] = _METAVARS.get(get_origin(bare) or bare, "YAML")
+        settings["metavar"] = bare.metavar if _selects(bare) else _METAVARS.get(get_origin(bare) or bare, "YAML")
     return click.Option([_FIELD + field.encode_name, f"--{name}"], **settings)
 
 
 def _reader(bare: Any) -> Any:
     def read(_: click.Context, __: click.Parameter, text: str | None) -> Any:
-        if text is None or bare in (Selection, MatrixSelection, str):
+        if text is None or bare is str or _selects(bare):
             return text
         if (get_origin(bare) or bare) in (tuple, list) and not text.startswith("["):
             parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -149,6 +150,11 @@ def _bare_type(kind: Any) -> Any:
     return kind
 
 
+def _selects(kind: Any) -> bool:
+    bare = _bare_type(kind)
+    return isinstance(bare, type) and issubclass(bare, Selection)
+
+
 def _described(field: Any) -> str:
     notes = [note for note in getattr(field.type, "__metadata__", ()) if isinstance(note, msgspec.Meta)]
     text = next((note.description for note in notes if note.description), "")
@@ -168,8 +174,8 @@ def _protect_option() -> click.Option:
     return click.Option(["--protect"], metavar="LAYERS", help="Layers that a score never chooses: first,last.")
 
 
-def _help(kind: type[Operation], selects: bool) -> str:
+def _help(kind: type[Operation], selected: Sequence[type[Selection]]) -> str:
     parts = [kind.summary[:1].upper() + kind.summary[1:] + ".", inspect.cleandoc(kind.__doc__ or "")]
     parts += [f"Source: {kind.paper}."] if kind.paper else []
-    parts += [f"LAYERS is {GRAMMAR}"] if selects else []
+    parts += [f"{one.metavar} is {one.grammar}" for one in dict.fromkeys(selected)]
     return "\n\n".join(parts)

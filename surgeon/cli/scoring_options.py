@@ -23,6 +23,7 @@ _OPTIONS = (
         "--stream/--no-stream", default=None,
         help="Leave the layers on disk, one in memory at a time; decided by what is free where nothing is said.",
     ),
+    click.option("--weights-only", is_flag=True, help="Leave trained adapters out; else the model is as it computes."),
     click.option("--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Measure after these steps."),
 )  # fmt: skip
 

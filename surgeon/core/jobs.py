@@ -50,19 +50,33 @@ class RecipeJob(Job, frozen=True, kw_only=True):
 
 
 class ScoreJob(RecipeJob, frozen=True, kw_only=True, tag="score"):
-    """Measure scores; `names` as they are requested in text."""
+    """Measure scores; `names` as they are requested in text. `weights_only` leaves trained adapters out."""
 
     names: tuple[str, ...]
+    weights_only: bool = False
 
 
 class AblateJob(RecipeJob, frozen=True, kw_only=True, tag="ablate"):
-    """Measure the loss without each decile of the singular values of all matrices of each role."""
+    """Measure the loss without each decile of the singular values of all matrices of each role.
+
+    `weights_only` leaves trained adapters out.
+    """
 
     roles: tuple[str, ...]
+    weights_only: bool = False
 
 
 class LearnJob(RecipeJob, frozen=True, kw_only=True, tag="learn"):
     """Carry out the learning steps of a recipe."""
+
+
+class EvaluateJob(RecipeJob, frozen=True, kw_only=True, tag="evaluate"):
+    """Carry out the evaluations and gates of a recipe from step `first` on; a gate that is not met stops nothing.
+
+    The base is measured beside the model.
+    """
+
+    first: int = 0
 
 
 class RunJob(RecipeJob, frozen=True, kw_only=True, tag="run"):
@@ -113,7 +127,7 @@ class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CancelJob
+AnyJob = ScoreJob | AblateJob | LearnJob | EvaluateJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CancelJob
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,6 +178,13 @@ class LearnResult(_Result, frozen=True, kw_only=True, tag="learn"):
 
     recipe: Plain
     reports: dict[str, Plain]
+
+
+class EvaluateResult(_Result, frozen=True, kw_only=True, tag="evaluate"):
+    """Evaluations as plain data of `EvaluationResult`, and the recipe with what was learned resolved."""
+
+    recipe: Plain
+    evaluations: list[Plain]
 
 
 class RunResult(_Result, frozen=True, kw_only=True, tag="run"):
@@ -233,7 +254,17 @@ class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
     trained: TrainedTokens | None = None
 
 
-AnyResult = ScoreResult | AblateResult | LearnResult | RunResult | VerifyResult | CheckResult | DemoResult | DataResult
+AnyResult = (
+    ScoreResult
+    | AblateResult
+    | LearnResult
+    | EvaluateResult
+    | RunResult
+    | VerifyResult
+    | CheckResult
+    | DemoResult
+    | DataResult
+)
 
 
 encode = msgspec.json.Encoder().encode

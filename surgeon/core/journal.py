@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from surgeon.core.checkpoint.file_system import Lock, sync, try_lock
 from surgeon.core.checkpoint.model_location import state_directory
 from surgeon.errors import SurgeonError
 
+_MOST_NOTES = 50
+_NUMBERED = re.compile(r"-\d+")
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """The state after one step. `steps` are plain data as `recipe.step_to_builtins` writes them."""
@@ -27,6 +31,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[dict[str, Any]]
     position: int
     recipe_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Steps that an ended session left in a journal: beside which recipe, if any, and how many are applied."""
+
+    recipe: Path | None
+    applied: int
+    written: float
 
 
 class Journal:
@@ -68,16 +81,10 @@ class Journal:
         if self._handle is None:
             return None
         try:
-            lines = self.path.read_bytes().splitlines()
+            return _last_entry(self.path)
         except OSError as error:
             self._fail(error)
             return None
-        for line in reversed(lines):
-            try:
-                return msgspec.json.decode(line, type=Entry)
-            except msgspec.MsgspecError:
-                continue
-        return None
 
     def append(self, entry: Entry) -> None:
         """Write an entry and make sure that it is on disk."""
@@ -124,9 +131,60 @@ def journal_path(fingerprint: str, recipe_path: Path | None) -> Path:
     return state_directory() / "journals" / f"{fingerprint}.journal"
 
 
+def note_recipe(fingerprint: str, recipe_path: Path) -> None:
+    """Note that steps on a model are kept beside a recipe, so that they are found when the model is opened without."""
+    path, line = _notes_path(fingerprint), str(recipe_path.absolute())
+    with suppress(OSError):
+        known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if line not in known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join([*known[-_MOST_NOTES:], line]) + "\n", encoding="utf-8")
+
+
+def kept_steps(fingerprint: str) -> list[Kept]:
+    """Return where ended sessions on a model have left steps that no recipe holds, the newest first."""
+    try:
+        lines = _notes_path(fingerprint).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    recipes = [None, *map(Path, dict.fromkeys(reversed(lines)))]
+    found = [kept for recipe in recipes if (kept := _kept(fingerprint, recipe)) is not None]
+    return sorted(found, key=lambda kept: -kept.written)
+
+
+def _kept(fingerprint: str, recipe: Path | None) -> Kept | None:
+    path = journal_path(fingerprint, recipe)
+    for one in sorted(path.parent.glob(f"{path.stem}*{path.suffix}")):
+        if _is_empty(one) or (one != path and not _NUMBERED.fullmatch(one.stem.removeprefix(path.stem))):
+            continue
+        with suppress(OSError):
+            handle, _ = _lock(one)
+            if handle is None:  # of a session that lives
+                continue
+            try:
+                entry = _last_entry(one)
+                # What the recipe was saved with since, or changed by hand to, is not what these steps go on from.
+                if entry is not None and entry.recipe_digest == recipe_digest(recipe):
+                    return Kept(recipe, entry.position, one.stat().st_mtime)
+            finally:
+                os.close(handle)
+    return None
+
+
+def _notes_path(fingerprint: str) -> Path:
+    return state_directory() / "journals" / f"{fingerprint}.recipes"
+
+
 def recipe_digest(path: Path | None) -> str:
     """Return the digest of a recipe file; empty where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else ""
+
+
+def _last_entry(path: Path) -> Entry | None:
+    for line in reversed(path.read_bytes().splitlines()):
+        with suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(line, type=Entry)
+    return None
 
 
 def _is_empty(path: Path) -> bool:

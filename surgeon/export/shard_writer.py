@@ -22,17 +22,18 @@ from surgeon.core.checkpoint.dtypes import constant_bytes
 from surgeon.core.checkpoint.file_stamps import shortened, unreadable
 from surgeon.core.checkpoint.file_system import sync
 from surgeon.core.job_context import IsCancelled
-from surgeon.core.plan.expressions import Copy, Fill
-from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.expressions import Copy, Expression, Fill
 from surgeon.core.plan.plan import Plan, PlannedTensor
+from surgeon.core.plan.stored_parts import moved_bytes
 from surgeon.errors import Cancelled
 from surgeon.export.background_flush import flush_in_background
-from surgeon.export.slice_reader import gathered
+from surgeon.export.part_reader import gathered
 
 SHARD_BYTES = 5_000_000_000
 SPLIT_BYTES = 1_000_000_000
 _WRITERS = 4
 _PIECE = 64 * 2**20
+_LEAST_RANGE = 64 * 2**10
 # Other faults of copy_file_range are met again by reading and writing, which tell whose they are; many mean only that
 # the two file systems, or this kernel, do not have it.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -201,28 +202,39 @@ def _merge_ranges(tensors: Sequence[PlannedTensor]) -> Iterator[_Piece]:
     """Yield what to write in order, runs of tensors that are adjacent in their source as one range."""
     run: _Range | None = None
     for tensor in tensors:
-        if not isinstance(tensor.source, Copy):
+        ranges = _ranges(tensor.source)
+        if ranges is None:
             if run is not None:
                 yield run
             run = None
             yield tensor
             continue
-        stored = tensor.source.tensor
-        if run is not None and run.path == stored.shard and run.end == stored.start:
-            run = _Range(run.path, run.start, stored.end)
-            continue
-        if run is not None:
-            yield run
-        run = _Range(stored.shard, stored.start, stored.end)
+        for one in ranges:
+            if run is not None and run.path == one.path and run.end == one.start:
+                run = _Range(run.path, run.start, one.end)
+                continue
+            if run is not None:
+                yield run
+            run = one
     if run is not None:
         yield run
+
+
+def _ranges(source: Expression) -> list[_Range] | None:
+    """Return where the bytes of a tensor lie that is copied in ranges long enough for it; None where it is not."""
+    if isinstance(source, Copy):
+        return [_Range(source.tensor.shard, source.tensor.start, source.tensor.end)]
+    part = moved_bytes(source)
+    if part is None or not part.pieces or part.nbytes < part.pieces * _LEAST_RANGE:
+        return None
+    return [_Range(part.tensor.shard, start, end) for start, end in part.ranges()]
 
 
 def _made(tensor: PlannedTensor, arithmetic: Arithmetic | None, sources: dict[Path, int]) -> Iterator[bytes]:
     if isinstance(tensor.source, Fill):
         yield constant_bytes(tensor.source.value, tensor.dtype) * tensor.parameters
-    elif isinstance(tensor.source, Slices) and not tensor.source.averaged:
-        yield from gathered(_opened(tensor.source.tensor.shard, sources), tensor.source)
+    elif (part := moved_bytes(tensor.source)) is not None:
+        yield from gathered(_opened(part.tensor.shard, sources), part)
     else:
         assert arithmetic is not None, "a plan that calculates needs arithmetic"
         yield arithmetic(tensor)

@@ -63,4 +63,4 @@ class Expand(Operation, frozen=True, kw_only=True):
             )
         if self.init == "copy" or right is layer:
             return Identity(layer.source)
-        return Identity(mean_of_layers(stack, (layer, right), "init: copy"))
+        return Identity(mean_of_layers(structure, stack, (layer, right), "init: copy"))

@@ -64,8 +64,11 @@ class Freeze(Operation, frozen=True, kw_only=True):
         """Refuse fields that would say nothing beside each other."""
         ways = [way for way in (self.layers, self.except_, self.matrices) if way is not None]
         if len(ways) > 1 or not (ways or self.outside):
+            given = " and ".join(f"`{name}`" for name in self.selections())
             raise RecipeError(
-                "needs one of `layers`, `except` and `matrices`",
+                f"takes one of `layers`, `except` and `matrices`, not {given}"
+                if given
+                else "needs one of `layers`, `except` and `matrices`",
                 allowed="layers: 0-3, except: inserted, or matrices: lowest 25% by taylor",
             )
         if self.matrices is not None and self.roles != ("all",):

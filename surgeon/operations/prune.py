@@ -11,7 +11,6 @@ import msgspec
 from surgeon.core.plan.draft import Draft, Layer
 from surgeon.core.plan.layer_means import mean_of_layers, refuse_adapted, refuse_quantised
 from surgeon.core.recipe.operation import Chosen, LayerChoice, Operation
-from surgeon.core.structure.structure import Stack
 from surgeon.errors import RecipeError
 
 
@@ -43,10 +42,11 @@ class Prune(Operation, frozen=True, kw_only=True):
         if not self.fold:
             return draft.with_layers(tuple(layer for at, layer in enumerate(layers) if at not in gone), self.stack)
         refuse_quantised(draft.structure, "folding", "prune without fold")
-        return draft.with_layers(tuple(_folded(layers, gone, draft.structure.stack(self.stack))), self.stack)
+        return draft.with_layers(tuple(_folded(layers, gone, draft, self.stack)), self.stack)
 
 
-def _folded(layers: Sequence[Layer], gone: set[int], stack: Stack) -> Iterator[Layer]:
+def _folded(layers: Sequence[Layer], gone: set[int], draft: Draft, name: str | None) -> Iterator[Layer]:
+    structure, stack = draft.structure, draft.structure.stack(name)
     if 0 in gone:
         raise RecipeError(
             "layer 0 has no layer in front of it to be folded into", where="layers",
@@ -59,5 +59,5 @@ def _folded(layers: Sequence[Layer], gone: set[int], stack: Stack) -> Iterator[L
         run = layers[at:end]
         if len(run) > 1:
             refuse_adapted(run, "the mean")
-            layer = replace(layer, source=mean_of_layers(stack, run, "prune without fold"))  # noqa: PLW2901
+            layer = replace(layer, source=mean_of_layers(structure, stack, run, "prune without fold"))  # noqa: PLW2901
         yield layer

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from surgeon.core.journal import Kept
 from surgeon.errors import UsageError
 from surgeon.session import Session
 from surgeon.ui.commands import commands
+from surgeon.ui.key_queue import KeyQueue
+from surgeon.ui.open_request import OpenRequest
 from surgeon.ui.screens.main_screen import MainScreen
 from surgeon.ui.state.job_runner import JobDefaults, JobRunner
 from surgeon.ui.state.screen_state import ScreenState
@@ -24,9 +30,10 @@ from surgeon.ui.theme import DARK, DARK_THEME, LIGHT, LIGHT_THEME, css_variables
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _EXIT_SECONDS = 5.0
+_INTERRUPT_SECONDS = 3.0
 
 
-class SurgeonApp(App[int]):
+class SurgeonApp(App[int | OpenRequest]):
     """The interface of one session. `data`, `device` and `dtype` are the defaults of all jobs."""
 
     TITLE = "surgeon"
@@ -42,6 +49,8 @@ class SurgeonApp(App[int]):
         self.runner = JobRunner(worker)
         self.state = ScreenState(session)
         self._defaults = JobDefaults(data, device, dtype)
+        self._keys = KeyQueue(self, super().on_event)  # type: ignore[arg-type]
+        self._interrupted = -math.inf
         self.register_theme(DARK_THEME)
         self.register_theme(LIGHT_THEME)
         requested = os.environ.get("TEXTUAL_THEME", "")
@@ -72,6 +81,17 @@ class SurgeonApp(App[int]):
             notes.append("w writes the recipe")
         if notes:
             self.state.set_notice("\n".join(notes), "error" if fault else "warning")
+        if self.session.kept and recovered is None:
+            self.call_after_refresh(self._offer_kept)
+
+    def _offer_kept(self) -> None:
+        from surgeon.ui.screens.quit_dialog import KeptDialog
+
+        def chosen(kept: Kept | None) -> None:
+            if kept is not None:
+                self.exit(OpenRequest(self.session.model, kept.recipe))
+
+        self.push_screen(KeptDialog(self.session.kept), chosen)
 
     def on_ready(self) -> None:
         """Enable garbage collection, except of what is loaded by now: that alone would pause for milliseconds."""
@@ -85,6 +105,29 @@ class SurgeonApp(App[int]):
         deadline.daemon = True
         deadline.start()
         self.exit(128 + number)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Hand on one key after the other."""
+        if isinstance(event, (events.Key, events.Paste)) and not event.is_forwarded:
+            await self._keys.take(event)
+        else:
+            await super().on_event(event)
+
+    def action_help_quit(self) -> None:
+        """Take ctrl+c: the first cancels the job, if there is one, the second quits as `q` does."""
+        again, self._interrupted = time.monotonic() - self._interrupted < _INTERRUPT_SECONDS, time.monotonic()
+        main = next((screen for screen in self.screen_stack if isinstance(screen, MainScreen)), None)
+        if main is None:
+            return
+        if again:
+            while self.screen is not main:
+                self.pop_screen()
+            main.action_quit()
+        elif self.runner.running is not None:
+            main.action_cancel_job()
+            main.say("cancelling · ctrl+c again quits", "warning")
+        else:
+            main.say("ctrl+c again quits", "info")
 
     async def action_quit(self) -> None:
         """Quit as `q` does: ask if steps are not saved."""
@@ -116,8 +159,8 @@ def run_app(
     data: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-) -> int:
-    """Run the interface until the user quits, then close the session; return the exit status.
+) -> int | OpenRequest:
+    """Run the interface until the user quits, then close the session; return the exit status, or what to open next.
 
     Raises:
         UsageError: there is no terminal to draw on.

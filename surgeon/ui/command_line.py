@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from surgeon.core.recipe.operation import operations
+from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.scoring.requests import request_of, requested_scores, split_requests
 from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.errors import UsageError
@@ -31,6 +31,7 @@ _COMMAND_OPTIONS: dict[str, dict[str, OptionParser]] = {
         "length": parse_yaml_value,
         "device": str,
         "dtype": str,
+        "weights-only": parse_switch,
     },
     "mark": {},
     "filter": {},
@@ -71,7 +72,7 @@ def parse_line(text: str, model: str) -> ParsedLine:
         rest = rest[1:]
     operation = command.replace("-", "_")
     if operation in operations():
-        return ParsedLine(command, operation, _parse_options(command, rest, option_parsers(operations()[operation])))
+        return ParsedLine(command, operation, _parse_operation(command, rest, operations()[operation]))
     if command in _COMMAND_OPTIONS:
         return ParsedLine(command, None, _parse_arguments(command, rest))
     if command in _commands_without_arguments():
@@ -83,6 +84,14 @@ def parse_line(text: str, model: str) -> ParsedLine:
         f"no command {command!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
         allowed=", ".join(command_names()),
     )
+
+
+def _parse_operation(command: str, tokens: Sequence[str], kind: type[Operation]) -> dict[str, Any]:
+    """Parse the options of an operation; words before the first are its selection: `prune lowest 4 by removal`."""
+    parsers, selectors, count = option_parsers(kind), [*selection_fields(kind)], _option_start(tokens, 0)
+    if not selectors or not count:
+        return _parse_options(command, tokens, parsers)
+    return {selectors[0]: " ".join(tokens[:count]), **_parse_options(command, tokens[count:], parsers)}
 
 
 def _parse_arguments(command: str, tokens: Sequence[str]) -> dict[str, Any]:

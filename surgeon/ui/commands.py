@@ -124,7 +124,7 @@ def _mark_commands() -> list[Command]:
 def _step_commands() -> list[Command]:
     return [
         *_operation_commands(),
-        Command("apply", ("enter",), "apply the draft; in a list: go there", "Operate", "enter",
+        Command("apply", ("enter",), "apply the draft; in the recipe: read the step", "Operate", "enter",
                 availability.needs_valid_step, footer="apply", modes=_PENDING, rank=5),
         Command("leave", ("escape",), "leave the draft, the range, the marks, the filter", "Operate", "escape",
                 footer="leave", modes=_PENDING, rank=40),
@@ -140,7 +140,7 @@ def _measure_commands() -> list[Command]:
         Command("score", ("S",), "choose scores and measure them", "Measure", "choose_scores",
                 availability.needs_idle_worker, footer="score", rank=8),
         Command("sort", ("s",), "sort by the underlined score", "Measure", "cycle_sort", availability.needs_scores),
-        Command("learn", ("y",), "carry out applied steps that have still to be learned", "Measure",
+        Command("learn", ("y",), "carry out applied steps that lack their result or figures", "Measure",
                 "train_applied_steps", availability.needs_untrained_step),
         Command("cancel", ("x",), "cancel the job; again: end the worker", "Measure", "cancel_job",
                 availability.needs_running_job),

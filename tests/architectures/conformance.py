@@ -73,6 +73,7 @@ def _fast_disk() -> str | None:
 
 def _all_operations(directory: Path, out: Path, auto: Any) -> Record:
     from surgeon.errors import ArchitectureError
+    from tests.architectures.cutting import cuts, try_cut
     from tests.architectures.examining import Patient
     from tests.architectures.selecting import try_selection
 
@@ -85,6 +86,7 @@ def _all_operations(directory: Path, out: Path, auto: Any) -> Record:
     if exact:
         found["verify"] = _plain(patient.try_operation(exact[-1], out, verify=True))
     found["select"] = _plain(try_selection(patient))
+    found |= {one.name: _plain(try_cut(patient, one, out)) for one in cuts(patient)}
     if not patient.cache_is_sound:
         found["cache"] = ["exact", "the base itself generates differently with and without its cache"]
     return found

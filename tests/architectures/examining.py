@@ -139,14 +139,14 @@ class Patient:
             return Outcome("wrong", f"logits differ by {(found - expected).abs().max().item():.2g}")
         if operation.changes and torch.equal(found, reference.logits):
             return Outcome("error", "the operation changed nothing: this model cannot tell right from wrong")
-        if not self.cache_is_sound or _cache_agrees(model, 0):
+        if not self.cache_is_sound or cache_agrees(model, 0):
             return Outcome("exact")
         return Outcome("wrong", "generation with a cache differs from that without")
 
     @cached_property
     def cache_is_sound(self) -> bool:
         """Whether the base itself generates the same with and without a cache, on three prompts."""
-        return all(_cache_agrees(self.base, seed) for seed in range(3))
+        return all(cache_agrees(self.base, seed) for seed in range(3))
 
 
 def load(directory: Path, auto: Any = AutoModelForCausalLM) -> tuple[nn.Module, set[str]]:
@@ -186,7 +186,7 @@ def _module_list(model: nn.Module, prefix: str, count: int) -> Sequence[nn.Modul
     return found[0]  # type: ignore[return-value]
 
 
-def _cache_agrees(model: Any, seed: int) -> bool:
+def cache_agrees(model: Any, seed: int) -> bool:
     tokens_BT = torch.randint(3, 120, (1, 8), generator=torch.Generator().manual_seed(seed))
     try:
         (tokens, logits), (other_tokens, other_logits) = (

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "embedding_dim": 32,
     "intermediate_size": 48,
     "ffn_dim": 48,
+    "ffn_hidden_size": 48,
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
     "n_inner": 48,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.architectures import masking
 from tests.jobs import perform
 
 Tensors = dict[str, torch.Tensor]
@@ -120,3 +121,40 @@ def test_the_same_operations_on_the_same_weights_give_the_same_answers(
     found = _operated(_express(demo_model, tmp_path / "base", change), tmp_path / "out")
 
     assert (found - llama).abs().max().item() <= tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_mixtral_of_the_real_weights_pruned_to_two_experts_is_the_base_with_the_others_masked(
+    demo_model: Path, tmp_path: Path
+) -> None:
+    """Experts that differ: each is the real MLP with noise of its own, so that choosing others changes the answer."""
+    base = _express(demo_model, tmp_path / "base", _as_noisy_mixtral)
+    steps = [{"prune_experts": {"experts": "0,3"}}]
+    recipe = {"version": 1, "base": {"model": str(base)}, "steps": steps}
+    done = perform(
+        "run", {"recipe": recipe, "out": str(tmp_path / "out"), "verify": True}, lambda *_: None, lambda: False
+    )
+    tokens_BT = torch.randint(0, 49152, (1, 48), generator=torch.Generator().manual_seed(0))
+    whole, pruned = (_loaded(place) for place in (base, tmp_path / "out"))
+    with torch.inference_mode():
+        found, before = pruned(input_ids=tokens_BT).logits, whole(input_ids=tokens_BT).logits
+        with masking.without_experts(whole.model.layers, dict.fromkeys(range(len(whole.model.layers)), (0, 3))):
+            expected = whole(input_ids=tokens_BT).logits
+
+    assert "bit for bit" in done["proof"]["logits"]["detail"]
+    assert pruned.config.num_local_experts == 2
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (before - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+def _loaded(place: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    return model.eval()
+
+
+def _as_noisy_mixtral(tensors: Tensors, config: dict[str, Any]) -> Tensors:
+    spread, random = _as_mixtral(tensors, config), torch.Generator().manual_seed(1)
+    for tensor in (tensor for name, tensor in spread.items() if ".experts." in name):
+        tensor.add_(0.3 * tensor.std() * torch.randn(tensor.shape, generator=random))
+    return spread

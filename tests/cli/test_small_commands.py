@@ -126,8 +126,16 @@ def test_the_exit_status_is_the_interfaces(run: Run, model: str, opened: list[An
 
 def test_a_recipe_alone_names_its_model(run: Run, recipe: Path, model: str, opened: list[Any]) -> None:
     assert run("--recipe", recipe).exit_code == 0
+    assert run(recipe).exit_code == 0
     assert run(model, "--recipe", recipe.parent / "new.yaml").exit_code == 0
-    assert [(session.model, len(session.steps)) for session, _ in opened] == [(model, 2), (model, 0)]
+    assert [(session.model, len(session.steps)) for session, _ in opened] == [(model, 2), (model, 2), (model, 0)]
+
+
+def test_a_model_that_is_not_there_is_an_error_without_a_terminal_too(run: Run) -> None:
+    """And no help text with exit status 0."""
+    result = run("./nosuchdir")
+    assert result.exit_code != 0
+    assert "Commands" not in result.output
 
 
 def test_demo_opens_what_it_fetched(run: Run, model: str, jobs: Jobs, opened: list[Any]) -> None:

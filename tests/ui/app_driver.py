@@ -75,7 +75,9 @@ class AppDriver:
 
     def line(self, part: str) -> str:
         """Return the first line on screen that holds a text."""
-        return next(line for line in self.text.splitlines() if part in line)
+        found = [line for line in self.text.splitlines() if part in line]
+        assert found, f"no line holds {part!r}; the screen is\n{self.text}"
+        return found[0]
 
 
 def worker_pid(runner: JobRunner) -> int:

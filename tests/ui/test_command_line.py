@@ -34,7 +34,7 @@ def test_a_line_is_the_shell_s_words(text: str, operation: str, options: dict[st
     [
         ("prun --layers 3", "did you mean 'prune'"),
         ("prune --layer 3", "did you mean --layers"),
-        ("prune 3", "belongs to no option"),
+        ("evaluate 3", "belongs to no option"),
         ("prune --layers", "needs a value"),
         ('prune --layers "3', "quotation"),
         ("undo 3", "takes no words"),

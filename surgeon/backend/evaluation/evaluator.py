@@ -28,10 +28,10 @@ from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.recipe.evaluation_metrics import EvaluationResult, Measure, RawResults, figures_of
 from surgeon.core.recipe.learning_step import draft_state
-from surgeon.core.recipe.read_only_step import ReadOnlyStep
+from surgeon.core.recipe.read_only_step import Bound, ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe
 from surgeon.core.scoring.score import Average
-from surgeon.errors import RecipeError
+from surgeon.errors import GateError, RecipeError
 
 _VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
@@ -57,8 +57,12 @@ class Evaluator:
         self._cache = ScoreCache(base.structure.checkpoint)
         self._tokenizer: Any = None
 
-    def evaluate(self, draft: Draft, step: ReadOnlyStep, number: int) -> Iterator[EvaluationResult]:
+    def evaluate(
+        self, draft: Draft, step: ReadOnlyStep, number: int, *, looking: bool = False
+    ) -> Iterator[EvaluationResult]:
         """Carry out a step and yield what it finds.
+
+        `looking`: a gate that is not met is told in the result and stops nothing, and the base is measured too.
 
         Raises:
             GateError: a figure is out of its bounds.   DataError, RecipeError: the data or a bound says nothing.
@@ -70,7 +74,9 @@ class Evaluator:
             base = self._raw(self._base, measure) if measure.kind == "pairs" else None
             figures = figures_of(measure, raw, base)
             bound = bounds.get(name)
-            untouched = self._figures_of_base(measure) if bound is not None and bound.relative else {}
+            compared = looking and measure.kind not in ("pairs", "divergence", "tasks")
+            relative = bound is not None and bound.relative
+            untouched = self._figures_of_base(measure) if compared or relative else {}
             result = EvaluationResult(
                 step=number, name=name if bounds else step.title, metric=name, data=measure.data,
                 examples=len(raw.values), figures=figures, base=dict(untouched),
@@ -78,8 +84,7 @@ class Evaluator:
             self._job.emit(Evaluated(evaluation=msgspec.to_builtins(result)))
             if bound is not None:
                 where = f"steps[{number}].{step.name}.{name}"
-                said = bound.judge(name, figures[name], untouched.get(name), where)
-                result = msgspec.structs.replace(result, bounds={name: said})
+                result = _judged(result, bound, name, untouched.get(name) if relative else None, where, looking)
             yield result
 
     def _figures_of_base(self, measure: Measure) -> Mapping[str, Average]:
@@ -180,6 +185,18 @@ class Evaluator:
                         yield adapted
 
                 yield _LiveModel(adapted.eval(), as_base)
+
+
+def _judged(
+    result: EvaluationResult, bound: Bound, name: str, base: Average | None, where: str, looking: bool
+) -> EvaluationResult:
+    try:
+        said = bound.judge(name, result.figures[name], base, where)
+    except GateError as error:
+        if not looking:
+            raise
+        return msgspec.structs.replace(result, bounds={name: error.allowed}, unmet={name: error.what})
+    return msgspec.structs.replace(result, bounds={name: said})
 
 
 def weights_state(draft: Draft) -> Any:

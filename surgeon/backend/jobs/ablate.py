@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from surgeon.backend.replay import replayed_draft
@@ -14,5 +16,5 @@ from surgeon.core.jobs import AblateJob, AblateResult
 def ablate_job(request: AblateJob, job: JobContext) -> AblateResult:
     """Perform an `ablate` job."""
     with replayed_draft(request, job) as draft:
-        found = ablate(draft, request.roles, settings_of(request), job)
+        found = ablate(draft, request.roles, replace(settings_of(request), weights_only=request.weights_only), job)
     return AblateResult(ablations=msgspec.to_builtins(found))

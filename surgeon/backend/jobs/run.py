@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from surgeon.backend.data.rows import require_data
+from surgeon.backend.data.required_data import require_data
 from surgeon.backend.jobs.verify import verify_checkpoint
 from surgeon.backend.open_base import open_base
 from surgeon.backend.replay import replay

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from surgeon.backend.replay import replayed_draft
@@ -14,5 +16,6 @@ from surgeon.core.jobs import ScoreJob, ScoreResult
 def score_job(request: ScoreJob, job: JobContext) -> ScoreResult:
     """Perform a `score` job."""
     with replayed_draft(request, job) as draft:
-        scores = measure(draft, request.names, settings_of(request), job)
+        settings = replace(settings_of(request), weights_only=request.weights_only)
+        scores = measure(draft, request.names, settings, job)
     return ScoreResult(scores=[msgspec.to_builtins(score) for score in scores])

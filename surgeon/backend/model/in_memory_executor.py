@@ -5,27 +5,24 @@ Unchanged layers are shared, not copied; inserted ones are real copies. On leavi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from surgeon.backend.model.layer_building import LayerShells, assemble
 from surgeon.backend.model.layer_list import layer_list
-from surgeon.backend.model.matrices import truncate
-from surgeon.backend.model.per_layer_slices import swap_slices
-from surgeon.backend.model.streaming import weights_of, without_hooks
-from surgeon.backend.model.tensors import DTYPES, mean_of, tensor_reader
-from surgeon.core.checkpoint.dtypes import FLOATS
-from surgeon.core.plan.draft import Draft, Identity, Learned, Original, Source, Truncated, base_tensors
-from surgeon.core.plan.expressions import truncated_pieces
-from surgeon.core.plan.learned_results import layer_tensor, outside_tensor, result_tensors
+from surgeon.backend.model.tensors import DTYPES, calculated, tensor_reader
+from surgeon.core.checkpoint.tensors import Tensor
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.learned_results import outside_tensor, result_tensors
 from surgeon.core.plan.plan import compile_config
+from surgeon.core.plan.planned_outside import sliced
 from surgeon.core.plan.tied_head import outside_tensors, results_of, tied_names
-from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
 _NUMBERS = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx")
@@ -42,14 +39,15 @@ class EditedModel:
 
     def build(self, draft: Draft) -> None:
         """Arrange the model as the draft has it; layers that are not the base's own are built here, once."""
-        self._attributes = _swap_configs(self.model, compile_config(draft))
+        config, self._attributes = _swap_configs(self.model, compile_config(draft))
         self._attributes += swap_slices(self.model, draft)
         self._attributes += _swap_outside(self.model, draft)
         for name, layers in draft.stacks.items():
             stack = draft.structure.stacks[name]
             modules = layer_list(self.model, stack)
             base = list(modules)
-            edited = _assemble(draft.structure, stack, [layer.source for layer in layers], base)
+            shells = LayerShells(self.model, config, stack, len(layers))
+            edited = assemble(draft.structure, stack, [layer.source for layer in layers], base, shells)
             self._lists.append((modules, base, edited))
             _refill(modules, edited)
 
@@ -91,86 +89,6 @@ def apply_draft(model: nn.Module, draft: Draft) -> Iterator[nn.Module]:
     """Yield the model as the draft has it, in evaluation mode; restore the base afterwards."""
     with edited_model(model, draft) as edited:
         yield edited.model
-
-
-def _assemble(structure: Structure, stack: Stack, sources: list[Source], base: list[nn.Module]) -> list[nn.Module]:
-    used: set[int] = set()
-    edited = []
-    for source in sources:
-        if isinstance(source, Original) and source.index not in used:
-            used.add(source.index)
-            edited.append(base[source.index])
-        else:
-            edited.append(_build(structure, stack, source, base))
-    return edited
-
-
-def _build(structure: Structure, stack: Stack, source: Source, base: list[nn.Module]) -> nn.Module:
-    if isinstance(source, Original):
-        with weights_of(base[source.index]) as layer:
-            return without_hooks(copy.deepcopy(layer))
-    if isinstance(source, Identity):
-        module = _build(structure, stack, source.of, base)
-        ways = {silence.role: silence.value for silence in structure.silence(base_tensors(source, stack))}
-        with torch.no_grad():
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                role = structure.role(name)
-                if role in ways:
-                    tensor.fill_(ways[role])
-        return module
-    if isinstance(source, Truncated):
-        module = _build(structure, stack, source.of, base)
-        stored = _stored_dtypes(structure, stack, source)
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                if pieces := truncated_pieces(structure, stack, source, name, tuple(parameter.shape)):
-                    weight = parameter.to(stored.get(name, parameter.dtype), copy=True)
-                    truncate(weight, pieces, source.how)
-                    parameter.copy_(weight)
-        return module
-    if isinstance(source, Learned):
-        module = _build(structure, stack, source.of, base)
-        _restore_learned(structure, module, source, stack)
-        return module
-    module, *others = (_build(structure, stack, part, base) for part in source.parts)
-    weights = [other.state_dict() for other in others]
-    stored = _stored_dtypes(structure, stack, source)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                parts = (value, *(other[name] for other in weights))
-                value.copy_(mean_of([part.to(stored.get(name, part.dtype)) for part in parts]))
-    return module
-
-
-def _stored_dtypes(structure: Structure, stack: Stack, source: Source) -> dict[str, torch.dtype]:
-    """Return by live name what a layer's tensors are stored in: an export rounds to it, and so do we.
-
-    Otherwise a model that is computed in float32 would be measured with other weights than are written.
-    """
-    known = not structure.family.renamed
-    return {
-        _live_suffix(structure, stack, suffix) if known else suffix: DTYPES[tensor.dtype]
-        for suffix, tensor in base_tensors(source, stack).items()
-        if tensor.dtype in FLOATS
-    }
-
-
-def _restore_learned(structure: Structure, module: nn.Module, source: Learned, stack: Stack) -> None:
-    """Give a layer the tensors that a learned step left it with."""
-    stored = result_tensors(source.address)
-    live = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with tensor_reader() as reader, torch.no_grad():
-        for suffix in base_tensors(source, stack):
-            found = stored.get(layer_tensor(stack.name, source.key, suffix))
-            if found is not None:
-                live[_live_suffix(structure, stack, suffix)].copy_(reader.read(found))
-
-
-def _live_suffix(structure: Structure, stack: Stack, suffix: str) -> str:
-    """Return what a tensor of a layer is called within the loaded layer."""
-    (live,) = structure.memory_names([stack.tensor_name(0, suffix)])
-    return live.partition(".0.")[2]
 
 
 def _swap_outside(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
@@ -229,8 +147,8 @@ def _with_infinities(value: Any) -> Any:
     return [_with_infinities(part) for part in value] if isinstance(value, list) else value
 
 
-def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Module, str, Any]]:
-    """Give every submodule the edited config it belongs to; return (module, attribute, what it had before)."""
+def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> tuple[Any, list[tuple[nn.Module, str, Any]]]:
+    """Give every submodule the edited config it belongs to; return it, and (module, attribute, what it had before)."""
     old: Any = model.config
     new = type(old).from_dict(_with_infinities(plain))
     pairs = {id(old): new}
@@ -253,10 +171,8 @@ def _swap_configs(model: nn.Module, plain: dict[str, Any]) -> list[tuple[nn.Modu
         if id(config) in pairs:
             swapped.append((module, "config", config))
             module.config = pairs[id(config)]
-    return [
-        *swapped,
-        *(change for before, after in ((old, new), *parts) for change in _swap_copies(model, before, after)),
-    ]
+    copies = (change for before, after in ((old, new), *parts) for change in _swap_copies(model, before, after))
+    return new, [*swapped, *copies]
 
 
 def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn.Module, str, Any]]:
@@ -275,3 +191,39 @@ def _swap_copies(model: nn.Module, before: Any, after: Any) -> Iterator[tuple[nn
             yield module, "layer_dic", module.layer_dic
             ranks = {index: rank for rank, index in enumerate(after.hybrid_layer_ids)}
             setattr(module, "layer_dic", ranks)  # noqa: B010 - nn.Module takes no dict by its stubs
+
+
+def swap_slices(model: nn.Module, draft: Draft) -> list[tuple[nn.Module, str, Any]]:
+    """Give the model the slices of the draft's layers; return (module, attribute, what it had before).
+
+    Raises:
+        ArchitectureError: a tensor cannot be cut, or the loaded model has no such parameter.
+    """
+    swapped = []
+    for name, made, shape in sliced(draft):
+        module, attribute = _holder(model, *draft.structure.memory_names([name]))
+        whole = getattr(module, attribute)
+        swapped.append((module, attribute, whole))
+        # A mean of slices is rounded to what is stored, as an export does, also where the model computes in float32.
+        dtype = draft.structure.outside[name].dtype
+        cut = calculated(made, dtype, shape, partial(_as_stored, whole)).to(whole.dtype)
+        setattr(module, attribute, nn.Parameter(cut, requires_grad=whole.requires_grad))
+    return swapped
+
+
+def _as_stored(whole: nn.Parameter, stored: Tensor) -> torch.Tensor:
+    return whole.detach().to(DTYPES[stored.dtype])
+
+
+def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    ending = ".".join(name.split(".")[-2:])
+    found = {other for other, _ in model.named_parameters() if other == name or other.endswith(f".{ending}")}
+    found = {name} if name in found else found
+    if len(found) != 1:
+        raise ArchitectureError(
+            "the loaded model has no parameter of that name",
+            where=f"tensor {name!r}",
+            hint="this model can be edited on disk, not measured or verified",
+        )
+    module, _, attribute = found.pop().rpartition(".")
+    return model.get_submodule(module), attribute

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from surgeon.backend.model.matrices import truncate
 from surgeon.core.checkpoint.checkpoint import Tensor
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.file_stamps import shortened, unreadable
-from surgeon.core.plan.draft import Mean, Original, Source
-from surgeon.core.plan.expressions import Copy, Expression, Fill, LearnedOf, TruncatedOf
-from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.checkpoint.tensors import TensorType
+from surgeon.core.parts.division import Runs
+from surgeon.core.plan.expressions import Copy, Expression, Fill, JoinedOf, LearnedOf, PartOf, TruncatedOf
 from surgeon.core.plan.plan import PlannedTensor
 from surgeon.errors import ArchitectureError, LearningError
 
@@ -63,22 +63,8 @@ class TensorReader:
         return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
 
     def evaluate(self, expression: Expression, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Calculate an expression. A mean is taken in float32 (float64 for float64) and rounded once."""
-        if isinstance(expression, Copy):
-            return self.read(expression.tensor)
-        if isinstance(expression, Fill):
-            return torch.full(shape, expression.value, dtype=DTYPES[dtype])
-        if isinstance(expression, Slices):
-            return gathered(self.read(expression.tensor), expression)
-        if isinstance(expression, TruncatedOf):
-            weight = self.evaluate(expression.of, dtype, shape).clone()
-            truncate(weight, expression.pieces, expression.how)
-            return weight
-        if isinstance(expression, LearnedOf):
-            raise LearningError(
-                "has not been learned yet", where=expression.address, hint="run the recipe's steps first"
-            )
-        return mean_of([self.evaluate(part, dtype, shape) for part in expression.parts])
+        """Calculate an expression of that dtype and shape."""
+        return calculated(expression, dtype, shape, self.read)
 
     def bytes_of(self, tensor: PlannedTensor) -> bytes:
         """Calculate a planned tensor and return its little-endian bytes."""
@@ -113,6 +99,32 @@ def tensor_reader() -> Iterator[TensorReader]:
         reader.close()
 
 
+def calculated(
+    expression: Expression, dtype: str, shape: tuple[int, ...], read: Callable[[Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Calculate an expression of that dtype and shape; `read` gives what is stored.
+
+    A mean is taken in float32 (float64 for float64) and rounded once.
+
+    Raises:
+        LearningError: it stands for what a learned step has not found yet.
+    """
+    if isinstance(expression, Copy):
+        return read(expression.tensor)
+    if isinstance(expression, Fill):
+        return torch.full(shape, expression.value, dtype=DTYPES[dtype])
+    if isinstance(expression, PartOf):
+        return kept_spans(calculated(expression.of, dtype, expression.whole, read), expression.axis, expression.runs)
+    if isinstance(expression, TruncatedOf):
+        weight = calculated(expression.of, dtype, shape, read).clone()
+        truncate(weight, expression.pieces, expression.how)
+        return weight
+    if isinstance(expression, LearnedOf):
+        raise LearningError("has not been learned yet", where=expression.address, hint="run the recipe's steps first")
+    parts = [calculated(part, dtype, shape, read) for part in expression.parts]
+    return torch.cat(parts, expression.axis) if isinstance(expression, JoinedOf) else mean_of(parts)
+
+
 def mean_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the element-wise mean, taken in float32 (float64 for float64), rounded once to the dtype of the first."""
     dtype = parts[0].dtype
@@ -122,18 +134,17 @@ def mean_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return (total / len(parts)).to(dtype)
 
 
-def gathered(value: torch.Tensor, slices: Slices) -> torch.Tensor:
-    """Return slices of a whole tensor, one after another."""
-    return torch.cat([_slice(value, slices, source) for source in slices.sources], dim=slices.axis)
+def kept_spans(value: torch.Tensor, axis: int, runs: Runs) -> torch.Tensor:
+    """Return the spans of a tensor along one dimension, one after another."""
+    if len(runs) == 1:
+        start, stop = runs[0]
+        return value.narrow(axis, start, stop - start)
+    index = torch.cat([torch.arange(start, stop) for start, stop in runs]).to(value.device)
+    if value.dtype.itemsize == 1:  # torch gathers no 8-bit floats
+        return value.view(torch.uint8).index_select(axis, index).view(value.dtype)
+    return value.index_select(axis, index)
 
 
-def _slice(value: torch.Tensor, slices: Slices, source: Source) -> torch.Tensor:
-    if isinstance(source, Mean):
-        return mean_of([_slice(value, slices, part) for part in source.parts])
-    assert isinstance(source, Original), "a slice is a layer's, or a mean of layers'"
-    return value.narrow(slices.axis, source.index * slices.width, slices.width)
-
-
-def is_matrix(stored: Tensor) -> bool:
+def is_matrix(stored: Tensor | TensorType) -> bool:
     """Whether a stored tensor is a weight matrix, or a stack of them, that scores look at."""
     return len(stored.shape) > 1 and stored.dtype in FLOATS

@@ -22,11 +22,12 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
 from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.backend.trained_adapters import Updates, trained_adapters_on
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.apply_steps import unfrozen
+from surgeon.core.recipe.apply_steps import measured_draft, unfrozen
 from surgeon.core.scoring.score import Average, Provenance
 
 # On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
@@ -40,6 +41,7 @@ class Settings:
 
     `stream` leaves the layers on disk, one in memory at a time; None decides by what is free. `batch_tokens` is where
     the search for a batch size starts, None for what suits the device; it is halved whenever memory runs out.
+    `weights_only` leaves trained adapters out.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class Settings:
     dtype: str | None = None
     stream: bool | None = None
     batch_tokens: int | None = None
+    weights_only: bool = False
 
     @property
     def first_batch(self) -> int:
@@ -70,13 +73,12 @@ Rows = Mapping[str, Mapping[int, Row]]
 """By name of a score, then by position of the layer."""
 
 
-def weights_alone(draft: Draft, job: JobContext) -> Draft:
-    """Return what is measured of a draft: its weights; say so where trained adapters are on them."""
-    adapters = [lora for layers in draft.stacks.values() for layer in layers for lora in layer.lora.values()]
-    if any(lora.address is not None for lora in adapters):
-        text = "trained adapters are left out: the weights below them are measured; merge_adapters first to have both"
-        job.warn(text)
-    return unfrozen(draft)
+def draft_to_measure(draft: Draft, settings: Settings) -> Draft:
+    """Return what is measured of a draft: the model as it is, trained adapters included unless they are left out."""
+    return unfrozen(draft) if settings.weights_only else measured_draft(draft)
+
+
+WEIGHTS_ONLY = "trained adapters are left out, as asked: these are the weights below them alone"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ScoringContext:
 
     keys: the layer keys of the draft, in order.   known: rows that need no measuring.
     room: how many bytes of hidden states may stay in memory.
+    updates: what trained adapters add, by module; the model computes with it.
     """
 
     draft: Draft
@@ -97,11 +100,17 @@ class ScoringContext:
     job: JobContext
     known: Rows
     room: int
+    updates: Updates
 
     @property
     def streamed(self) -> bool:
         """Whether layers lie on disk until they are used."""
         return any(is_streamed(layer) for layer in self.runner.layers)
+
+    def with_update(self, module: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        """Return a module's weight with what a trained adapter adds to it, in float32; as it is where there is none."""
+        update = self.updates.get(module)
+        return weight if update is None else weight.float() + update.weight
 
     def progress(self, done: int, total: int, what: str, unit: str = "layers") -> None:
         """Tell how far a pass is."""
@@ -118,13 +127,13 @@ class ScoringContext:
 
 def provenance_of(draft: Draft, settings: Settings, calibration: Calibration | None = None) -> Provenance:
     """Return what a measurement with these settings is made from; `data` names the text as it was tokenised."""
-    checkpoint = draft.structure.checkpoint
+    checkpoint, digest = draft.structure.checkpoint, draft.measured_digest
     if calibration is None:
-        return Provenance(fingerprint=checkpoint.fingerprint, draft=draft.digest)
+        return Provenance(fingerprint=checkpoint.fingerprint, draft=digest)
     trusted = checkpoint.trust_remote_code or msgspec.UNSET
     dtype = choose_dtype(settings.dtype, choose_device(settings.device))
     return Provenance(
-        fingerprint=checkpoint.fingerprint, draft=draft.digest, data=_text_digest(calibration),
+        fingerprint=checkpoint.fingerprint, draft=digest, data=_text_digest(calibration),
         sequences=settings.sequences, length=settings.length, seed=settings.seed,
         dtype=str(dtype or "auto").removeprefix("torch."), trust_remote_code=trusted,
     )  # fmt: skip
@@ -166,12 +175,13 @@ def scoring_context(
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))
         layers = layer_list(edited, draft.structure.stack(), count=len(draft.layers()))
+        updates = stack.enter_context(trained_adapters_on(edited, draft, device))
         batches = batches_of(calibration.tokens_BT.to(device), batch_tokens)
         yield ScoringContext(
             draft=draft, model=edited, runner=LayerRunner(edited, layers, batches[0]), calibration=calibration,
             batches=batches, targets=batches_of(calibration.targets_BT.to(device), batch_tokens),
             keys=[layer.key for layer in draft.layers()], job=job,
-            known=known or {}, room=room_for_states(device, streamed=stream),
+            known=known or {}, room=room_for_states(device, streamed=stream), updates=updates,
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.context import Row, ScoringContext
 from surgeon.backend.scoring.layer_passes import InputCovariance, push_layers, sequence_gradients
 from surgeon.backend.scoring.layer_sequence_losses import sweep_losses
+from surgeon.core.plan.layer_layouts import config_of
 from surgeon.core.scoring.costs import cheapest_first
 from surgeon.core.scoring.score import Average, Provenance, Score, average
 from surgeon.core.scoring.score_kinds import (
@@ -128,14 +129,13 @@ def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenanc
     for one in push_layers(context.runner, context.batches, context.job.is_cancelled, context.room, watch):
         if not one.last:
             continue
-        layer = context.runner.layers[one.layer]
         entered = covariance.take()
         for kind in kinds:
             known = context.known.get(kind.name, {}).get(one.layer)
             if known is not None:
                 _retell(context, tallies[kind.name], kind.name, one.layer, known)
                 continue
-            row = _compare(context, kind, layer, entered)
+            row = _compare(context, kind, one.layer, entered)
             value = Average(kind.layer(row))
             tallies[kind.name].values[one.layer] = value
             tallies[kind.name].matrices[context.keys[one.layer]] = row
@@ -145,15 +145,16 @@ def inputs_pass(context: ScoringContext, kinds: Sequence[InputsScore], provenanc
 
 
 def _compare(
-    context: ScoringContext, kind: InputsScore, layer: nn.Module, entered: Mapping[str, torch.Tensor]
+    context: ScoringContext, kind: InputsScore, number: int, entered: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
     structure = context.draft.structure
-    config = structure.stack_config(structure.stack())
-    modules = dict(layer.named_modules())
+    config = config_of(structure, structure.stack(), context.draft.layers()[number].source)
+    modules = dict(context.runner.layers[number].named_modules())
     row: dict[str, float] = {}
     for name, covariance in entered.items():
         transposed = structure.role(f"{name}.weight") in structure.family.transposed
-        for part, matrix in matrices_of(structure, config, f"{name}.weight", modules[name].weight):
+        weight = context.with_update(modules[name], modules[name].weight)
+        for part, matrix in matrices_of(structure, config, f"{name}.weight", weight):
             row[part] = kind.matrix(matrix.weight.T if transposed else matrix.weight, covariance)
     return row
 
@@ -243,8 +244,7 @@ def gradients_pass(
             "gradients need the whole model in memory", where=", ".join(kind.name for kind in kinds),
             hint="say --no-stream on a larger machine, or choose a score of weights, activations or losses",
         )  # fmt: skip
-    structure = context.draft.structure
-    require_values(structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
+    require_values(context.draft.structure, context.runner.layers, ", ".join(kind.name for kind in kinds))
     seen: dict[str, list[dict[str, float]]] = {kind.name: [{} for _ in context.keys] for kind in kinds}
     sums: dict[str, list[list[float]]] = {kind.name: [[] for _ in context.keys] for kind in kinds}
     total = len(context.calibration.tokens_BT)
@@ -252,7 +252,7 @@ def gradients_pass(
     for number in sequence_gradients(context.model, tokens_BT, context.job.is_cancelled):
         for layer, module in enumerate(context.runner.layers):
             for kind in kinds:
-                row = _row(kind, structure, module)
+                row = _row(kind, context, module)
                 sums[kind.name][layer].append(sum(row.values()))
                 for name, value in row.items():
                     seen[kind.name][layer][name] = seen[kind.name][layer].get(name, 0.0) + value / total
@@ -267,10 +267,14 @@ def gradients_pass(
     return {kind.name: tallies[kind.name].score(kind, context.keys, provenance) for kind in kinds}
 
 
-def _row(kind: GradientsScore, structure: Any, layer: nn.Module) -> dict[str, float]:
+def _row(kind: GradientsScore, context: ScoringContext, layer: nn.Module) -> dict[str, float]:
+    def weight(name: str, parameter: nn.Parameter) -> torch.Tensor:
+        holder = layer.get_submodule(name.rpartition(".")[0])
+        return context.with_update(holder, parameter.detach()) if name.endswith(".weight") else parameter.detach()
+
     with weights_of(layer):
         return {
-            name: kind.matrix(parameter.detach(), parameter.grad)
+            name: kind.matrix(weight(name, parameter), parameter.grad)
             for name, parameter in layer.named_parameters()
             if parameter.dim() >= 2 and parameter.grad is not None
         }

@@ -15,12 +15,18 @@ from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.checkpoint.model_location import cache_directory
+from surgeon.core.plan.draft import Layer
 
 _VERSION = 5
 """Raised whenever the mathematics of a score changes."""
 MOST_BYTES = 200_000_000
 
 Value = TypeVar("Value")
+
+
+def made_of_layer(layer: Layer) -> tuple[Any, ...]:
+    """Name what a layer computes with: its weights and, where it has any, its adapters."""
+    return (layer.source, sorted(layer.lora.items())) if layer.lora else (layer.source,)
 
 
 class ScoreCache:

@@ -13,13 +13,14 @@ from surgeon.backend.data.calibration import Calibration
 from surgeon.backend.model.fit import fit_of
 from surgeon.backend.out_of_memory import is_out_of_memory
 from surgeon.backend.scoring.context import (
+    WEIGHTS_ONLY,
     Row,
     ScoringContext,
     Settings,
     calibration_of,
+    draft_to_measure,
     provenance_of,
     scoring_context,
-    weights_alone,
 )
 from surgeon.backend.scoring.model_scores import (
     activations_pass,
@@ -28,12 +29,12 @@ from surgeon.backend.scoring.model_scores import (
     sweep_pass,
     warn_if_too_few_data,
 )
-from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.scoring.part_pass import parts_pass
+from surgeon.backend.scoring.score_cache import ScoreCache, made_of_layer
 from surgeon.backend.scoring.weights_pass import weights_pass
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.apply_steps import unfrozen
 from surgeon.core.scoring.requests import requested_scores
 from surgeon.core.scoring.score import Average, Provenance, Score
 from surgeon.core.scoring.score_kinds import LearningScore, ScoreKind, WeightsScore
@@ -44,6 +45,7 @@ LivePass = Callable[[ScoringContext, Sequence[Any], Provenance], dict[str, Score
 _LIVE: dict[str, LivePass] = {
     "activations": activations_pass,
     "inputs": inputs_pass,
+    "parts": parts_pass,
     "gradients": gradients_pass,
     "sweep": sweep_pass,
 }
@@ -67,12 +69,30 @@ def measure(draft: Draft, names: Sequence[str], settings: Settings, job: JobCont
     missing = [kind for kind in asked if kind.name not in found]
     for score in measurement.fresh(missing):
         found[score.name] = score
+    found = {name: _labelled(score, measurement) for name, score in found.items()}
     for score in found.values():  # of the cache too: a doubt does not grow old
         for note in score.notes:
             job.warn(f"{score.name}: {note}")
     if missing:
         measurement.cache.trim()
     return tuple(_named(found[kind.name], kind, settings.data) for kind in asked if kind.name in found)
+
+
+def _labelled(score: Score, measurement: _Measurement) -> Score:
+    """Say of a score that trained adapters were left out."""
+    kind = next(kind for kind in measurement.asked if kind.name == score.name)
+    if kind.of_adapters or not (measurement.settings.weights_only and measurement.adapted.trained_adapters):
+        return score
+    return msgspec.structs.replace(score, notes=(*score.notes, WEIGHTS_ONLY), weights_only=True)
+
+
+def _refuse_adapters_twice(draft: Draft, asked: Sequence[ScoreKind]) -> None:
+    names = [kind.name for kind in asked if isinstance(kind, LearningScore) and not kind.of_adapters]
+    if names and draft.trained_adapters:
+        raise ScoreError(
+            f"{names[0]} trains adapters of its own, and the model carries trained ones", where=names[0],
+            hint="merge_adapters first, or ask for the weights alone: --weights-only",
+        )  # fmt: skip
 
 
 def _require_whole(draft: Draft, job: JobContext, *, loaded: bool) -> None:
@@ -106,7 +126,8 @@ class _Measurement:
         *, lenient: bool,
     ) -> None:  # fmt: skip
         self.adapted = draft
-        self.draft = unfrozen(draft) if all(kind.of_adapters for kind in asked) else weights_alone(draft, job)
+        self.draft = draft_to_measure(draft, settings)
+        _refuse_adapters_twice(self.draft, asked)
         self.settings, self.job, self.lenient = settings, job, lenient
         self.cache = ScoreCache(draft.structure.checkpoint)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
@@ -143,7 +164,7 @@ class _Measurement:
 
     def _row_made_of(self, kind: ScoreKind, layer: int) -> tuple[Any, ...]:
         """Name a layer's row by everything up to the layer, and nothing behind it."""
-        before = [(one.source, one.settings) for one in self.draft.layers()[: layer + 1]]
+        before = [(*made_of_layer(one), one.settings) for one in self.draft.layers()[: layer + 1]]
         return ("row", kind.name, msgspec.structs.replace(self.origins[kind.name], draft=""), before)
 
     def rows(self, kind: ScoreKind) -> dict[int, Row]:

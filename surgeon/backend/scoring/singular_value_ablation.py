@@ -20,18 +20,19 @@ from surgeon.backend.model.matrices import cut, decile, put_back
 from surgeon.backend.model.quantised_models import require_values
 from surgeon.backend.model.streaming import weights_of
 from surgeon.backend.scoring.context import (
+    WEIGHTS_ONLY,
     ScoringContext,
     Settings,
     calibration_of,
+    draft_to_measure,
     provenance_of,
     scoring_context,
-    weights_alone,
 )
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.backend.scoring.layer_sequence_losses import losses_after
 from surgeon.core.events import DecileAblated
 from surgeon.core.job_context import JobContext
-from surgeon.core.plan.draft import Draft, Original, Truncated, Truncation
+from surgeon.core.plan.draft import Draft, Truncated, Truncation
 from surgeon.core.plan.expressions import truncated_pieces
 from surgeon.core.scoring.score import Provenance, average, paired_average
 from surgeon.core.structure.fused_projections import Piece
@@ -51,10 +52,14 @@ class Ablation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ablations(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole measurement; `base` is the loss of the untouched model in nats per token."""
+    """The whole measurement; `base` is the loss of the untouched model in nats per token.
+
+    weights_only: whether the model carries trained adapters that were left out.
+    """
 
     base: float
     rows: list[Ablation]
+    weights_only: bool = False
     provenance: Provenance
 
 
@@ -86,7 +91,10 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, job: JobConte
     Raises:
         SelectionError: the model has no such role.
     """
-    draft = weights_alone(draft, job)
+    adapted, draft = draft, draft_to_measure(draft, settings)
+    weights_only = adapted.trained_adapters and not draft.trained_adapters
+    if weights_only:
+        job.warn(WEIGHTS_ONLY)
     _require_roles(draft, roles)
     calibration = calibration_of(draft, settings, job)
     rows: list[Ablation] = []
@@ -108,7 +116,8 @@ def ablate(draft: Draft, roles: Sequence[str], settings: Settings, job: JobConte
                     )
                     rows.append(row)
                     job.emit(DecileAblated(ablation=msgspec.to_builtins(row)))
-    return Ablations(base=average(base).value, rows=rows, provenance=provenance_of(draft, settings, calibration))
+    provenance = provenance_of(draft, settings, calibration)
+    return Ablations(base=average(base).value, rows=rows, weights_only=weights_only, provenance=provenance)
 
 
 def _require_roles(draft: Draft, roles: Sequence[str]) -> None:
@@ -148,7 +157,8 @@ class _Ablated:
             raise SelectionError(f"no matrix in a layer has role {self._role!r}", where="roles")
 
     def _push_through(self, number: int, layer: nn.Module) -> bool:
-        matrices = list(_matrices(self._ready, layer, self._role))
+        source = self._ready.draft.layers()[number].source
+        matrices = list(_matrices(self._ready, layer, Truncated(source, frozenset({self._role}), Truncation())))
         self._energies[0] += sum(float(matrix.values.square().sum()) for matrix in matrices)
         for variant in range(DECILES + 1):
             try:
@@ -178,14 +188,16 @@ class _Ablated:
         return losses_after(context.runner, context.batches, self._states, variant, context.job.is_cancelled)
 
 
-def _matrices(context: ScoringContext, layer: nn.Module, role: str) -> Iterator[_Matrix]:
+def _matrices(context: ScoringContext, layer: nn.Module, meant: Truncated) -> Iterator[_Matrix]:
     structure = context.draft.structure
-    meant = Truncated(Original(0), frozenset({role}), Truncation())
     for name, parameter in layer.named_parameters():
         if parameter.dim() < 2:
             continue
+        update = context.updates.get(layer.get_submodule(name.rpartition(".")[0])) if name.endswith(".weight") else None
         weights = parameter.data.flatten(0, -3) if parameter.dim() > 2 else (parameter.data,)
         for piece in truncated_pieces(structure, structure.stack(), meant, name, tuple(parameter.shape)):
             for weight in weights:
                 whole = cut(weight, piece).clone()
-                yield _Matrix(weight, piece, whole, *torch.linalg.svd(whole.double(), full_matrices=False))
+                # What the adapter adds stays with the live module: the weight below loses the whole's direction.
+                seen = whole.double() if update is None else whole.double() + cut(update.weight, piece)
+                yield _Matrix(weight, piece, whole, *torch.linalg.svd(seen, full_matrices=False))

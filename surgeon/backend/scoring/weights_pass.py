@@ -17,11 +17,14 @@ import torch
 from surgeon.backend.model.matrices import StoredMatrix, matrices_of
 from surgeon.backend.model.tensors import TensorReader, is_matrix, tensor_reader
 from surgeon.backend.scoring.dequantising import dequantised, require_readable
-from surgeon.backend.scoring.score_cache import ScoreCache
+from surgeon.backend.scoring.score_cache import ScoreCache, made_of_layer
+from surgeon.backend.trained_adapters import LowRankUpdate, trained_updates
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
-from surgeon.core.plan.draft import Draft, Layer, base_tensors
-from surgeon.core.plan.plan import PlannedTensor, compile_plan
+from surgeon.core.plan.draft import Draft, Layer
+from surgeon.core.plan.layer_layouts import config_of, layout_of
+from surgeon.core.plan.learned_results import layer_tensor
+from surgeon.core.plan.plan import Adapter, PlannedTensor, compile_plan
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.scoring.score_kinds import WeightsScore
 from surgeon.core.structure.companions import companions_among
@@ -45,7 +48,7 @@ def weights_pass(
     """Measure scores made of matrices; a layer's value is told as soon as its matrices are read."""
     layers = draft.layers()
     stack = draft.structure.stack()
-    require_readable(draft.structure, [base_tensors(layer.source, stack).layout for layer in layers])
+    require_readable(draft.structure, [layout_of(draft.structure, stack, layer.source) for layer in layers])
     rows: dict[str, Rows] = {kind.name: {} for kind in kinds}
     with tensor_reader() as reader:
         scales = _Scales(draft, reader, job)
@@ -67,7 +70,7 @@ def weights_pass(
 
 
 def _made_of(kind: WeightsScore, layer: Layer) -> tuple[Any, ...]:
-    return ("layer", kind.name, kind, layer.source)
+    return ("layer", kind.name, kind, *made_of_layer(layer))
 
 
 class _Scales:
@@ -76,7 +79,10 @@ class _Scales:
     def __init__(self, draft: Draft, reader: TensorReader, job: JobContext) -> None:
         self._draft, self._reader, self._job = draft, reader, job
         self._stack = draft.structure.stack()
-        self._config = draft.structure.stack_config(self._stack)
+
+    @cached_property
+    def _updates(self) -> Mapping[str, tuple[Adapter, LowRankUpdate]]:
+        return trained_updates(self._draft)
 
     @cached_property
     def _planned(self) -> Mapping[str, PlannedTensor]:
@@ -84,9 +90,13 @@ class _Scales:
 
     def weigh(self, position: int, layer: Layer, kinds: Sequence[WeightsScore]) -> dict[str, MatrixScores]:
         found = {kind.name: MatrixScores({}, {}) for kind in kinds}
-        for suffix, weight in self._weights(position, layer):
+        config = config_of(self._draft.structure, self._stack, layer.source)
+        for suffix, stored in self._weights(position, layer):
             self._job.stop_if_cancelled()
-            for name, matrix in matrices_of(self._draft.structure, self._config, suffix, weight):
+            own = layer_tensor(self._stack.name, layer.key, suffix.removesuffix(".weight"))
+            adapted = own in self._updates
+            weight = stored.float() + self._updates[own][1].weight if adapted else stored
+            for name, matrix in matrices_of(self._draft.structure, config, suffix, weight):
                 if not math.isfinite(matrix.squared_norm):
                     raise ScoreError(
                         f"{self._stack.tensor_name(position, suffix)} holds inf or nan", where=f"layer {layer.key}",
@@ -98,9 +108,9 @@ class _Scales:
 
     def _weights(self, position: int, layer: Layer) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the weights of a layer that are matrices, by name; quantised ones as what they stand for."""
-        stored = base_tensors(layer.source, self._stack)
-        types = stored.layout.types
-        packed = {weight.stored: weight for weight in self._draft.structure.packed_weights(stored.layout).values()}
+        layout = layout_of(self._draft.structure, self._stack, layer.source)
+        types = layout.types
+        packed = {weight.stored: weight for weight in self._draft.structure.packed_weights(layout).values()}
         beside = companions_among(types) if packed else frozenset()
         quantisation = self._draft.structure.quantisation
 
@@ -108,7 +118,7 @@ class _Scales:
             tensor = self._planned[self._stack.tensor_name(position, suffix)]
             return self._reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
 
-        for suffix, tensor in stored.items():
+        for suffix, tensor in types.items():
             if suffix in packed and quantisation is not None:
                 weight = dequantised(packed[suffix], types, quantisation, read)
                 if weight.dim() > 1:

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.backend.digests import content_digest, digest_of
-from surgeon.backend.model.tensors import TensorReader, tensor_reader
+from surgeon.backend.model.tensors import tensor_reader
 from surgeon.backend.model.update_rounding import Rounding
+from surgeon.backend.trained_adapters import read_update
 from surgeon.backend.training.result_store import keep
 from surgeon.core.checkpoint.file_stamps import FileStamps
 from surgeon.core.job_context import JobContext
@@ -22,12 +23,10 @@ from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.learned_results import (
     REPORT,
     TENSORS,
-    adapter_tensors,
     is_learned,
     result_report,
-    result_tensors,
 )
-from surgeon.core.plan.plan import Adapter, compile_plan
+from surgeon.core.plan.plan import compile_plan
 from surgeon.core.recipe.learning_step import LEARNED, draft_state, result_names
 from surgeon.core.recipe.recipe import Step
 
@@ -79,19 +78,6 @@ def _updates(draft: Draft) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         for adapter in plan.adapters:
             name = f"{adapter.name}.weight"
             tensor = planned[name]
-            update = _update(reader, adapter)
+            update = read_update(reader, adapter, transposed=adapter.role in transposed)
             if update is not None:
-                weight = reader.evaluate(tensor.source, tensor.dtype, tensor.shape)
-                update = update.T if adapter.role in transposed else update
-                yield name, weight, update
-
-
-def _update(reader: TensorReader, adapter: Adapter) -> torch.Tensor | None:
-    """Return what an adapter adds, (out, in), float32; None where it was not trained: its B is zero."""
-    lora = adapter.lora
-    stored = result_tensors(lora.address) if lora.address else {}
-    names = adapter_tensors(adapter.name)
-    if names[1] not in stored:
-        return None
-    a_RI, b_OR, gate = (reader.read(stored[name]).float() for name in names)
-    return torch.sigmoid(gate) * (lora.alpha / lora.rank) * (b_OR @ a_RI)
+                yield name, reader.evaluate(tensor.source, tensor.dtype, tensor.shape), update.weight

@@ -1,4 +1,4 @@
-"""`surgeon MODEL`: opens the interface."""
+"""`surgeon MODEL`, `surgeon RECIPE.yaml`: opens the interface."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ from surgeon.core.recipe.recipe import load_recipe
 @computing
 @click.pass_context
 def command(context: click.Context, /, model: str | None, recipe: Path | None, **settings: Any) -> None:
-    """Open MODEL, or the model of a recipe, in the interface."""
+    """Open MODEL, or a RECIPE.yaml with its model, in the interface."""
+    if model is not None and recipe is None and is_recipe_file(model):
+        recipe, model = Path(model), None
     if model is None and recipe is not None:
-        model = model_name(load_recipe(recipe).base.model, recipe.parent)
+        model = model_name(load_recipe(recipe).base.model, recipe.absolute().parent)
     if model is None:
         show_help(context)
     else:
         open_model(context, model, recipe, **settings)
+
+
+def is_recipe_file(name: str) -> bool:
+    """Whether a word names a recipe and not a model."""
+    return Path(name).suffix in (".yaml", ".yml") and not Path(name).is_dir()

@@ -12,10 +12,11 @@ from surgeon.cli.formatting import print_json
 from surgeon.cli.options import SurgeonCommand
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import Objective, ObjectiveChoice, objectives
-from surgeon.core.recipe.operation import Operation, operations
+from surgeon.core.recipe.operation import Operation, operations, selection_fields
 from surgeon.core.recipe.recipe import VERSION
 from surgeon.core.scoring.score_kinds import ScoreKind, score_kinds
 from surgeon.core.selection.selection import GRAMMAR, Selection
+from surgeon.core.selection.spot_selection import SpotSelection
 
 _SELECTION = {"$ref": "#/$defs/Selection"}
 _OBJECTIVE = {"$ref": "#/$defs/Objective"}
@@ -102,9 +103,9 @@ def _step(name: str, kind: type[Operation]) -> dict[str, Any]:
     properties = _spelled_out(parts[kind.__name__]["properties"], parts)
     body = _closed(properties, [field.encode_name for field in fields if field.required])
     body["description"] = kind.summary
-    chosen = [key for key, value in properties.items() if "Selection" in str(value)]
+    chosen = selection_fields(kind)
     learned = {LEARNED: _texts()} if issubclass(kind, ResultStep) else {}
-    resolved = _closed({**{key: _positions(key) for key in chosen}, **learned}, [])
+    resolved = _closed({**{key: _positions(value) for key, value in chosen.items()}, **learned}, [])
     step = {name: body if body["required"] else _or_null(body), "resolved": resolved, "resolved_for": _resolved_for()}
     return _closed(step, [name])
 
@@ -131,8 +132,8 @@ def _texts() -> dict[str, Any]:
     return {"type": "array", "items": {"type": "string"}}
 
 
-def _positions(field: str) -> dict[str, Any]:
-    return {"type": "array", "items": {"type": "string" if field == "matrices" else "integer"}}
+def _positions(kind: type[Selection]) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "string" if issubclass(kind, SpotSelection) else "integer"}}
 
 
 def _selection_hook(kind: type) -> dict[str, Any]:

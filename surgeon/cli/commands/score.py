@@ -174,5 +174,9 @@ def _table(scores: Sequence[Score], keys: Sequence[str]) -> str:
             spread = f" ± {error:.2g}" if error is not None else ""
             row += [value_text(score.values.get(key)) + spread, str(place.get(key, "–"))]
         rows.append(row)
-    header = ["layer", *(name for score in scores for name in (score.name, "rank"))]
+    header = ["layer", *(name for score in scores for name in (_heading(score), "rank"))]
     return table(header, rows, right="rank")
+
+
+def _heading(score: Score) -> str:
+    return f"{score.name}, weights only" if score.weights_only else score.name

@@ -69,6 +69,15 @@ def locate_model(name: str) -> Path:
     )
 
 
+def adapter_beside(path: Path) -> str:
+    """Say that a directory holds a PEFT adapter that opening its checkpoint leaves out; empty where it holds none."""
+    if not (path / "adapter" / "adapter_config.json").is_file():
+        return ""
+    recipe = path / "recipe.yaml"
+    hint = f"; {recipe} opens base, steps and adapter" if recipe.is_file() else ""
+    return f"the adapter in {path / 'adapter'} is left out: these are the weights below it{hint}"
+
+
 def known_elsewhere(name: str) -> str:
     """Return what other programs may call a model that a person named: `demo` is a word of ours, and ~ a shell's."""
     return str(demo_directory()) if name == DEMO and not Path(name).is_dir() else str(Path(name).expanduser())

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from surgeon.core.checkpoint.tensors import Tensor
-from surgeon.core.plan.draft import Identity, Layer, Original, Source, Truncated, base_tensors
+from surgeon.core.checkpoint.tensors import Tensor, TensorType
+from surgeon.core.plan.draft import Identity, Layer, Original, Part, Source, Truncated
 from surgeon.core.plan.expressions import Copy, Expression, Fill
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.structure.boundary_layer_tensors import EndTensor, SharedTensors
-from surgeon.core.structure.structure import Stack
+from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
 
-Found = dict[str, tuple[Tensor, Expression | None]]
+Found = dict[str, tuple[Tensor | TensorType, Expression | None]]
 
 
 def belongs_to_places(stack: Stack) -> bool:
@@ -24,14 +25,14 @@ def belongs_to_places(stack: Stack) -> bool:
     return any(isinstance(field, EndTensor | SharedTensors) for field in stack.fields)
 
 
-def tensors_at(stack: Stack, layers: Sequence[Layer], position: int) -> Found:
-    """Return the tensors of the layer at a position, and how those are made that its source lacks, else None.
+def tensors_at(structure: Structure, stack: Stack, layers: Sequence[Layer], position: int) -> Found:
+    """Return the types of the tensors of the layer at a position, and how those are made that its source lacks.
 
     Raises:
         ArchitectureError: the layer would not be the same there.
     """
     source = layers[position].source
-    found: Found = {suffix: (tensor, None) for suffix, tensor in base_tensors(source, stack).items()}
+    found: Found = {suffix: (one, None) for suffix, one in layout_of(structure, stack, source).types.items()}
     for field in stack.fields:
         if isinstance(field, EndTensor):
             _fit(field, found, stack, source, position, len(layers))
@@ -85,7 +86,7 @@ def _fit(field: EndTensor, found: Found, stack: Stack, source: Source, position:
 
 def _is_identity(source: Source) -> bool:
     """Whether a layer passes its input through: one that was trained since does not."""
-    while isinstance(source, Truncated):
+    while isinstance(source, Truncated | Part):
         source = source.of
     return isinstance(source, Identity)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from surgeon.core.parts.division import PartKind
 from surgeon.core.structure.layouts import LayerTensors
 from surgeon.core.structure.structure import Stack, Structure
 
@@ -62,7 +63,24 @@ class Learned:
     key: str
 
 
-Source = Original | Mean | Identity | Truncated | Learned
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some experts, neurons or key-value heads of a layer, by their numbers in it, in the order in which they stay."""
+
+    of: Source
+    kind: PartKind
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Silenced:
+    """A layer of which some sublayers, `attention` or `mlp`, put out zeros."""
+
+    of: Source
+    sublayers: frozenset[str]
+
+
+Source = Original | Mean | Identity | Truncated | Learned | Part | Silenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +173,20 @@ class Draft:
         lora = {name: [sorted(layer.lora.items()) for layer in layers] for name, layers in self.stacks.items()}
         return _digest_of((self.digest, lora))
 
-    def is_what(self, digest: str) -> bool:
-        """Whether a score with this digest in its provenance was measured on this draft."""
-        return digest in (self.digest, self.adapted_digest)
+    @property
+    def measured_digest(self) -> str:
+        """Sixteen hex digits that name the weights, their order and the trained adapters: what the model computes."""
+        lora = {name: [_trained(layer) for layer in layers] for name, layers in self.stacks.items()}
+        return _digest_of((self.digest, lora)) if any(map(any, lora.values())) else self.digest
+
+    def is_what(self, digest: str, *, weights_only: bool = False) -> bool:
+        """Whether a score with this digest in its provenance was measured on this draft, or on its weights alone."""
+        return digest == self.digest if weights_only else digest in (self.measured_digest, self.adapted_digest)
+
+    @property
+    def trained_adapters(self) -> bool:
+        """Whether any layer carries an adapter that was trained."""
+        return any(_trained(layer) for layers in self.stacks.values() for layer in layers)
 
     @property
     def adapted(self) -> bool:
@@ -171,6 +200,10 @@ class Draft:
         while f"{parent.key}+{number}" in taken:
             number += 1
         return f"{parent.key}+{number}"
+
+
+def _trained(layer: Layer) -> list[tuple[str, Lora]]:
+    return sorted((role, lora) for role, lora in layer.lora.items() if lora.address is not None)
 
 
 def _digest_of(plain: Any) -> str:
@@ -199,5 +232,5 @@ def leaf(source: Source) -> int:
 
 
 def base_tensors(source: Source, stack: Stack) -> LayerTensors:
-    """Return the tensors, by name within the layer, that give a source its names and shapes."""
+    """Return the tensors of the base, by name within the layer, that a source is made of; see `layer_layouts`."""
     return stack.layers[leaf(source)]

@@ -1,4 +1,4 @@
-"""How one output tensor is made of stored ones: copied, filled, averaged or truncated. Data, not arithmetic."""
+"""How one output tensor is made of stored ones: copied, filled, averaged, truncated or cut. Data, not arithmetic."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.tensors import Tensor
+from surgeon.core.parts.division import Runs
 from surgeon.core.plan.draft import (
     Identity,
     Learned,
     Mean,
     Original,
+    Part,
+    Silenced,
     Source,
     Truncated,
     Truncation,
     base_tensors,
 )
-from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.layer_layouts import applied, config_of, layout_of
 from surgeon.core.plan.learned_results import is_learned, layer_tensor, result_tensors
 from surgeon.core.structure.fused_projections import Piece, pieces_of
 from surgeon.core.structure.structure import Stack, Structure
@@ -55,6 +58,27 @@ class TruncatedOf:
 
 
 @dataclass(frozen=True, slots=True)
+class PartOf:
+    """The spans of a tensor along one dimension, one after another in the order in which they stand here.
+
+    whole: the shape of what they are cut from.
+    """
+
+    of: Expression
+    whole: tuple[int, ...]
+    axis: int
+    runs: Runs
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedOf:
+    """Several tensors, one after another along a dimension."""
+
+    parts: tuple[Expression, ...]
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class LearnedOf:
     """What a learned step made of a tensor; stands only where the result is not there yet."""
 
@@ -62,7 +86,7 @@ class LearnedOf:
     address: str
 
 
-Expression = Copy | Fill | MeanOf | TruncatedOf | LearnedOf | Slices
+Expression = Copy | Fill | MeanOf | TruncatedOf | PartOf | JoinedOf | LearnedOf
 
 
 def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> Expression:
@@ -79,8 +103,10 @@ def expressions_of(structure: Structure, stack: Stack, source: Source) -> Callab
     if isinstance(source, Original):
         stored = stack.layers[source.index]
         return lambda suffix: Copy(stored[suffix])
-    if isinstance(source, Identity):
+    if isinstance(source, Identity | Silenced):
         return _silenced(structure, stack, source)
+    if isinstance(source, Part):
+        return _cut(structure, stack, source)
     if isinstance(source, Truncated):
         return _truncated(structure, stack, source)
     if isinstance(source, Learned):
@@ -88,9 +114,9 @@ def expressions_of(structure: Structure, stack: Stack, source: Source) -> Callab
     return _averaged(structure, stack, source)
 
 
-def _silenced(structure: Structure, stack: Stack, source: Identity) -> Callable[[str], Expression]:
+def _silenced(structure: Structure, stack: Stack, source: Identity | Silenced) -> Callable[[str], Expression]:
     inner = expressions_of(structure, stack, source.of)
-    constants = {silence.role: silence.value for silence in reversed(structure.silence(base_tensors(source, stack)))}
+    constants = silent_values(structure, stack, source)
 
     def made(suffix: str) -> Expression:
         constant = constants.get(structure.role(suffix))
@@ -99,9 +125,33 @@ def _silenced(structure: Structure, stack: Stack, source: Identity) -> Callable[
     return made
 
 
+def silent_values(structure: Structure, stack: Stack, source: Identity | Silenced) -> dict[str, float]:
+    """Return the constants that silence a layer, or some of its sublayers, by the roles of the tensors that get them.
+
+    Raises:
+        ArchitectureError: it is not known which tensors write what the sublayers put out.
+    """
+    layer = base_tensors(source, stack)
+    ways = structure.silence(layer) if isinstance(source, Identity) else structure.quiet(layer, source.sublayers)
+    return {silence.role: silence.value for silence in reversed(ways)}
+
+
+def _cut(structure: Structure, stack: Stack, source: Part) -> Callable[[str], Expression]:
+    inner, part = expressions_of(structure, stack, source.of), applied(structure, stack, source)
+
+    def made(suffix: str) -> Expression:
+        old = part.names[suffix]
+        of = inner(old)
+        if old not in part.cuts or isinstance(of, Fill):
+            return of
+        return PartOf(of, part.whole[old], *part.cuts[old])
+
+    return made
+
+
 def _truncated(structure: Structure, stack: Stack, source: Truncated) -> Callable[[str], Expression]:
     inner = expressions_of(structure, stack, source.of)
-    model = base_tensors(source, stack).layout.types
+    model = layout_of(structure, stack, source).types
 
     def made(suffix: str) -> Expression:
         of, dtype = inner(suffix), model[suffix].dtype
@@ -131,7 +181,7 @@ def _learned(structure: Structure, stack: Stack, source: Learned) -> Callable[[s
 
 def _averaged(structure: Structure, stack: Stack, source: Mean) -> Callable[[str], Expression]:
     inner = [expressions_of(structure, stack, part) for part in source.parts]
-    model = base_tensors(source, stack).layout.types
+    model = layout_of(structure, stack, source).types
 
     def made(suffix: str) -> Expression:
         parts = tuple(part(suffix) for part in inner)
@@ -177,7 +227,7 @@ def truncated_pieces(
         return tuple(piece for piece in _stacked_pieces(structure, role, shape) if piece.role in source.roles)
     if role not in source.roles and not source.roles & set(structure.family.fused.get(role, ())):
         return ()
-    pieces = pieces_of(structure, structure.stack_config(stack), suffix, shape)
+    pieces = pieces_of(structure, config_of(structure, stack, source), suffix, shape)
     return tuple(piece for piece in pieces if {role, piece.role} & source.roles)
 
 
@@ -189,17 +239,20 @@ def _stacked_pieces(structure: Structure, role: str, shape: tuple[int, ...]) -> 
     return (Piece(role, 0, ((0, shape[-2]),)),)
 
 
+def inner_of(expression: Expression) -> tuple[Expression, ...]:
+    """Return the expressions that one is made of."""
+    if isinstance(expression, MeanOf | JoinedOf):
+        return expression.parts
+    return (expression.of,) if isinstance(expression, TruncatedOf | PartOf | LearnedOf) else ()
+
+
 def first_leaf(expression: Expression, own_name: str) -> str:
     """Return the name of the first stored tensor that an expression reads; `own_name` if it reads none."""
-    while isinstance(expression, (MeanOf, TruncatedOf, LearnedOf)):
-        expression = expression.parts[0] if isinstance(expression, MeanOf) else expression.of
-    return expression.tensor.name if isinstance(expression, (Copy, Slices)) else own_name
+    while inner := inner_of(expression):
+        expression = inner[0]
+    return expression.tensor.name if isinstance(expression, Copy) else own_name
 
 
 def is_pending(expression: Expression) -> bool:
     """Whether it stands for what a learned step has not found yet."""
-    if isinstance(expression, MeanOf):
-        return any(map(is_pending, expression.parts))
-    if isinstance(expression, TruncatedOf):
-        return is_pending(expression.of)
-    return isinstance(expression, LearnedOf)
+    return isinstance(expression, LearnedOf) or any(map(is_pending, inner_of(expression)))

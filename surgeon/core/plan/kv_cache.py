@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from surgeon.core.checkpoint.tensors import TensorType
-from surgeon.core.plan.draft import Draft, base_tensors
+from surgeon.core.plan.draft import Draft, Layer
+from surgeon.core.plan.layer_layouts import config_of, layout_of
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Structure
 
@@ -79,14 +80,15 @@ class _Attention(msgspec.Struct, frozen=True):
 def kv_cache(draft: Draft, stack: str | None = None) -> KvCache:
     """Return the cache of a draft's layers."""
     structure = draft.structure
-    found, config = structure.stack(stack), structure.stack_config(structure.stack(stack))
-    known = {layout: _attention(structure, layout) for layout in found.layouts}
-    return KvCache(
-        tuple(
-            _layer_cache(structure, known[base_tensors(layer.source, found).layout], layer.settings, config)
-            for layer in draft.layers(stack)
-        )
-    )
+    found, known = structure.stack(stack), dict[Layout, _Attention]()
+
+    def layer_cache(layer: Layer) -> LayerCache:
+        layout = layout_of(structure, found, layer.source)
+        if layout not in known:
+            known[layout] = _attention(structure, layout)
+        return _layer_cache(structure, known[layout], layer.settings, config_of(structure, found, layer.source))
+
+    return KvCache(tuple(map(layer_cache, draft.layers(stack))))
 
 
 def _attention(structure: Structure, layout: Layout) -> _Attention:

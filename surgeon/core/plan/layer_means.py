@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
 
-from surgeon.core.plan.draft import Layer, Mean, base_tensors
+from surgeon.core.plan.draft import Layer, Mean
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError, RecipeError
 
 
-def mean_of_layers(stack: Stack, layers: Sequence[Layer], instead: str) -> Mean:
+def mean_of_layers(structure: Structure, stack: Stack, layers: Sequence[Layer], instead: str) -> Mean:
     """Return the mean of layers' weights; `instead` says what to do where they have none.
 
     Raises:
         ArchitectureError: two of them are built differently.
     """
     first = layers[0]
-    shapes = {suffix: tensor.shape for suffix, tensor in base_tensors(first.source, stack).items()}
+    shapes = {suffix: one.shape for suffix, one in layout_of(structure, stack, first.source).types.items()}
     for layer in layers[1:]:
-        others = {suffix: tensor.shape for suffix, tensor in base_tensors(layer.source, stack).items()}
+        others = {suffix: one.shape for suffix, one in layout_of(structure, stack, layer.source).types.items()}
         unlike = sorted(suffix for suffix in shapes.keys() | others.keys() if shapes.get(suffix) != others.get(suffix))
         if unlike:
             raise ArchitectureError(

@@ -12,14 +12,16 @@ from functools import cached_property
 from typing import Any
 
 from surgeon.core.checkpoint.weight_files import NAMED_IN_CONFIG
-from surgeon.core.plan.draft import Draft, Layer, Lora, base_tensors
-from surgeon.core.plan.expressions import Expression, MeanOf, TruncatedOf, first_leaf, is_pending
+from surgeon.core.plan.draft import Draft, Layer, Lora
+from surgeon.core.plan.expressions import Expression, first_leaf, is_pending
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.layer_moves import with_names
-from surgeon.core.plan.layer_slices import Slices
 from surgeon.core.plan.learned_results import is_learned, layer_tensor
+from surgeon.core.plan.part_counts import write_counts
 from surgeon.core.plan.planned_files import PlannedFiles, planned_files
 from surgeon.core.plan.planned_layers import PlannedLayer, PlannedTensor, planned_layer
 from surgeon.core.plan.planned_outside import planned_outside
+from surgeon.core.plan.stored_parts import needs_arithmetic
 from surgeon.core.plan.tied_head import outside_tensors, write_untied
 from surgeon.core.structure.layer_fields import REMOVED, LayerField
 from surgeon.core.structure.outside import outside_kind
@@ -102,11 +104,8 @@ class Plan:
 
     @property
     def needs_arithmetic(self) -> bool:
-        """Whether any tensor is calculated rather than copied or filled."""
-        return any(
-            isinstance(source, (MeanOf, TruncatedOf)) or (isinstance(source, Slices) and source.averaged)
-            for source in self._made()
-        )
+        """Whether any tensor is calculated rather than copied, whole or in pieces, or filled."""
+        return any(map(needs_arithmetic, self._made()))
 
     @property
     def adapter_alone(self) -> bool:
@@ -180,6 +179,9 @@ def compile_config(draft: Draft) -> dict[str, Any]:
     }
     for name, layers in draft.stacks.items():
         stack = structure.stacks[name]
+        write_counts(_part(config, stack.config_path), draft, stack)
+        for twin in stack.twins:
+            write_counts(_part(config, twin.path), draft, stack, repeated=True)
         if name not in edited:
             # Where its count is another's, that has changed.
             _part(config, stack.config_path).update(
@@ -271,13 +273,13 @@ def has_own_head(draft: Draft) -> bool:
 def layer_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's tensors."""
     structure = draft.structure
-    return frozenset(structure.roles_of(base_tensors(layer.source, structure.stack(stack)).layout).values())
+    return frozenset(structure.roles_of(layout_of(structure, structure.stack(stack), layer.source)).values())
 
 
 def adaptable_roles(draft: Draft, layer: Layer, stack: str | None = None) -> frozenset[str]:
     """Return the roles of a layer's matrices, which adapters fit: not of norms, biases and convolutions."""
     structure = draft.structure
-    layout = base_tensors(layer.source, structure.stack(stack)).layout
+    layout = layout_of(structure, structure.stack(stack), layer.source)
     roles = structure.roles_of(layout)
     return frozenset(roles[suffix] for suffix, one in layout.types.items() if _is_matrix(suffix, one.shape))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from surgeon.core.checkpoint.tensors import Tensor, tensor_type
+from surgeon.core.checkpoint.tensors import Tensor, TensorType, tensor_type
 from surgeon.core.plan.boundary_layer_tensors import belongs_to_places, tensors_at
-from surgeon.core.plan.draft import Layer, Original, base_tensors
+from surgeon.core.plan.draft import Layer, Original
 from surgeon.core.plan.expressions import Copy, Expression, expressions_of
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure
 
@@ -30,8 +31,8 @@ def copied(name: str, tensor: Tensor) -> PlannedTensor:
     return planned(name, tensor, Copy(tensor))
 
 
-def planned(name: str, model: Tensor, source: Expression) -> PlannedTensor:
-    """Return the plan to make a tensor of a stored one's dtype and shape."""
+def planned(name: str, model: Tensor | TensorType, source: Expression) -> PlannedTensor:
+    """Return the plan to make a tensor of the dtype and the shape of `model`."""
     return PlannedTensor(name, model.dtype, model.shape, source, model.nbytes, model.parameters)
 
 
@@ -39,12 +40,12 @@ def planned(name: str, model: Tensor, source: Expression) -> PlannedTensor:
 class PlannedLayer:
     """One layer of the result. Names are those within the layer: where it stands is not part of it.
 
-    models: stored tensors of the same types, in the order of the layout.
-    made: how those are made that are not copied from there.
+    stored: where those tensors lie that are copied as they are.
+    made: how the others are made.
     """
 
     layout: Layout
-    models: Mapping[str, Tensor]
+    stored: Mapping[str, Tensor]
     made: Mapping[str, Expression]
 
     @property
@@ -59,8 +60,8 @@ class PlannedLayer:
 
     def tensors(self, prefix: str) -> Iterator[PlannedTensor]:
         """Yield the tensors of the layer where it stands, such as `model.layers.7`."""
-        for suffix, model in self.models.items():
-            yield planned(f"{prefix}.{suffix}", model, self.made.get(suffix) or Copy(model))
+        for suffix, one in self.layout.types.items():
+            yield planned(f"{prefix}.{suffix}", one, self.made.get(suffix) or Copy(self.stored[suffix]))
 
 
 def planned_layer(structure: Structure, stack: Stack, layers: Sequence[Layer], position: int) -> PlannedLayer:
@@ -75,9 +76,9 @@ def planned_layer(structure: Structure, stack: Stack, layers: Sequence[Layer], p
         return PlannedLayer(layer.layout, layer, {})
     express = expressions_of(structure, stack, source)
     if not belongs_to_places(stack):
-        base = base_tensors(source, stack)
-        return PlannedLayer(base.layout, base, {suffix: express(suffix) for suffix in base})
-    found = tensors_at(stack, layers, position)
+        layout = layout_of(structure, stack, source)
+        return PlannedLayer(layout, {}, {suffix: express(suffix) for suffix in layout.types})
+    found = tensors_at(structure, stack, layers, position)
     models = {suffix: model for suffix, (model, _) in found.items()}
     layout = Layout({suffix: tensor_type(model.dtype, model.shape) for suffix, model in models.items()})
-    return PlannedLayer(layout, models, {suffix: made or express(suffix) for suffix, (_, made) in found.items()})
+    return PlannedLayer(layout, {}, {suffix: made or express(suffix) for suffix, (_, made) in found.items()})

@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.draft import Draft, Part, Silenced
 from surgeon.core.recipe.learning_step import LEARNED
 from surgeon.core.recipe.operation import Chosen
 from surgeon.core.recipe.recipe import Step
 from surgeon.core.scoring.score import Score
-from surgeon.core.selection.matrix_selection import MatrixSelection, roles_by_position
-from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
+from surgeon.core.selection.outcomes import layer_contradiction
 from surgeon.core.selection.selection import Ranked
+from surgeon.core.selection.spot_selection import SpotSelection, split_spot
 from surgeon.errors import ArchitectureError, RecipeError, SelectionError
 
 Measured = Mapping[Ranked, Score]
@@ -60,7 +60,7 @@ def _chosen(draft: Draft, step: Step, number: int, measured: Measured) -> Chosen
         try:
             if field in resolved:
                 chosen[field] = _resolved(draft, step, number, field)
-            elif isinstance(selection, MatrixSelection):
+            elif isinstance(selection, SpotSelection):
                 chosen[field] = selection.spots(draft, step.operation.stack, measured)
             else:
                 chosen[field] = selection.positions(layers, measured)
@@ -74,9 +74,9 @@ def _resolved(draft: Draft, step: Step, number: int, field: str) -> tuple[Any, .
     assert step.resolved is not None
     selection, found, stack = step.operation.selections()[field], step.resolved[field], step.operation.stack
     layers, where = draft.layers(stack), f"steps[{number}].resolved.{field}"
-    if isinstance(selection, MatrixSelection):
-        _in_range(list(roles_by_position(found)), len(layers), where)
-        says = matrix_contradiction(selection, tuple(map(str, found)), draft, stack)
+    if isinstance(selection, SpotSelection):
+        _in_range([split_spot(spot, "spot", "3.mlp.up")[0] for spot in found], len(layers), where)
+        says = selection.contradiction(tuple(map(str, found)), draft, stack)
     else:
         found = _in_range(found, len(layers), where)
         says = layer_contradiction(selection, found, layers)
@@ -113,14 +113,31 @@ def _at(error: RecipeError | ArchitectureError, step: str, field: str) -> Recipe
 
 
 def changes_of(before: Draft, after: Draft) -> str:
-    """Say in a few words how many layers a step removed or inserted, and whether it untied the head."""
+    """Say in a few words how many layers a step removed, inserted or cut, and whether it untied the head."""
     parts = []
     for name in before.stacks:
         old, new = {layer.key for layer in before.stacks[name]}, {layer.key for layer in after.stacks[name]}
         parts += [f"removed {len(old - new)}"] if old - new else []
         parts += [f"inserted {len(new - old)}"] if new - old else []
+        sources = {layer.key: layer.source for layer in before.stacks[name]}
+        made = [layer.source for layer in after.stacks[name] if layer.source != sources.get(layer.key, layer.source)]
+        for kind, said in ((Part, "cut"), (Silenced, "silenced a part of")):
+            count = sum(isinstance(source, kind) for source in made)
+            parts += [f"{said} {count}"] if count else []
     parts += ["untied the head"] if before.untied is None and after.untied is not None else []
     return ", ".join(parts)
+
+
+def measured_draft(draft: Draft) -> Draft:
+    """Return the draft without freezes and untrained adapters: everything that the model computes depends on."""
+    stacks = {
+        name: tuple(
+            replace(layer, frozen=frozenset(), lora={role: one for role, one in layer.lora.items() if one.address})
+            for layer in layers
+        )
+        for name, layers in draft.stacks.items()
+    }
+    return replace(draft, stacks=stacks, frozen=frozenset())
 
 
 def unfrozen(draft: Draft) -> Draft:

@@ -78,7 +78,8 @@ class RawResults(msgspec.Struct, frozen=True, kw_only=True):
 class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an evaluation at a step came to.
 
-    base: the base model's figures, where a bound is a multiple of them.   bounds: what was required, by figure.
+    base: the base model's figures, where they were asked for.   bounds: what was required, by figure.
+    unmet: the required figures that are out of their bounds, and how.
     """
 
     step: int
@@ -89,6 +90,7 @@ class EvaluationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     figures: dict[str, Average] = {}
     base: dict[str, Average] = {}
     bounds: dict[str, str] = {}
+    unmet: dict[str, str] = {}
 
 
 def figures_of(measure: Measure, raw: RawResults, base: RawResults | None) -> dict[str, Average]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from surgeon.core.plan.draft import OUTSIDE, Draft, Layer, Learned, Lora
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.layer_means import refuse_quantised
 from surgeon.core.plan.learned_results import PENDING, layer_tensor, outside_tensor
 from surgeon.core.plan.plan import Adapter, layer_roles
@@ -173,9 +174,7 @@ def result_names(draft: Draft) -> Iterator[tuple[str, str]]:
 
 def layer_suffixes(draft: Draft, layer: Layer, stack: str) -> Iterator[str]:
     """Yield the names of a layer's tensors within it."""
-    from surgeon.core.plan.draft import base_tensors
-
-    yield from base_tensors(layer.source, draft.structure.stacks[stack])
+    yield from layout_of(draft.structure, draft.structure.stacks[stack], layer.source).types
 
 
 def draft_state(draft: Draft) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.operation import Operation
-from surgeon.core.scoring.requests import split_terms
+from surgeon.core.scoring.requests import answers, split_terms
 from surgeon.core.scoring.score import PYTHON_DOCS, Score
 from surgeon.core.selection.selection import Ranked
 from surgeon.errors import SelectionError
@@ -24,6 +25,26 @@ def with_data(fields: Mapping[str, Any], operation: Operation, score_for: Callab
         if isinstance(text, str) and len(data) == 1 and (one := data.pop()) is not None:
             said[name] = measured_selection(text, one, None)
     return said
+
+
+def current_score(ranked: Ranked, scores: Iterable[Score], draft: Draft, names: Mapping[str, str]) -> Score:
+    """Return the score that a selection asks for, if it was measured on the draft; `names` are the recipe's data.
+
+    Raises:
+        SelectionError: it was not, or without the draft's trained adapters, or on other data.
+    """
+    score = next((one for one in scores if answers(one, ranked.by)), None)
+    state = ""
+    if score is None:
+        state = "has not been measured"
+    elif score.weights_only:
+        state = "was measured without the trained adapters, which a selection sees"
+    elif not draft.is_what(score.provenance.draft):
+        state = "was measured before the last edit"
+    if score is None or state:
+        raise SelectionError(f"{ranked.by} {state}", hint=f"measure it first: score --by {ranked.by}")
+    refuse_other_data(ranked, score, names)
+    return score
 
 
 def refuse_other_data(ranked: Ranked, score: Score, names: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
+from surgeon.core.recipe.problems import validation_text
 from surgeon.core.registry import classes_of
 from surgeon.errors import RecipeError
 
@@ -154,4 +155,4 @@ def parse_objective(raw: Any) -> ObjectiveChoice:
         return ObjectiveChoice(msgspec.convert(settings or {}, known[name]), raw)
     except msgspec.ValidationError as error:
         fields = ", ".join(field.encode_name for field in msgspec.structs.fields(known[name]))
-        raise RecipeError(f"{name}: {error}", allowed=fields or "no settings") from error
+        raise RecipeError(f"{name}: {validation_text(error)}", allowed=fields or "no settings") from error

@@ -13,14 +13,20 @@ import msgspec
 from surgeon.core.plan.draft import Draft
 from surgeon.core.registry import classes_of
 from surgeon.core.selection.matrix_selection import MatrixSelection
+from surgeon.core.selection.part_selection import ExpertSelection, HeadSelection, NeuronSelection
 from surgeon.core.selection.selection import Ranked, Selection
+from surgeon.core.selection.sublayer_selection import SublayerSelection
 from surgeon.core.structure.structure import OTHER
 
 Chosen = Mapping[str, tuple[Any, ...]]
-"""For each field of an operation that is a selection, what it stands for: positions, or matrices as `POSITION.ROLE`."""
+"""For each field of an operation that is a selection, what it stands for: positions, or spots as `POSITION.NAME`."""
 
 LayerChoice = Annotated[Selection, msgspec.Meta(description="which layers")]
 MatrixChoice = Annotated[MatrixSelection | None, msgspec.Meta(description="which matrices: 3.mlp.up, lowest 25% by …")]
+ExpertChoice = Annotated[ExpertSelection, msgspec.Meta(description="which experts: 0,3 or lowest 25% by …")]
+NeuronChoice = Annotated[NeuronSelection | None, msgspec.Meta(description="which neurons: lowest 25% by …")]
+HeadChoice = Annotated[HeadSelection | None, msgspec.Meta(description="which key-value heads: lowest 1 by …, or 0,2")]
+SublayerChoice = Annotated[SublayerSelection | None, msgspec.Meta(description="which sublayers: 3.mlp, lowest 4 by …")]
 StackName = Annotated[str | None, msgspec.Meta(description="which stack of layers, where the model has several")]
 
 
@@ -60,13 +66,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         raise NotImplementedError
 
 
-def selection_fields(kind: type[Operation]) -> list[str]:
+def selection_fields(kind: type[Operation]) -> dict[str, type[Selection]]:
     """Return the fields of an operation that may hold selections, by their name in YAML, the main one first."""
-    return [field.encode_name for field in msgspec.structs.fields(kind) if _holds_selection(field.type)]
+    found = ((field.encode_name, _selection_in(field.type)) for field in msgspec.structs.fields(kind))
+    return {name: selection for name, selection in found if selection is not None}
 
 
-def _holds_selection(kind: Any) -> bool:
-    return (isinstance(kind, type) and issubclass(kind, Selection)) or any(map(_holds_selection, get_args(kind)))
+def _selection_in(kind: Any) -> type[Selection] | None:
+    if isinstance(kind, type) and issubclass(kind, Selection):
+        return kind
+    return next((found for part in get_args(kind) if (found := _selection_in(part))), None)
 
 
 def operations() -> dict[str, type[Operation]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -25,6 +26,28 @@ def built_in(raw: Any) -> Any:
         return raw
     kind = next((kind for kind in (int, float) if isinstance(raw, kind)), str)
     return kind(raw)
+
+
+_KINDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
+    "object": "a mapping", "null": "nothing",
+}  # fmt: skip
+_EXPECTED = re.compile(r"Expected `([\w| ]+)`((?: [<>]=? ?\S+?)?)(?:, got `([\w| ]+)`)?(?: - at `\$?([^`]*)`)?")
+
+
+def validation_text(error: Exception) -> str:
+    """Return what msgspec says of a value of the wrong type or size in the words of a person."""
+    found = _EXPECTED.fullmatch(str(error))
+    if found is None:
+        return str(error)
+    wanted, bound, got, spot = found.groups()
+    text = f"has to be {_kind_text(wanted)}{bound}"
+    text = f"is {_kind_text(got)}, and {text}" if got else text
+    return f"{text} (at {spot.lstrip('.')})" if spot and spot.strip(".") else text
+
+
+def _kind_text(kinds: str) -> str:
+    return " or ".join(_KINDS.get(kind.strip(), kind.strip()) for kind in kinds.split("|") if kind.strip() != "null")
 
 
 class Problems:

@@ -17,9 +17,10 @@ from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
-from surgeon.core.recipe.problems import Problems, Spot, built_in
-from surgeon.core.selection.matrix_selection import MatrixSelection, parse_matrix_selection
+from surgeon.core.recipe.problems import Problems, Spot, built_in, validation_text
+from surgeon.core.selection.part_selection import by_scores_of_layers
 from surgeon.core.selection.selection import Selection, parse_selection
+from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 VERSION = 1
@@ -198,7 +199,7 @@ def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) ->
     except KeyError:
         problems.add((key,), "is missing")
     except msgspec.ValidationError as error:
-        problems.add((key,), str(error))
+        problems.add((key,), validation_text(error))
     return None
 
 
@@ -247,7 +248,7 @@ def _operation(kind: type[Operation], plain: Any, path: Spot, problems: Problems
         try:
             values[fields[key].name] = msgspec.convert(built_in(value), fields[key].type, dec_hook=_decode)
         except msgspec.ValidationError as error:
-            problems.add((*path, key), str(error))
+            problems.add((*path, key), validation_text(error))
     for name, field in fields.items():
         if field.required and name not in plain:
             problems.add((*path, name), "is missing")
@@ -258,7 +259,7 @@ def _resolved_for(plain: Any, path: Spot, problems: Problems) -> ResolvedFor | N
     try:
         return msgspec.convert(built_in(plain), ResolvedFor)
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved_for"), str(error), "what a run wrote there; leave it out")
+        problems.add((*path, "resolved_for"), validation_text(error), "what a run wrote there; leave it out")
         return None
 
 
@@ -268,11 +269,12 @@ def _resolved(
     try:
         resolved = msgspec.convert(built_in(plain), dict[str, tuple[int | str, ...]])
     except msgspec.ValidationError as error:
-        problems.add((*path, "resolved"), str(error))
+        problems.add((*path, "resolved"), validation_text(error))
         return None
-    known = [*selection_fields(operation), *([LEARNED] if issubclass(operation, ResultStep) else [])]
+    selections = selection_fields(operation)
+    known = [*selections, *([LEARNED] if issubclass(operation, ResultStep) else [])]
     for name, chosen in resolved.items():
-        kind = str if name in ("matrices", LEARNED) else int
+        kind = str if name == LEARNED or issubclass(selections.get(name, Selection), SpotSelection) else int
         if name not in known:
             problems.unknown((*path, "resolved"), name, known)
         elif not all(isinstance(one, kind) for one in chosen):
@@ -287,7 +289,7 @@ def _decode(kind: type, raw: Any) -> Any:
             return parse_objective(raw)
         if not issubclass(kind, Selection):
             raise NotImplementedError(kind)
-        return parse_matrix_selection(raw) if kind is MatrixSelection else parse_selection(raw)
+        return kind.parse(raw) if issubclass(kind, SpotSelection) else by_scores_of_layers(parse_selection(raw))
     except RecipeError as error:
         raise ValueError(error.what + (f" (allowed: {error.allowed})" if error.allowed else "")) from error
 

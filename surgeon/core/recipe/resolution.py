@@ -19,8 +19,8 @@ from surgeon.core.recipe.operation import Operation
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
 from surgeon.core.recipe.recipe import Recipe, ResolvedFor, Step
 from surgeon.core.scoring.score import PYTHON_DOCS
-from surgeon.core.selection.matrix_selection import MatrixSelection
 from surgeon.core.selection.selection import Ranked, Selection
+from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import RecipeError
 
 FileDigest = Callable[[str], str | None]
@@ -52,7 +52,7 @@ def _meaning(operation: Operation, recipe: Recipe) -> tuple[str, dict[str, Any]]
     """Return an operation as plain data by what it means, however it is spelled; data by the names of their files."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, MatrixSelection):
+        if isinstance(value, SpotSelection):
             return [list(map(named, value.terms)), value.named]
         return list(map(named, value.terms)) if isinstance(value, Selection) else value.plain
 
@@ -84,6 +84,12 @@ def data_files(step: Step, recipe: Recipe) -> list[str]:
 def unresolved(step: Step) -> Step:
     """Return a step without what it came to."""
     return Step(step.operation)
+
+
+def unresolved_result(step: Step) -> Step:
+    """Return a step without the result that it made; what its selections came to stays."""
+    kept = {name: found for name, found in (step.resolved or {}).items() if name != LEARNED}
+    return step if LEARNED not in (step.resolved or {}) else msgspec.structs.replace(step, resolved=kept or None)
 
 
 def resolved_text(step: Step) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.core.plan.draft import Draft, base_tensors
+from surgeon.core.plan.draft import Draft
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.scoring.layer_trie import Trie
 from surgeon.core.scoring.score_kinds import LayerSequence, ScoreKind, SweepScore
 from surgeon.core.structure.outside import outside_kind
 
-_SHARED = {"activations": 1.0, "inputs": 1.0, "gradients": 3.0}
+_SHARED = {"activations": 1.0, "inputs": 1.0, "parts": 2.0, "gradients": 3.0}
 """What a pass costs for all of its scores together; a backward is two forwards."""
 
 
@@ -58,5 +59,5 @@ def head_in_layers(draft: Draft) -> float:
     # Tied, it is the embedding; wpe and the like are smaller.
     heads = [tensor.parameters for name, tensor in structure.outside.items() if outside_kind(name) != "norm"]
     head, stack = max(heads, default=0), structure.stack()
-    weights = [base_tensors(layer.source, stack).layout.parameters for layer in draft.layers()]
+    weights = [layout_of(structure, stack, layer.source).parameters for layer in draft.layers()]
     return float(head * len(weights) / max(sum(weights), 1))

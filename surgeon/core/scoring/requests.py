@@ -73,6 +73,11 @@ def request_text(raw: Any, where: str = "by") -> str:
     return request_of(_checked(type(kind), settings, f"{where} {name}", strict=True))
 
 
+def request_name(request: str) -> str:
+    """Return the name of a score as `request_text` returns it."""
+    return request.partition("(")[0]
+
+
 def answers(score: Score, request: str) -> bool:
     """Whether a score is what a request in text asks for: the same one, measured with the same settings."""
     kind = _parse(request, "by")
@@ -80,7 +85,17 @@ def answers(score: Score, request: str) -> bool:
     return score.name == kind.name and settings == msgspec.to_builtins(kind)
 
 
+def _by_title(request: str) -> str:
+    """Return a score that is asked for by the title of its column, such as BI, by its name."""
+    titles = {kind.title.lower(): name for name, kind in score_kinds().items()}
+    title, parenthesis, settings = request.strip().partition("(")
+    if title in score_kinds():
+        return request
+    return titles.get(title.strip().lower(), title) + parenthesis + settings
+
+
 def _parse(request: str, where: str) -> ScoreKind:
+    request = _by_title(request)
     match = _REQUEST.fullmatch(request.strip().replace("-", "_") if "(" not in request else request.strip())
     kinds = score_kinds()
     name = match[1] if match else request

@@ -63,10 +63,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
     values: by layer key (see `draft.Layer.key`).   errors: standard error of each value, where it is an average.
     matrices: by layer key, then by matrix name within the layer, where the score is made of matrices.
+    parts: by layer key, the scores of its experts, neurons or heads in their order, where the score is of parts.
     blocks: by length of a run of adjacent layers, the scores of the runs by first position.
     details: further numbers, by layer key or by name. Where the score itself chooses the layer that freezing ends at,
     END_OF_FREEZING has its position; NOT_TRAINED names adapters of matrices that no training reached.
     notes: what a person should know before trusting it.
+    weights_only: whether the model carries trained adapters that were left out.
     measured_on: the data, by the name it was asked for; None for the built-in text. It says nothing of what is in it.
     """
 
@@ -74,10 +76,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, float]
     errors: dict[str, float] = {}
     matrices: dict[str, dict[str, float]] = {}
+    parts: dict[str, list[float]] = {}
     blocks: dict[int, list[float]] = {}
     details: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     measured_on: str | None = None
+    weights_only: bool = False
     provenance: Provenance
 
     @property

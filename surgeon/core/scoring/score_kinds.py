@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
+from surgeon.core.parts.division import PartKind
 from surgeon.core.registry import classes_of
 from surgeon.core.scoring.score import Average
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pass = Literal["weights", "activations", "inputs", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "parts", "sweep", "gradients", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +27,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     asks: the question it answers.   cost: about what it costs, in words.   paper: where it comes from.
     needs: the pass that feeds it.   data: whether it reads calibration text.
     local: whether a layer's score depends on no layer behind it, and on nothing but its own row.
+    part: the kind of parts of a layer that it gives a value each, if any: experts, neurons or heads.
     of_adapters: whether it is of the draft's own trained adapters, which all others leave out.
     """
 
@@ -37,6 +39,7 @@ class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     needs: ClassVar[Pass]
     data: ClassVar[bool] = True
     local: ClassVar[bool] = False
+    part: ClassVar[PartKind | Literal[""]] = ""
     of_adapters: ClassVar[bool] = False
 
 

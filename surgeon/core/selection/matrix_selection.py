@@ -11,10 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.core.plan.draft import Draft, Layer, base_tensors
-from surgeon.core.scoring.requests import split_terms
+from surgeon.core.plan.draft import Draft, Layer
+from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.scoring.score import Score
-from surgeon.core.selection.selection import Ranked, Selection, Term, parse_selection
+from surgeon.core.selection.ranking import number_of
+from surgeon.core.selection.selection import Ranked
+from surgeon.core.selection.spot_selection import SpotSelection, many, required, split_spot
 from surgeon.core.structure.structure import OTHER
 from surgeon.errors import SelectionError
 
@@ -23,29 +25,13 @@ Spot = tuple[int, str]
 """A position and a role."""
 
 
-class MatrixSelection(Selection):
+class MatrixSelection(SpotSelection):
     """A parsed selection of matrices. `terms` are ranked ones; `named` pairs layers with a role pattern."""
 
-    __slots__ = ("named",)
-
-    def __init__(self, terms: tuple[Term, ...], named: tuple[tuple[Selection, str], ...], raw: Any) -> None:
-        super().__init__(terms, raw)
-        self.named = named
-
-    def __eq__(self, other: object) -> bool:
-        """Compare by meaning, not by spelling."""
-        return isinstance(other, MatrixSelection) and (self.terms, self.named) == (other.terms, other.named)
-
-    def __hash__(self) -> int:
-        """Hash by meaning."""
-        return hash((self.terms, self.named))
-
-    def __str__(self) -> str:
-        """Return it as text that `parse_matrix_selection` reads."""
-        parts = [super().__str__()] if self.terms else []
-        return (
-            self.raw if isinstance(self.raw, str) else ", ".join([*parts, *(f"{at}.{role}" for at, role in self.named)])
-        )
+    __slots__ = ()
+    what = "matrices"
+    grammar = GRAMMAR
+    metavar = "MATRICES"
 
     def spots(self, draft: Draft, stack: str | None, scores: Mapping[Ranked, Score]) -> tuple[str, ...]:
         """Return the chosen matrices as `POSITION.ROLE`, in the order of the layers.
@@ -66,6 +52,29 @@ class MatrixSelection(Selection):
             chosen.update(_ranked(term, draft, layers, present, scores))
         return tuple(f"{position}.{role}" for position, role in sorted(chosen))
 
+    def contradiction(self, chosen: Sequence[str], draft: Draft, stack: str | None) -> str:
+        """Return what it comes to instead of `chosen`, in words; empty where it may come to that.
+
+        Raises:
+            SelectionError: it asks for matrices that are not there.
+        """
+        present = {
+            f"{position}.{role}"
+            for position, layer in enumerate(draft.layers(stack))
+            for role in matrix_roles(draft, layer, stack)
+        }
+        stray = [spot for spot in chosen if spot not in present]
+        if stray:
+            return f"is matrices of the model, and {stray[0]} is none"
+        named = MatrixSelection((), self.named, self.raw).spots(draft, stack, {})
+        counts = [number_of(ranked.count, len(present)) for ranked in self.ranked()]
+        # A share is one of the matrices that the score has values for, which may be fewer than there are.
+        exact = [number_of(ranked.count, 0) for ranked in self.ranked() if not ranked.count.endswith("%")]
+        least, most = max([0, *exact, len(named)]), len(named) + sum(counts)
+        if not set(named) <= set(chosen) or not least <= len(set(chosen)) <= most:
+            return f"is {many(least, most)}" if counts else f"is {', '.join(named) or 'none'}"
+        return ""
+
 
 def parse_matrix_selection(raw: Any) -> MatrixSelection:
     """Parse what was written in a recipe or on the command line.
@@ -73,28 +82,13 @@ def parse_matrix_selection(raw: Any) -> MatrixSelection:
     Raises:
         SelectionError: it is not in the language above.
     """
-    if isinstance(raw, MatrixSelection):
-        return raw
-    parts = split_terms(raw) if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
-    terms: list[Term] = []
-    named: list[tuple[Selection, str]] = []
-    for part in parts:
-        named_here = isinstance(part, str) and " by " not in part  # settings of a score may have dots too
-        head, dot, role = part.strip().partition(".") if named_here else ("", "", "")
-        if dot:
-            named.append((parse_selection(head), role))
-            continue
-        selection = parse_selection(part)
-        if not all(isinstance(term, Ranked) and term.order in ("lowest", "highest") for term in selection.terms):
-            raise SelectionError(f"{part!r} is no selection of matrices", allowed=GRAMMAR)
-        terms += selection.terms
-    return MatrixSelection(tuple(terms), tuple(named), raw)
+    return MatrixSelection.parse(raw)
 
 
 def matrix_roles(draft: Draft, layer: Layer, stack: str | None) -> tuple[str, ...]:
     """Return the roles of a layer's matrices, each once."""
     structure = draft.structure
-    layout = base_tensors(layer.source, structure.stack(stack)).layout
+    layout = layout_of(structure, structure.stack(stack), layer.source)
     roles = structure.roles_of(layout).items()
     matrices = (role for suffix, role in roles if role != OTHER and len(layout.types[suffix].shape) >= 2)
     return tuple(dict.fromkeys(matrices))
@@ -108,10 +102,8 @@ def roles_by_position(spots: Sequence[int | str]) -> dict[int, frozenset[str]]:
     """
     found: dict[int, set[str]] = {}
     for spot in spots:
-        position, dot, role = str(spot).partition(".")
-        if not dot or not position.isdigit():
-            raise SelectionError(f"{spot!r} is no matrix", allowed="POSITION.ROLE, such as 3.mlp.up")
-        found.setdefault(int(position), set()).add(role)
+        position, role = split_spot(spot, "matrix", "3.mlp.up")
+        found.setdefault(position, set()).add(role)
     return {position: frozenset(roles) for position, roles in found.items()}
 
 
@@ -126,9 +118,8 @@ def _ranked(
     present: Mapping[int, Sequence[str]],
     scores: Mapping[Ranked, Score],
 ) -> list[Spot]:
-    if term not in scores:
-        raise SelectionError(f"{term.by} has not been measured here", hint="run the recipe where it can be measured")
-    if not scores[term].matrices:
+    score = required(term, scores)
+    if not score.matrices:
         raise SelectionError(
             f"{term.by} has no values for single matrices", hint="choose a score that is made of matrices"
         )
@@ -136,12 +127,12 @@ def _ranked(
     values: dict[Spot, float] = {}
     for position, layer in enumerate(layers):
         by_role: dict[str, list[float]] = {}
-        for name, value in scores[term].matrices.get(layer.key, {}).items():
+        for name, value in score.matrices.get(layer.key, {}).items():
             by_role.setdefault(draft.structure.role(name.partition("[")[0]), []).append(value)
         for role in present[position]:
             if position not in protected and role in by_role:
                 values[position, role] = math.fsum(by_role[role]) / len(by_role[role])
-    count = round(int(term.count[:-1]) / 100 * len(values)) if term.count.endswith("%") else int(term.count)
+    count = number_of(term.count, len(values))
     if count > len(values):
         raise SelectionError(f"{term.order} {term.count} of {len(values)} matrices", allowed=f"at most {len(values)}")
     return sorted(values, key=lambda spot: values[spot], reverse=term.order == "highest")[:count]

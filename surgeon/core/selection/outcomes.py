@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgeon.core.plan.draft import Draft, Layer
-from surgeon.core.selection.matrix_selection import MatrixSelection, matrix_roles
+from surgeon.core.plan.draft import Layer
 from surgeon.core.selection.ranking import number_of
 from surgeon.core.selection.selection import Except, Ranked, Selection, spans
+from surgeon.core.selection.spot_selection import many
 
 
 def layer_contradiction(selection: Selection, chosen: Sequence[int], layers: Sequence[Layer]) -> str:
@@ -32,16 +32,12 @@ def layer_contradiction(selection: Selection, chosen: Sequence[int], layers: Seq
     least = max(len(plain), *(low for low, _ in bounds))
     most = min(len(layers), len(plain) + sum(high for _, high in bounds))
     if not set(plain) <= set(chosen) or not least <= len(set(chosen)) <= most:
-        return f"is {_many(least, most)}" + (f", {spans(plain)} among them" if plain else "")
+        return f"is {many(least, most)}" + (f", {spans(plain)} among them" if plain else "")
     return _shape(ranked[0], sorted(set(chosen)), layers) if not rest and len(ranked) == 1 else ""
 
 
 def _bounds(term: Ranked, layers: int) -> tuple[int, int]:
     return (0, layers) if term.order == "through" else (number_of(term.count, layers),) * 2
-
-
-def _many(least: int, most: int) -> str:
-    return f"{least} of them" if least == most else f"{least} to {most} of them"
 
 
 def _shape(term: Ranked, chosen: Sequence[int], layers: Sequence[Layer]) -> str:
@@ -56,28 +52,4 @@ def _shape(term: Ranked, chosen: Sequence[int], layers: Sequence[Layer]) -> str:
         return "is adjacent layers"
     if term.order == "through" and list(chosen) != free[: len(chosen)]:
         return "is a layer and all before it"
-    return ""
-
-
-def matrix_contradiction(selection: MatrixSelection, chosen: Sequence[str], draft: Draft, stack: str | None) -> str:
-    """Return what a selection of matrices comes to instead of `chosen`, in words; empty where it may come to that.
-
-    Raises:
-        SelectionError: it asks for matrices that are not there.
-    """
-    present = {
-        f"{position}.{role}"
-        for position, layer in enumerate(draft.layers(stack))
-        for role in matrix_roles(draft, layer, stack)
-    }
-    stray = [spot for spot in chosen if spot not in present]
-    if stray:
-        return f"is matrices of the model, and {stray[0]} is none"
-    named = MatrixSelection((), selection.named, selection.raw).spots(draft, stack, {})
-    counts = [number_of(ranked.count, len(present)) for ranked in selection.ranked()]
-    # A share is one of the matrices that the score has values for, which may be fewer than there are.
-    exact = [number_of(ranked.count, 0) for ranked in selection.ranked() if not ranked.count.endswith("%")]
-    least, most = max([0, *exact, len(named)]), len(named) + sum(counts)
-    if not set(named) <= set(chosen) or not least <= len(set(chosen)) <= most:
-        return f"is {_many(least, most)}" if counts else f"is {', '.join(named) or 'none'}"
     return ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from surgeon.core.plan.draft import Layer
 from surgeon.core.scoring.requests import request_text, split_terms
@@ -82,6 +82,8 @@ class Selection:
     """
 
     __slots__ = ("raw", "terms")
+    grammar: ClassVar[str] = GRAMMAR
+    metavar: ClassVar[str] = "LAYERS"
 
     def __init__(self, terms: tuple[Term, ...], raw: Any) -> None:
         self.terms, self.raw = terms, raw

@@ -45,6 +45,21 @@ class OutsideSlices(msgspec.Struct, frozen=True):
     width_key: str
 
 
+class PartRules(msgspec.Struct, frozen=True):
+    """What names and shapes do not tell of the parts of a family's layers.
+
+    counted_by: the config field that counts a kind of part, where the value of a field does not tell which it is.
+    halves: roles of matrices of which each half leads into every neuron, as gate and up in one do.
+    flat_experts: whether stacked experts are one matrix, the rows of all of them one after another.
+    reads_head_dim: whether transformers reads the width of a head from the config, so that heads can be fewer.
+    """
+
+    counted_by: Mapping[str, str] = msgspec.field(default_factory=dict)
+    halves: frozenset[str] = frozenset()
+    flat_experts: bool = False
+    reads_head_dim: bool = False
+
+
 class Family(msgspec.Struct, frozen=True):
     """What differs between model families.
 
@@ -58,6 +73,7 @@ class Family(msgspec.Struct, frozen=True):
     renamed: whether transformers changes names in ways that `in_memory` does not tell, so that none can be selected.
     outside_slices: tensors outside the layers that hold one slice for each layer of the default stack.
     stacks: stacks with a count of their own, if the shared rules do not find them.
+    parts: what is special where its layers are cut into experts, neurons or heads.
     transposed: roles stored as (in, out) rather than (out, in), as GPT-2's Conv1D does.
     fused: role to the roles it holds, in order, along its output dimension.
     fused_by_head: whether query, key and value follow each other head by head rather than one after another.
@@ -78,3 +94,4 @@ class Family(msgspec.Struct, frozen=True):
     renamed: bool = False
     outside_slices: tuple[OutsideSlices, ...] = ()
     stacks: tuple[StackRule, ...] = ()
+    parts: PartRules = PartRules()

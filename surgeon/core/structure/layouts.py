@@ -10,7 +10,7 @@ import msgspec
 from surgeon.core.checkpoint.tensors import Shard, Tensor, TensorType
 
 
-class Layout(msgspec.Struct, frozen=True, eq=False, dict=True):
+class Layout(msgspec.Struct, frozen=True, eq=False, dict=True, weakref=True):
     """How a layer is built: the types of its tensors by their names within it, in their order.
 
     Layers built alike have the same one, so it is compared by identity, and what follows from names, dtypes and

@@ -28,6 +28,13 @@ __all__ = ["OTHER", "Family", "OutsideSlices", "Silence", "Stack", "StackRule", 
 OTHER = "other"
 """The role of a tensor that no rule names: it travels with its layer, and no operation touches it by role."""
 
+SUBLAYERS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attention.output", "cross_attention.output", "mixer.output", "norm.post_attention"),
+    "mlp": ("mlp.down", "experts.down", "norm.post_mlp"),
+}
+"""The halves of a layer, and the roles of the tensors through which each reaches the residual stream."""
+
+_ATTENTION = re.compile(r"attn|attention")
 _EXPERT = re.compile(r"((?:^|\.)experts)\.\d+\.")
 """Which expert a tensor is of: its number says nothing of the role, and there are hundreds."""
 
@@ -210,6 +217,43 @@ class Structure:
     def _declared_silence(self, present: set[str]) -> tuple[Silence, ...]:
         fits = (way for way in self.family.silences if all(silence.role in present for silence in way))
         return next(fits, ())
+
+    def quiet(self, layer: LayerTensors, sublayers: Iterable[str]) -> tuple[Silence, ...]:
+        """Return the constants that make sublayers of a layer, of `SUBLAYERS`, put out zeros.
+
+        Raises:
+            ArchitectureError: it has no such sublayer, or it is not known which tensors write what it puts out.
+        """
+        roles, types = self.roles_of(layer.layout), layer.layout.types
+        present = set(roles.values())
+        declared = self._declared_silence(present)
+        unknown = [suffix for suffix, role in roles.items() if role == OTHER and len(types[suffix].shape) >= 2]
+        if unknown and not declared:
+            raise ArchitectureError(
+                "it is not known what this tensor does in its layer", where=f"tensor {unknown[0]!r}",
+                allowed="layers of which all matrices are known", hint="prune the whole layer instead",
+            )  # fmt: skip
+        # Some families silence a layer by tensors of no sublayer: then the others alone do not silence one.
+        every = {role for own in SUBLAYERS.values() for role in own}
+        mixed = [silence.role for silence in declared if silence.role not in every]
+        mixed += [name for name, role in roles.items() if role in SUBLAYERS["mlp"] and _ATTENTION.search(name)]
+        if mixed:
+            raise ArchitectureError(
+                "belongs to more than one sublayer", where=f"{mixed[0]!r}, model_type {self.model_type}",
+                allowed="layers whose attention and MLP are apart", hint="prune the whole layer instead",
+            )  # fmt: skip
+        found: list[Silence] = []
+        for sublayer in sublayers:
+            ways = [silence for silence in declared if silence.role in SUBLAYERS[sublayer]]
+            own = ways or [Silence(role) for role in SUBLAYERS[sublayer] if role in present & set(self.outputs)]
+            if not own:
+                raise ArchitectureError(
+                    f"no tensors are known that write what its {sublayer} puts out",
+                    where=f"a layer of model_type {self.model_type}",
+                    allowed=f"layers with {sublayer}", hint="choose other layers, or prune this one",
+                )  # fmt: skip
+            found += own
+        return tuple(found)
 
     def memory_names(self, names: Iterable[str]) -> list[str]:
         """Return the names that tensors have among the parameters of the loaded model, each once.

@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 
 from surgeon.errors import SurgeonError
 from surgeon.ui.command_line import completion, parse_line
+from surgeon.ui.state.layer_listing import step_numbers_text
 from surgeon.ui.state.pending_step import evaluate_operation
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.state.step_text import step_effects
@@ -90,11 +91,11 @@ class CommandPrompt(ModalScreen[str | None]):
             if line.operation is None:
                 effects.update(Text("enter does it", styles.dim))
                 return True
-            step = evaluate_operation(session, line.operation, line.options)
+            step = evaluate_operation(session, line.operation, self._state.line_fields(line.operation, line.options))
             if step.error is not None:
                 raise step.error
         except SurgeonError as error:
-            effects.update(Text(str(error), styles.warning))
+            effects.update(Text(step_numbers_text(str(error)), styles.warning))
             return False
         effects.update(Text(" · ".join(step_effects(session, step)), styles.accent))
         return True

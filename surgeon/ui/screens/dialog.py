@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from surgeon.errors import SurgeonError
+from surgeon.ui.state.layer_listing import step_numbers_text
 from surgeon.ui.theme import ThemeStyles, theme_styles
 
 Result = TypeVar("Result")
@@ -40,4 +41,6 @@ class Dialog(ModalScreen[Result]):
 
     def show_error(self, error: SurgeonError | None) -> None:
         """Show why the input is refused, or clear that."""
-        self.query_one("#validation", Static).update(Text(str(error) if error else "", self.theme_styles.error))
+        self.query_one("#validation", Static).update(
+            Text(step_numbers_text(str(error)) if error else "", self.theme_styles.error)
+        )

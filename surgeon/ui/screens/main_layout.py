@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from surgeon.ui.commands import commands
 from surgeon.ui.state.job_runner import JobRunner
+from surgeon.ui.state.layer_listing import Severity
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.widgets.detail_pane import DetailPane
 from surgeon.ui.widgets.header_bar import HeaderBar
@@ -17,9 +18,12 @@ from surgeon.ui.widgets.key_bar import KeyBar
 from surgeon.ui.widgets.layer_table import LayerTable
 from surgeon.ui.widgets.message_bar import MessageBar
 from surgeon.ui.widgets.recipe_pane import RecipePane
+from surgeon.ui.widgets.table_layout import wanted_width
 
 MIN_WIDTH, MIN_HEIGHT, WIDE = 80, 24, 120
 _PANES = ("layers", "detail", "recipe")
+_SIDE_CELLS = 40
+_TABLE_SHARE = 55
 
 
 class MainLayout(Screen[None]):
@@ -64,6 +68,7 @@ class MainLayout(Screen[None]):
     def on_resize(self) -> None:
         """Say so where the terminal is too small, instead of a garbled table."""
         width, height = self.app.size
+        self._share_width()
         small = width < MIN_WIDTH or height < MIN_HEIGHT
         self.set_class(small, "-too-small")
         if small:
@@ -71,8 +76,15 @@ class MainLayout(Screen[None]):
                 f"surgeon needs {MIN_WIDTH}×{MIN_HEIGHT},\nthis terminal is {width}×{height}"
             )
 
+    def _share_width(self) -> None:
+        """Give the table what its scores need, and the panes beside it no less than they can be read in."""
+        width = self.app.size.width
+        wanted = max(wanted_width(self.state) + 2, width * _TABLE_SHARE // 100)
+        self.layer_table.styles.width = min(wanted, width - _SIDE_CELLS) if width >= WIDE else None
+
     def reload(self) -> None:
         """Read everything again and repaint it: the session has changed."""
+        self._share_width()
         self.layer_table.reload()
         self.recipe_pane.reload()
         self.recipe_pane.move_to_newest()
@@ -85,6 +97,11 @@ class MainLayout(Screen[None]):
         self.message_bar.refresh(layout=True)
         self.job_bar.refresh()
         self.key_bar.refresh()
+
+    def say(self, text: str, severity: Severity = "info") -> None:
+        """Show a message."""
+        self.state.set_notice(text, severity)
+        self.refresh_bars()
 
     def refresh_selection(self) -> None:
         """Repaint what depends on the cursor, the marks and the pending step; the model has not changed."""

@@ -161,12 +161,11 @@ class MainScreen(MainLayout):
         self.actions.steps.edit_options()
 
     def action_enter(self) -> None:
-        """Apply the pending step; in the recipe go to the step; on a layer show its details."""
+        """Apply the pending step; in the recipe show the step; on a layer show its details."""
         if self.state.pending_step is not None:
             self.actions.steps.apply_pending_step()
         elif self.focused is self.recipe_pane:
-            self.state.go_to(self.recipe_pane.cursor or 0)
-            self.reload()
+            self.actions.steps.show_step(self.recipe_pane.cursor or 0)
         elif self.focused is self.layer_table:
             self.show_pane("detail")
 
@@ -200,8 +199,11 @@ class MainScreen(MainLayout):
         self.layer_table.reload()
 
     def action_train_applied_steps(self) -> None:
-        """Train the applied steps that have no result yet."""
-        self.actions.training.train_applied_steps()
+        """Train the applied steps that have no result yet; measure those that have no figures."""
+        if self.state.session.plan.pending:
+            self.actions.training.train_applied_steps()
+        else:
+            self.actions.evaluation.measure()
 
     def action_cancel_job(self) -> None:
         """Cancel the job."""
@@ -229,7 +231,9 @@ class MainScreen(MainLayout):
         """Compare with the base."""
         from surgeon.ui.screens.compare_screen import CompareScreen
 
-        self.app.push_screen(CompareScreen(self.state.session))
+        session = self.state.session
+        results = tuple(self.state.results.measured_after(session.steps[: session.position]))
+        self.app.push_screen(CompareScreen(session, results))
 
     def action_show_log(self) -> None:
         """Show the worker's log."""

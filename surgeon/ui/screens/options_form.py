@@ -15,12 +15,10 @@ from textual.widgets import Input, Static
 
 from surgeon.core.recipe.command_text import option_text
 from surgeon.core.recipe.operation import operations
-from surgeon.core.selection.matrix_selection import GRAMMAR as MATRIX_GRAMMAR
-from surgeon.core.selection.matrix_selection import MatrixSelection
-from surgeon.core.selection.selection import GRAMMAR, Selection
+from surgeon.core.selection.selection import Selection
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.dialog import Dialog
-from surgeon.ui.state.operation_options import contains_type, option_parsers, unwrap_type
+from surgeon.ui.state.operation_options import option_parsers, unwrap_type
 from surgeon.ui.state.pending_step import PendingStep, evaluate_operation
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.state.step_text import step_effects
@@ -62,10 +60,8 @@ class OptionsForm(Dialog[dict[str, object]]):
         if get_origin(annotation) is Literal:
             words = [*([_UNSET] if default is None else []), *map(str, get_args(annotation))]
             return InlineChoice(words, str(value or default or words[0]), id=f"field-{name}")
-        if contains_type(info.type, MatrixSelection):
-            placeholder = MATRIX_GRAMMAR
-        elif contains_type(info.type, Selection):
-            placeholder = GRAMMAR
+        if isinstance(annotation, type) and issubclass(annotation, Selection):
+            placeholder = annotation.grammar
         else:
             placeholder = "nothing" if default in (None, ()) else option_text(default)
         text = "" if value in (None, [], ()) else option_text(value)

@@ -19,7 +19,9 @@ from surgeon.ui.widgets.checklist import Checklist
 
 _DEFAULT_SCORES = ("block_influence", "weight_norm")
 """What is checked before anything has been measured: cheap and widely known."""
-_CHEAPEST_FIRST = ("weights", "activations", "inputs", "gradients", "sweep", "learning")
+_LEAST_LINES, _OTHER_LINES = 9, 17
+"""Of the list, and of everything around it."""
+_CHEAPEST_FIRST = ("weights", "activations", "inputs", "parts", "gradients", "sweep", "learning")
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,33 @@ class ScoreDialog(Dialog[ScoreOptions]):
 
     heading, key_hints = "measure", "space choose · tab next · enter measure · esc leave"
 
-    def __init__(self, data: str | None, measured: set[str]) -> None:
+    def __init__(self, data: str | None, measured: set[str], last: ScoreOptions | None = None) -> None:
         super().__init__()
-        self._data = data
+        self._data = data if last is None else last.data
+        self._settings = {} if last is None else last.settings
+        measured = measured if last is None else set(last.names)
         kinds = score_kinds().items()
         self._kinds = dict(sorted(kinds, key=lambda item: (_CHEAPEST_FIRST.index(item[1].needs), item[0])))
         self._checked = (measured & self._kinds.keys()) or set(_DEFAULT_SCORES) & self._kinds.keys()
 
     def compose_body(self) -> ComposeResult:
         """Yield the scores and the data they are measured on."""
-        yield Checklist({name: self._label(kind) for name, kind in self._kinds.items()}, self._checked)
+        lines = max(_LEAST_LINES, self.app.size.height - _OTHER_LINES)
+        labels = {name: self._label(kind) for name, kind in self._kinds.items()}
+        yield Checklist(labels, self._checked, most_lines=lines)
         yield Static(id="description")
         yield Static(
             "data to measure on: a file, or OWNER/NAME on the hub; empty is the built-in text", classes="label"
         )
         yield Input(self._data or "", placeholder="python_docs", id="data", compact=True)
         with Horizontal(classes="input-row"):
-            yield Input(placeholder="sequences (default)", id="sequences", type="integer", compact=True)
-            yield Input(placeholder="tokens in each (default)", id="length", type="integer", compact=True)
+            yield self._number("sequences", "sequences (12)")
+            yield self._number("length", "tokens in each (256)")
         yield Static(id="validation")
+
+    def _number(self, name: str, placeholder: str) -> Input:
+        value = str(self._settings.get(name, ""))
+        return Input(value, placeholder=placeholder, id=name, type="integer", compact=True)
 
     def _label(self, kind: type[ScoreKind]) -> Text:
         styles = self.theme_styles

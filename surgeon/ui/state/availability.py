@@ -28,12 +28,12 @@ def needs_valid_step(state: ScreenState) -> str | None:
 
 def needs_applied_step(state: ScreenState) -> str | None:
     """Refuse to undo at the base."""
-    return None if state.session.position else "nothing to undo: this is the base"
+    return None if state.session.can_undo else "nothing to undo: this is the base"
 
 
 def needs_undone_step(state: ScreenState) -> str | None:
     """Refuse to redo at the newest step."""
-    return None if state.session.position < len(state.session.steps) else "nothing to redo: this is the newest step"
+    return None if state.session.can_redo else "nothing to redo: this is the newest step"
 
 
 def needs_idle_worker(state: ScreenState) -> str | None:
@@ -47,8 +47,9 @@ def needs_running_job(state: ScreenState) -> str | None:
 
 
 def needs_untrained_step(state: ScreenState) -> str | None:
-    """Refuse to train while no applied step needs it, or while a job runs."""
-    return needs_idle_worker(state) if state.session.plan.pending else "every applied step is carried out"
+    """Refuse while every applied step has its result and its figures, or while a job runs."""
+    lacking = state.session.plan.pending or state.unmeasured_steps
+    return needs_idle_worker(state) if lacking else "every applied step is carried out"
 
 
 def needs_scores(state: ScreenState) -> str | None:

@@ -24,7 +24,7 @@ def draft_sizes(draft: Draft, plan: Plan) -> dict[str, str]:
         "parameters": count_text(plan.parameters),
         "bytes": bytes_text(plan.nbytes),
         "KV cache per token": bytes_text(sum(known)) if len(known) == len(caches) else "not known",
-        "trainable": count_text(trainable_parameters(plan)),
+        "trainable": count_text(trainable_parameters(draft, plan)),
         "adapter parameters": count_text(adapter_parameters(plan)),
         "tensors": str(len(plan.tensors)),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +14,7 @@ from surgeon.session import Session
 from surgeon.ui.state.layer_rows import LayerRow, build_rows
 from surgeon.ui.state.score_columns import ScoreColumn, ScoreColumns
 
+_STEP_PATH = re.compile(r"steps\[(\d+)\](\.?)")
 Severity = Literal["info", "success", "warning", "error"]
 
 
@@ -22,6 +24,11 @@ class Notice:
 
     text: str
     severity: Severity = "info"
+
+
+def step_numbers_text(text: str) -> str:
+    """Return a message with steps counted from 1, as the recipe pane does; in a recipe's YAML they count from 0."""
+    return _STEP_PATH.sub(lambda found: f"step {int(found[1]) + 1}{', ' if found[2] else ''}", text)
 
 
 class LayerListing:
@@ -202,4 +209,4 @@ class LayerListing:
 
     def set_notice(self, text: str, severity: Severity = "info") -> None:
         """Replace the message."""
-        self.notice = Notice(text, severity)
+        self.notice = Notice(step_numbers_text(text), severity)

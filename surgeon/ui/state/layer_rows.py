@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgeon.core.plan.draft import Draft, Layer, Mean, Original, Source, Truncated
+from surgeon.core.plan.draft import Draft, Layer, Mean, Original, Part, Silenced, Source, Truncated
 from surgeon.core.plan.plan import layer_roles
 from surgeon.session import Session
 from surgeon.ui.state.parameter_counts import layer_parameters
@@ -98,4 +98,8 @@ def source_text(source: Source) -> str:
         return f"the mean of {', '.join(others)} and {last}"
     if isinstance(source, Truncated):
         return f"{source_text(source.of)}, {', '.join(sorted(source.roles))} truncated"
+    if isinstance(source, Part):
+        return f"{source_text(source.of)}, {len(source.kept)} {source.kind} kept"
+    if isinstance(source, Silenced):
+        return f"{source_text(source.of)}, {' and '.join(sorted(source.sublayers))} silent"
     return f"{type(source).__name__.lower()} of {source_text(source.of)}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation
+from surgeon.core.selection.matrix_selection import MatrixSelection
+from surgeon.core.selection.selection import Selection
 
 OptionParser = Callable[[str], Any]
 
@@ -34,12 +35,12 @@ def _parser(annotation: Any) -> OptionParser:
     plain = unwrap_type(annotation)
     if plain is bool:
         return parse_switch
-    if plain in (int, float, ObjectiveChoice):
-        return parse_yaml_value
     if get_origin(plain) is tuple:
         parse_item = _parser(get_args(plain)[0])
         return lambda text: [parse_item(part.strip()) for part in text.split(",") if part.strip()]
-    return str
+    if plain is str or plain in (Selection, MatrixSelection) or get_origin(plain) is Literal:
+        return str
+    return parse_yaml_value
 
 
 def unwrap_type(annotation: Any) -> Any:

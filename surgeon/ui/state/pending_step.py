@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from surgeon.core.recipe.operation import operations
-from surgeon.core.recipe.operation import selection_fields as fields_with_selections
+from surgeon.core.recipe.operation import operations, selection_fields
 from surgeon.core.recipe.recipe import Step
-from surgeon.core.selection.matrix_selection import MatrixSelection
+from surgeon.core.selection.part_selection import PartSelection
 from surgeon.core.selection.selection import spans
+from surgeon.core.selection.spot_selection import SpotSelection
 from surgeon.errors import SurgeonError
 from surgeon.session import Preview, Session
 
@@ -47,18 +47,18 @@ class PendingStep:
     @property
     def takes_layers(self) -> bool:
         """Whether the operation applies to selected layers at all."""
-        return self.reorders or bool(selection_fields(self.operation))
+        return self.reorders or bool(layer_fields(self.operation))
 
     @property
     def incomplete(self) -> bool:
         """Whether it needs more than layers: an option without a default."""
         fields = msgspec.structs.fields(operations()[self.operation])
-        layer_fields = {"order", *selection_fields(self.operation)}
-        return any(field.required and field.encode_name not in self.fields.keys() | layer_fields for field in fields)
+        filled = {"order", *layer_fields(self.operation), *self.fields}
+        return any(field.required and field.encode_name not in filled for field in fields)
 
     def with_positions(self, session: Session, positions: tuple[int, ...], shift: int = 0) -> PendingStep:
         """Return the same operation on other layers, evaluated."""
-        selectors = selection_fields(self.operation)
+        selectors = layer_fields(self.operation)
         fields = {name: value for name, value in self.fields.items() if name not in selectors}
         if self.reorders:
             count = len(session.draft.layers(self.fields.get("stack")))
@@ -76,9 +76,13 @@ def shifted_order(count: int, positions: tuple[int, ...], shift: int) -> list[in
     return [*rest[:start], *sorted(positions), *rest[start:]]
 
 
-def selection_fields(operation: str) -> list[str]:
-    """Return the fields of an operation that select layers or matrices, the main one first."""
-    return fields_with_selections(operations()[operation])
+def layer_fields(operation: str) -> list[str]:
+    """Return the fields of an operation that select layers, or what they hold of the same name; the main one first.
+
+    Marked layers go into the main one; one that selects numbered parts of layers has no use for them.
+    """
+    found = selection_fields(operations()[operation])
+    return [name for name, kind in found.items() if not issubclass(kind, PartSelection)]
 
 
 def evaluate_operation(
@@ -98,7 +102,7 @@ def selected_positions(session: Session, step: Step) -> tuple[int, ...]:
     layers = session.draft.layers(step.operation.stack)
     for name, selection in step.operation.selections().items():
         resolved = step.resolved.get(name) if step.resolved else None
-        if isinstance(selection, MatrixSelection):
+        if isinstance(selection, SpotSelection):
             matrices = resolved if resolved is not None else selection.spots(session.draft, step.operation.stack, {})
             return tuple(sorted({int(str(matrix).partition(".")[0]) for matrix in matrices}))
         return tuple(map(int, resolved)) if resolved is not None else selection.positions(layers)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from surgeon.core.scoring.score import Score
 from surgeon.core.scoring.score_kinds import score_kinds
 from surgeon.ui.state.formatting import decimals_for
 
 TITLE_CELLS = 8
-_OUTLIER = 6
+_FENCE = 3.0
+"""How many interquartile ranges beyond the quartiles a value lies that is an outlier (Tukey's outer fence)."""
+_MIN_FENCED = 5
 
 
 @dataclass
@@ -29,6 +32,8 @@ class ScoreColumn:
     failed: set[str] = field(default_factory=set)
     pending: set[str] = field(default_factory=set)
     data: str = ""
+    weights_only: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kind = score_kinds().get(self.name)
@@ -48,12 +53,25 @@ class ScoreColumn:
             self.errors[key] = float(error)
         if matrices:
             self.matrices[key] = dict(matrices)
-        self.__dict__.pop("scale", None)  # the cached property
+        for name in ("scale", "uncertain"):  # the cached properties
+            self.__dict__.pop(name, None)
 
     @cached_property
     def scale(self) -> ColumnScale:
         """The scale that the values of this column are drawn on."""
         return ColumnScale(self.values)
+
+    @cached_property
+    def uncertain(self) -> frozenset[str]:
+        """The layers whose rank is within the error: a neighbour in rank is less than two standard errors away."""
+        ordered = sorted(self.values, key=lambda key: self.values[key])
+        found: set[str] = set()
+        for one, other in pairwise(ordered):
+            if one in self.errors and other in self.errors:
+                error = math.hypot(self.errors[one], self.errors[other])
+                if self.values[other] - self.values[one] < 2 * error:
+                    found |= {one, other}
+        return frozenset(found)
 
 
 class ColumnScale:
@@ -61,27 +79,39 @@ class ColumnScale:
 
     def __init__(self, values: Mapping[str, float]) -> None:
         ordered = sorted(values.values())
-        self.low, self.high = (ordered[0], ordered[-1]) if ordered else (0.0, 0.0)
-        median = ordered[len(ordered) // 2] if ordered else 0.0
-        self.logarithmic = self.low > 0 and self.high > _OUTLIER * median
+        low, high = _fences(ordered)
+        inside = [value for value in ordered if low <= value <= high]
+        self.low, self.high = (inside[0], inside[-1]) if inside else (0.0, 0.0)
+        self.cut = len(inside) < len(ordered)
         self.decimals = decimals_for(ordered)
         last = max(1, len(ordered) - 1)
         self._ranks = {value: index / last for index, value in enumerate(ordered)}
 
     def length(self, value: float) -> float:
-        """Return the bar's length, in [0, 1]: from the column's lowest value to its highest.
+        """Return the bar's length, in [0, 1], linear from the column's lowest value to its highest.
 
-        Logarithmic where one layer is an outlier, so that the others can be told apart.
+        Outliers do not count: their bars are full or empty, and the others can be told apart.
         """
         if self.high <= self.low:
-            return 0.5
-        if self.logarithmic:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
+            return 0.5 if self.low <= value <= self.high else float(value > self.high)
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+
+    def beyond(self, value: float) -> bool:
+        """Whether a value is an outlier above the others, so that its bar is cut."""
+        return value > self.high
 
     def rank(self, value: float) -> float:
         """Return the value's rank, in [0, 1]. It sets the colour, because outliers hide differences in length."""
         return self._ranks.get(value, 0.5)
+
+
+def _fences(ordered: Sequence[float]) -> tuple[float, float]:
+    """Return the bounds outside of which values are outliers."""
+    if len(ordered) < _MIN_FENCED:
+        return -math.inf, math.inf
+    first, third = ordered[len(ordered) // 4], ordered[len(ordered) * 3 // 4]
+    reach = _FENCE * (third - first)
+    return first - reach, third + reach
 
 
 class ScoreColumns:
@@ -122,7 +152,10 @@ class ScoreColumns:
         """Replace a column by the finished score, whose values are more exact than those of its events."""
         before = self.by_name.get(score.name)
         data = before.data if before else ""
-        column = ScoreColumn(score.name, score.provenance.draft, data=data, untrained=score.untrained)
+        column = ScoreColumn(
+            score.name, score.provenance.draft, data=data, untrained=score.untrained, weights_only=score.weights_only,
+            notes=score.notes,
+        )  # fmt: skip
         for key, value in score.values.items():
             column.add_value(key, value, score.errors.get(key), score.matrices.get(key))
         column.failed |= before.failed - column.values.keys() if before else set()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from surgeon.core.checkpoint.fit import kept_fit
+from surgeon.core.recipe.read_only_step import ReadOnlyStep
+from surgeon.core.selection.selection import spans
 from surgeon.errors import SurgeonError, UsageError
 from surgeon.session import Session
 from surgeon.ui.state.formatting import bytes_change, count_change
 from surgeon.ui.state.layer_listing import LayerListing, Severity
-from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, selection_fields
+from surgeon.ui.state.pending_step import PendingStep, evaluate_operation, layer_fields
 from surgeon.ui.state.score_columns import ScoreColumn
+from surgeon.ui.state.step_results import StepResults
 from surgeon.ui.state.step_text import step_title
 
 _MANY_TENSORS = 5000
@@ -20,6 +25,7 @@ _MANY_TENSORS = 5000
 class ScreenState(LayerListing):
     """The state of the main screen. Every method leaves it consistent with the session.
 
+    marked_as: the selection that the marks were made by, where they are just that.
     job_title: the job on the worker, if any.   keep_journal: whether the next session recovers unsaved steps.
     base_fault: why the base cannot be measured or trained, as far as that was judged; empty if nothing is known.
     """
@@ -29,6 +35,8 @@ class ScreenState(LayerListing):
         self.pending_step: PendingStep | None = None
         self.job_title: str | None = None
         self.keep_journal = True
+        self.results = StepResults()
+        self.marked_as = ""
         fit = kept_fit(session.checkpoint)
         self.base_fault = fit.text if fit is not None and not fit.whole else ""
         for score in session.scores.values():
@@ -52,10 +60,11 @@ class ScreenState(LayerListing):
         """
         keys = self.selected_keys(text)
         self._set_marks(keys)
+        self.marked_as = text
         self.set_notice(f"marked {len(keys)} layers")
 
     def _set_marks(self, keys: frozenset[str]) -> None:
-        self.marks = keys
+        self.marks, self.marked_as = keys, ""
         if self.pending_step is not None:
             self._select(self._positions(keys))
 
@@ -65,6 +74,15 @@ class ScreenState(LayerListing):
     def step_titles(self) -> list[str]:
         """The title of every step."""
         return [step_title(step) for step in self.session.steps]
+
+    @property
+    def unmeasured_steps(self) -> list[int]:
+        """The applied steps that look at the model and have not been carried out on it, counted from 0."""
+        steps = self.session.steps[: self.session.position]
+        return [
+            number for number, step in enumerate(steps)
+            if isinstance(step.operation, ReadOnlyStep) and not self.results.of(steps, number)
+        ]  # fmt: skip
 
     def next_stack(self) -> None:
         """List the next stack of a model that has several."""
@@ -77,19 +95,33 @@ class ScreenState(LayerListing):
 
     def start_step(self, operation: str) -> None:
         """Make an operation on the target layers the pending step; nothing is applied yet."""
-        keys = self.target_keys
-        if not keys:
-            self.set_notice("no layer is chosen: this row has been pruned", "warning")
-            return
         before = self.pending_step.marks_before if self.pending_step else self.marks
         fields = {} if self.stack_name == self.session.structure.default_stack else {"stack": self.stack_name}
-        self.pending_step = PendingStep(operation, fields, marks_before=before)
-        self.anchor, self.notice = None, None
-        self.marks = keys
-        if self.pending_step.takes_layers:
-            self._select(self._positions(keys))
-        else:
+        step = PendingStep(operation, fields, marks_before=before)
+        keys = self.target_keys
+        if step.takes_layers and not keys:
+            self.set_notice("no layer is chosen: this row has been pruned", "warning")
+            return
+        marked_as = self.marked_as if self.marked_as and keys == self.marks else ""
+        self.pending_step, self.anchor, self.notice = step, None, None
+        if not step.takes_layers:
             self.pending_step = evaluate_operation(self.session, operation, fields, before)
+            return
+        self.marks = keys
+        selectors = layer_fields(operation)
+        if marked_as and selectors and not step.reorders:
+            self.pending_step = evaluate_operation(self.session, operation, {**fields, selectors[0]: marked_as}, before)
+        if self.pending_step.preview is None:
+            self._select(self._positions(keys))
+
+    def line_fields(self, operation: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the fields of a typed operation; one that lacks its layers is for those that are marked."""
+        selectors, keys = layer_fields(operation), self.marks | self.range_keys
+        if not selectors or not keys or fields.keys() & set(selectors):
+            return fields
+        if evaluate_operation(self.session, operation, fields).error is None:
+            return fields
+        return {**fields, selectors[0]: self.marked_as or spans(self._positions(keys))}
 
     def _select(self, positions: tuple[int, ...], shift: int = 0) -> None:
         """Give the pending step other layers."""
@@ -115,14 +147,14 @@ class ScreenState(LayerListing):
         assert self.pending_step is not None
         operation = self.pending_step.operation
         self.pending_step = evaluate_operation(self.session, operation, fields, self.pending_step.marks_before)
-        if self.pending_step.preview is not None and set(selection_fields(operation)) & fields.keys():
+        if self.pending_step.preview is not None and set(layer_fields(operation)) & fields.keys():
             layers = self.session.draft.layers(self.stack_name)
             self.marks = frozenset(layers[position].key for position in self.pending_step.positions)
 
     def extend(self, change: int) -> None:
-        """Add one layer to the pending step or remove one; a step that reorders moves its layers instead."""
+        """Add the layer listed next to the pending step or remove the last; a reorder moves its layers instead."""
         step = self.pending_step
-        if step is None or not step.positions:
+        if step is None or not step.positions or not step.takes_layers:
             return
         layers = self.session.draft.layers(self.stack_name)
         if step.reorders:
@@ -130,13 +162,14 @@ class ScreenState(LayerListing):
             shift = min(max(step.shift + change, -first), last_start - first)
             self._select(step.positions, shift)
             return
-        positions = set(step.positions)
-        last = max(positions)
-        if change > 0 and last + 1 < len(layers):
-            positions.add(last + 1)
-        elif change < 0 and len(positions) > 1:
-            positions.remove(last)
-        self._set_marks(frozenset(layers[position].key for position in positions))
+        keys = frozenset(layers[position].key for position in step.positions)
+        listed = [row.key for row in map(self.rows.__getitem__, self.order) if row.position is not None]
+        last = max((line for line, key in enumerate(listed) if key in keys), default=-1)
+        if change > 0 and last + 1 < len(listed):
+            keys |= {listed[last + 1]}
+        elif change < 0 and len(keys) > 1 and last >= 0:
+            keys -= {listed[last]}
+        self._set_marks(keys)
 
     def apply_pending_step(self) -> bool:
         """Apply the pending step; False where it is refused."""
@@ -184,27 +217,56 @@ class ScreenState(LayerListing):
 
     def undo(self) -> None:
         """Undo the newest applied step."""
+        before = self.session.position
         if self.session.undo():
-            self._after_move("undone", self.session.position)
+            self._after_move("undone", self.session.position if self.session.position < before else -1)
 
     def redo(self) -> None:
         """Redo the next undone step."""
+        before = self.session.position
         if self.session.redo():
-            self._after_move("redone", self.session.position - 1)
+            self._after_move("redone", before if self.session.position == before + 1 else -1)
 
     def go_to(self, position: int) -> None:
         """Undo or redo until this many steps are applied."""
-        while self.session.position > position:
-            self.undo()
-        while self.session.position < min(position, len(self.session.steps)):
-            self.redo()
+        before = self.session.position
+        self.session.go_to(position)
+        now = self.session.position
+        if now != before:
+            self._after_move("undone" if now < before else "redone", now if now < before else now - 1)
+
+    def edit_step(self, number: int, edit: str) -> None:
+        """Go to a step, counted from 0, delete it, duplicate it, or move it up or down.
+
+        Raises:
+            SurgeonError: a step that follows does not fit any more; nothing is changed.
+        """
+        session, title = self.session, self.step_titles[number]
+        if edit == "go_to":
+            self.go_to(number + 1)
+            return
+        place = number + (1 if edit == "down" else -1)
+        if edit in ("up", "down") and not 0 <= place < len(session.steps):
+            raise UsageError(f"step {number + 1} cannot be moved {edit}")
+        if edit == "delete":
+            session.delete_step(number)
+        elif edit == "duplicate":
+            session.duplicate_step(number)
+        else:
+            session.move_step(number, place)
+        self.pending_step, self.anchor, self.marks = None, None, frozenset()
+        self.reload()
+        done = {"delete": "deleted", "duplicate": "duplicated"}.get(edit, f"moved {edit}")
+        self._set_done(f"{done}: {title} · u takes that back", "success")
 
     def _after_move(self, what: str, number: int) -> None:
         self.pending_step, self.anchor = None, None
         self.reload()
         self.marks &= frozenset(row.key for row in self.rows if row.position is not None)
         inverse = "ctrl+r redoes" if what == "undone" else "u undoes"
-        self._set_done(f"{what}: {step_title(self.session.steps[number])} · {inverse}", "info")
+        moved = 0 <= number < len(self.session.steps)
+        title = step_title(self.session.steps[number]) if moved else "the edit of an earlier step"
+        self._set_done(f"{what}: {title} · {inverse}", "info")
 
     # ── scores ──
 
@@ -217,9 +279,9 @@ class ScreenState(LayerListing):
         if not names:
             raise UsageError("no score is chosen", hint="space chooses one")
         keys = [layer.key for layer in self.session.draft.layers()]
-        self.score_columns.open(names, keys, self.session.draft.digest, data)
+        self.score_columns.open(names, keys, self.session.draft.measured_digest, data)
         self.active_column = min(self.active_column, len(self.visible_columns) - 1)
 
     def is_stale(self, column: ScoreColumn) -> bool:
         """Whether a column was measured on other weights than the current ones."""
-        return not self.session.draft.is_what(column.digest)
+        return not self.session.draft.is_what(column.digest, weights_only=column.weights_only)

@@ -43,8 +43,9 @@ def step_effects(session: Session, pending: PendingStep) -> list[str]:
     added = adapter_parameters(preview.plan) - adapter_parameters(session.plan)
     if added:
         parts.append(f"{count_change(added)} adapter params")
-    if preview.plan.frozen != session.plan.frozen:
-        trainable = [count_text(trainable_parameters(plan)) for plan in (session.plan, preview.plan)]
+    if preview.plan.frozen != session.plan.frozen or added:
+        pairs = ((session.draft, session.plan), (preview.draft, preview.plan))
+        trainable = [count_text(trainable_parameters(draft, plan)) for draft, plan in pairs]
         parts += [f"trainable {trainable[0]}→{trainable[1]}"] if trainable[0] != trainable[1] else []
     operation = preview.step.operation
     if isinstance(operation, LearningStep):
@@ -70,6 +71,8 @@ def removed_scores(session: Session, pending: PendingStep, columns: ScoreColumns
             whole = sum(column.values.get(layer.key, 0.0) for layer in layers)
             notes = [f"{sum(values) / whole:.0%} of all"] if whole > 0 else []
             notes += [f"on {column.data}"] if column.data else []
-            notes += ["before the last edit~"] if not session.draft.is_what(column.digest) else []
+            current = session.draft.is_what(column.digest, weights_only=column.weights_only)
+            notes += ["before the last edit~"] if not current else []
+            notes += ["weights only"] if column.weights_only else []
             parts.append(f"Σ {column.title} {value_text(sum(values), column.scale.decimals)} ({', '.join(notes)})")
     return parts

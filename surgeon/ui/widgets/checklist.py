@@ -9,8 +9,6 @@ from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-_MAX_LINES = 9
-
 
 class Checklist(Widget, can_focus=True):
     """One line per choice, each of them on or off."""
@@ -32,10 +30,10 @@ class Checklist(Widget, can_focus=True):
     class Submitted(Message):
         """Enter was pressed."""
 
-    def __init__(self, choices: Mapping[str, Text], checked: set[str]) -> None:
+    def __init__(self, choices: Mapping[str, Text], checked: set[str], *, most_lines: int = 9) -> None:
         super().__init__()
         self.choices, self.checked, self.index, self._top = choices, checked, 0, 0
-        self._height = min(len(choices), _MAX_LINES)
+        self._height = min(len(choices), most_lines)
         self.styles.height = self._height
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.style import Style
 from rich.text import Text
 
-from surgeon.core.checkpoint.checkpoint import Tensor
-from surgeon.core.plan.draft import Layer, base_tensors
+from surgeon.core.checkpoint.tensors import TensorType
+from surgeon.core.plan.draft import Layer
+from surgeon.core.plan.layer_layouts import layout_of
+from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import OTHER
 from surgeon.ui.state.formatting import bar_text, bytes_text, count_text
 from surgeon.ui.state.layer_rows import source_text
@@ -50,10 +52,9 @@ class DetailPane(TextList):
 
     def _settings(self, layer: Layer) -> Iterator[Text]:
         styles = self._theme_styles
-        tensors = base_tensors(layer.source, self.state.current_stack)
-        nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        count = sum(tensor.parameters for tensor in tensors.values())
-        yield self._setting("size", f"{count_text(count)} params · {bytes_text(nbytes)} · {len(tensors)} tensors")
+        layout = self._layout(layer)
+        size = f"{count_text(layout.parameters)} params · {bytes_text(layout.nbytes)} · {len(layout.types)} tensors"
+        yield self._setting("size", size)
         yield self._setting("weights", source_text(layer.source), styles.violet if layer.inserted else None)
         for name, value in layer.settings.items():
             if value is not None:
@@ -70,6 +71,8 @@ class DetailPane(TextList):
         columns = [column for column in self.state.visible_columns if key in column.values]
         for column in columns:
             yield self._score(column, key)
+            for note in column.notes:
+                yield Text(f"   {note}", self._theme_styles.warning, no_wrap=True)
         if columns:
             yield Text()
 
@@ -93,47 +96,53 @@ class DetailPane(TextList):
     def _tensors(self, layer: Layer, key: str) -> Iterator[Text]:
         styles = self._theme_styles
         columns = [column for column in self.state.visible_columns if key in column.matrices]
-        groups = group_experts(base_tensors(layer.source, self.state.current_stack))
+        types = self._layout(layer).types
+        groups = group_experts(types)
         width = min(_MAX_NAME_CELLS, max((len(_short_name(name)) for name in groups), default=0))
-        titles = "".join(f"{column.title:>9}" for column in columns)
-        yield Text(f" {'tensor':<{width}} {'shape':<10}{titles}{'bytes':>9}  dtype role", styles.dim, no_wrap=True)
-        for name, tensors in groups.items():
-            yield self._tensor(layer, key, name, tensors, columns, width)
+        titles = "".join(f" {column.title:>8}" for column in columns)
+        grouped = {name: {suffix: types[suffix] for suffix in suffixes} for name, suffixes in groups.items()}
+        shapes = max([9, *(len(_shape_text([*one.values()])) for one in grouped.values())]) + 1
+        heading = f" {'tensor':<{width}} {'shape':<{shapes}}{titles}{'bytes':>9}  dtype role"
+        yield Text(heading, styles.dim, no_wrap=True)
+        for name, one in grouped.items():
+            yield self._tensor(layer, key, name, one, columns, (width, shapes))
         if any(layer_key == key for column in columns for layer_key, _ in column.untrained):
             yield Text(f" {_UNTRAINED} was not trained", styles.dim, no_wrap=True)
 
     def _tensor(
-        self, layer: Layer, key: str, name: str, tensors: Sequence[Tensor], columns: Sequence[ScoreColumn], width: int
-    ) -> Text:
-        styles, tensor = self._theme_styles, tensors[0]
-        suffix = self._suffix(tensor, name)
+        self, layer: Layer, key: str, name: str, types: Mapping[str, TensorType], columns: Sequence[ScoreColumn],
+        widths: tuple[int, int],
+    ) -> Text:  # fmt: skip
+        styles, (suffix, one), (width, shapes) = self._theme_styles, next(iter(types.items())), widths
         line = Text(no_wrap=True)
         line.append(f" {_truncated(_short_name(name), width):<{width}} ", styles.foreground)
-        times = f"{len(tensors)}× " if len(tensors) > 1 else ""
-        line.append(f"{times + '×'.join(map(str, tensor.shape)):<10}", styles.accent)
+        line.append(f"{_shape_text([*types.values()]):<{shapes}}", styles.accent)
         for column in columns:
             value, untrained = column.matrices[key].get(suffix), (key, suffix) in column.untrained
             cell = _UNTRAINED if untrained else f"{value:.4g}" if value is not None else ""
-            line.append(f"{cell:>9}", styles.foreground)
-        line.append(f"{bytes_text(sum(each.nbytes for each in tensors)):>9}", styles.dim)
+            line.append(f" {cell:>8}", styles.foreground)
+        line.append(f"{bytes_text(sum(each.nbytes for each in types.values())):>9}", styles.dim)
         role = self.state.session.structure.role(suffix)
         style = styles.blue if role in layer.frozen else styles.yellow if role in layer.lora else styles.faint
-        line.append(f"  {tensor.dtype.lower():<5}", styles.dim)
+        line.append(f"  {one.dtype.lower():<5}", styles.dim)
         line.append(f" {'' if role == OTHER else role}", style)
         return line
 
-    def _suffix(self, tensor: Tensor, name: str) -> str:
-        if "*" not in name:
-            return name
-        return tensor.name[len(self.state.current_stack.prefix) + 1 :].partition(".")[2]
+    def _layout(self, layer: Layer) -> Layout:
+        return layout_of(self.state.session.structure, self.state.current_stack, layer.source)
 
 
-def group_experts(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+def group_experts(names: Iterable[str]) -> dict[str, list[str]]:
     """Group the same tensor of all experts under one name."""
-    groups: dict[str, list[Tensor]] = {}
-    for suffix, tensor in tensors.items():
-        groups.setdefault(_EXPERT_INDEX.sub("*", suffix), []).append(tensor)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_EXPERT_INDEX.sub("*", name), []).append(name)
     return groups
+
+
+def _shape_text(types: Sequence[TensorType]) -> str:
+    times = f"{len(types)}× " if len(types) > 1 else ""
+    return times + "×".join(map(str, types[0].shape))
 
 
 def _short_name(name: str) -> str:

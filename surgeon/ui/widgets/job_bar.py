@@ -63,14 +63,14 @@ class JobBar(StatusBar):
             )
             text.append(f" {done}/{total} ", styles.foreground)
             text.append(bar_text(running.done / running.total, _PROGRESS_CELLS), styles.progress_bar)
-            left = None if running.cancelling else running.seconds_left
-            text.append(f" {seconds_text(left)} left" if left is not None else "", styles.dim)
         else:
             text.append(f" {running.what or 'starting the worker'} {seconds_text(running.elapsed)}", styles.dim)
         text.append(" · " if running.cancelling else " · x cancels", styles.dim)
+        left = None if running.cancelling else running.seconds_left
+        text.append(f" · {seconds_text(left)} left of {running.what}" if left is not None else "", styles.dim)
         if running.cancelling:
             text.append("cancelling, x again ends the worker", styles.warning)
-        if running.total and running.what:
+        if running.total and running.what and left is None:
             text.append(f" · {running.what}", styles.faint)
         return text
 

@@ -14,7 +14,7 @@ from surgeon.ui.state.score_columns import ScoreColumn
 from surgeon.ui.state.screen_state import ScreenState
 from surgeon.ui.theme import ThemeStyles
 from surgeon.ui.widgets.parameter_breakdown import ModuleBar
-from surgeon.ui.widgets.table_layout import VALUE_CELLS, TableLayout
+from surgeon.ui.widgets.table_layout import ERROR_CELLS, SCORE_CELLS, VALUE_CELLS, TableLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class LayerLines:
         active = index == self.state.active_column and len(columns) > 1
         style = styles.key + Style(underline=active) if active or is_sorted else styles.title
         indent = max(1, VALUE_CELLS + 1 - len(column.title))
-        rest = f"{arrow}{'  log' if column.scale.logarithmic else ''}{more}"
+        rest = f"{arrow}{'  cut ▸' if column.scale.cut else ''}{more}"
         width = max(0, self.layout.score - indent - len(column.title))
         yield Segment(" " * indent)
         yield Segment(column.title, style)
@@ -99,6 +99,7 @@ class LayerLines:
     def _score(self, row: LayerRow, column: ScoreColumn) -> Iterator[Segment]:
         styles, width = self.styles, self.layout.score
         bar_width = width - VALUE_CELLS - 3
+        error_width = ERROR_CELLS if column.errors and width >= SCORE_CELLS + ERROR_CELLS else 0
         key = row.key
         if key in column.pending:
             yield Segment(f" {'···':>{VALUE_CELLS}}  {'···':<{bar_width}}"[:width], styles.faint)
@@ -113,6 +114,12 @@ class LayerLines:
             text = value_text(value, column.scale.decimals)
             faded = stale or row.position is None
             yield Segment(f" {text:>{VALUE_CELLS}}", styles.faint if faded else styles.ramp_text[step])
-            yield Segment("~ " if stale else "  ", styles.warning)
+            unsure = key in column.uncertain
+            yield Segment("~ " if stale else "≈ " if unsure else "  ", styles.warning if stale else styles.dim)
+            if error_width:
+                error = column.errors.get(key)
+                text = "" if error is None else f"±{value_text(error, column.scale.decimals)}"
+                yield Segment(f"{text[: error_width - 1]:<{error_width}}", styles.faint)
             bar_style = styles.faint_bar if faded else styles.ramp_bars[step]
-            yield Segment(bar_text(column.scale.length(value), bar_width), bar_style)
+            bar = bar_text(column.scale.length(value), bar_width - error_width)
+            yield Segment(f"{bar[:-1]}▸" if column.scale.beyond(value) else bar, bar_style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from rich.style import Style
@@ -42,9 +43,16 @@ class MessageBar(StatusBar):
         if removed:
             text.append("\nmeasured  ", styles.dim)
             text.append_text(join_parts(removed, styles))
-        text.append("\n$ ", styles.accent)
-        text.append(step.preview.command, styles.dim)
-        return text
+        return text.append_text(self._command(step.preview.command))
+
+    def _command(self, command: str) -> Text:
+        """Render the command that does the same: on a shell, or, behind other steps, on the `:` line."""
+        styles, session = self.theme_styles, self.state.session
+        if not session.position:
+            return Text.assemble(("\n$ ", styles.accent), (command, styles.dim))
+        words = command.removeprefix("surgeon ").replace(f" {shlex.quote(session.model)}", "", 1)
+        whole = f"  step {session.position + 1}; w writes the whole recipe"
+        return Text.assemble(("\n: ", styles.accent), (words, styles.dim), (whole, styles.faint))
 
     def _error(self, error: SurgeonError) -> Text:
         styles = self.theme_styles

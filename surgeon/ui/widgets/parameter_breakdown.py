@@ -19,11 +19,11 @@ _HINT = "S measures importance "
 
 
 class ModuleBar:
-    """Renders the bars and their legend. Keeps the counts, which depend only on a layer's source."""
+    """Renders the bars and their legend. Keeps the counts, which depend on a layer's stack and source."""
 
     def __init__(self, state: ScreenState) -> None:
         self._state = state
-        self._counts: dict[Source, dict[str, int]] = {}
+        self._counts: dict[tuple[str, Source], dict[str, int]] = {}
 
     def legend(self, width: int, styles: ThemeStyles) -> Iterator[Segment]:
         """Name the modules of all layers; at the right, how scores are measured."""
@@ -58,11 +58,10 @@ class ModuleBar:
         yield Segment(" " * max(0, width - used))
 
     def _counts_of(self, row: LayerRow) -> dict[str, int]:
-        source = row.layer.source
-        if source not in self._counts:
-            structure = self._state.session.structure
-            self._counts[source] = module_parameters(structure, source, self._state.stack_name)
-        return self._counts[source]
+        stack, source = self._state.stack_name, row.layer.source
+        if (stack, source) not in self._counts:
+            self._counts[stack, source] = module_parameters(self._state.session.structure, source, stack)
+        return self._counts[stack, source]
 
 
 def _in_order(kinds: Iterable[str]) -> list[str]:

@@ -9,14 +9,15 @@ from rich.text import Text
 from surgeon.ui.state.formatting import count_change
 from surgeon.ui.state.parameter_counts import draft_parameters
 from surgeon.ui.state.screen_state import ScreenState
+from surgeon.ui.state.step_results import result_text
 from surgeon.ui.theme import theme_styles
 from surgeon.ui.widgets.text_list import TextList
 
 
 class RecipePane(TextList):
-    """The steps: ✓ applied, ○ undone. Enter goes to the step under the cursor."""
+    """The steps: ✓ applied, … not measured yet, ✗ a gate that is not met, ○ undone."""
 
-    HELP = "The steps of the recipe. Enter undoes or redoes up to the step under the cursor."
+    HELP = "The steps of the recipe. Enter shows the step under the cursor, and what can be done with it."
 
     def __init__(self, state: ScreenState) -> None:
         super().__init__(id="recipe")
@@ -48,7 +49,7 @@ class RecipePane(TextList):
         applied, newest = number <= session.position, number == session.position
         line = Text(no_wrap=True)
         line.append(f"{number:>3} ", styles.faint)
-        line.append("✓ " if applied else "○ ", styles.success if applied else styles.faint)
+        line.append_text(self._mark(number, applied))
         line.append(title, (styles.title if newest else styles.foreground) if applied else styles.faint)
         if resolved:
             selected = ",".join(map(str, next(iter(resolved.values()))))
@@ -56,6 +57,23 @@ class RecipePane(TextList):
         if applied:
             before, after = (draft_parameters(session.draft_at(position)) for position in (number - 1, number))
             line.append(f"  {count_change(after - before)}" if after != before else "", styles.dim)
+            line.append_text(self._figures(number))
         else:
             line.append("  undone", styles.faint)
         return line
+
+    def _mark(self, number: int, applied: bool) -> Text:
+        styles = theme_styles(self.app)
+        if not applied:
+            return Text("○ ", styles.faint)
+        if number - 1 in self.state.unmeasured_steps:
+            return Text("… ", styles.warning)
+        unmet = any(result.unmet for result in self.state.results.of(self.state.session.steps, number - 1))
+        return Text("✗ ", styles.error) if unmet else Text("✓ ", styles.success)
+
+    def _figures(self, number: int) -> Text:
+        styles = theme_styles(self.app)
+        if number - 1 in self.state.unmeasured_steps:
+            return Text("  not measured: y measures it", styles.warning)
+        results = self.state.results.of(self.state.session.steps, number - 1)
+        return Text("".join(f"  {result_text(result)}" for result in results), styles.accent)

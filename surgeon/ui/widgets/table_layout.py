@@ -8,6 +8,7 @@ from surgeon.ui.state.screen_state import ScreenState
 
 VALUE_CELLS = 6
 SCORE_CELLS = VALUE_CELLS + 8
+ERROR_CELLS = 6
 _BAR_CELLS = 16
 _MODULES_CELLS = 14
 
@@ -33,6 +34,13 @@ class TableLayout:
     def shown_scores(self) -> range:
         """The indices of the score columns that are shown."""
         return range(self.first_score, self.first_score + self.score_count)
+
+
+def wanted_width(screen: ScreenState) -> int:
+    """Return how many cells the table can use well: all of its scores with their errors and bars."""
+    layout = fit_columns(screen, 10_000)
+    fixed = 3 + layout.position + layout.key + 7 + layout.state
+    return fixed + _MODULES_CELLS + len(screen.visible_columns) * (SCORE_CELLS + ERROR_CELLS)
 
 
 def fit_columns(screen: ScreenState, width: int) -> TableLayout:

@@ -16,6 +16,13 @@ from textual.strip import Strip
 from surgeon.ui.theme import theme_styles
 
 
+def cut_strip(strip: Strip, width: int, base: Style) -> Strip:
+    """Return a strip of a width; what does not fit ends with `…`."""
+    if strip.cell_length <= width or width < 1:
+        return strip.adjust_cell_length(width, base)
+    return Strip([*strip.crop(0, width - 1), Segment("…", base)]).adjust_cell_length(width, base)
+
+
 class TextList(ScrollView, can_focus=True, inherit_bindings=False):
     """Renders `rich.text.Text` lines; long ones are cut. A cursor is drawn where `cursor` is not None."""
 
@@ -75,4 +82,4 @@ class TextList(ScrollView, can_focus=True, inherit_bindings=False):
             return Strip.blank(width, base)
         rendered = self.lines[line].render(self.app.console, end="")
         segments = [Segment(text, base + style if style else base) for text, style, _ in rendered]
-        return Strip(segments).adjust_cell_length(width, base)
+        return cut_strip(Strip(segments), width, base)

@@ -94,7 +94,7 @@ def test_a_session_leaves_stale_results_out_and_learns_them_again(model: Path) -
     session = Session.open(str(model), path)
     assert session.plan.pending
     assert [step.resolved for step in session.steps] == [None] * 3
-    assert session.notes == ["changed since they were made: results of steps 1, 2; they are left out"]
+    assert session.notes == ["changed since they were made: results of steps 2, 3; they are left out"]
     assert not session.unsaved
     session.close()
 

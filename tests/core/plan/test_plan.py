@@ -60,8 +60,8 @@ def test_a_layer_that_no_edit_changed_is_the_bases_own_wherever_it_stands(tmp_pa
     """Not a copy of what is known of it, so that a plan of hundreds of gigabytes takes no time."""
     draft = edited(write_llama(tmp_path / "base", layers=5), {"prune": {"layers": "1"}})
     stack, plan = draft.structure.stack(), compile_plan(draft)
-    assert [layer.models for layer in plan.layers.values()] == [stack.layers[at] for at in (0, 2, 3, 4)]
-    assert all(plan.layers[f"model.layers.{at}"].models is stack.layers[at + 1] for at in (1, 2, 3))
+    assert [layer.stored for layer in plan.layers.values()] == [stack.layers[at] for at in (0, 2, 3, 4)]
+    assert all(plan.layers[f"model.layers.{at}"].stored is stack.layers[at + 1] for at in (1, 2, 3))
     assert not any(layer.made for layer in plan.layers.values())
     moved = next(tensor for tensor in plan.tensors if tensor.name == "model.layers.3.mlp.up_proj.weight")
     assert moved.source == Copy(stack.layers[4]["mlp.up_proj.weight"])

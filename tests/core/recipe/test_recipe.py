@@ -208,12 +208,12 @@ def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_spelling() ->
         "line 1, version: is 2 (allowed: 1)",
         "line 2, base.modle: unknown key 'modle'; did you mean 'model'?",
         "line 3, sede: unknown key 'sede'; did you mean 'seed'?",
-        "line 4, data: Expected",
+        "line 4, data: is",
         "line 6, steps[0].prun: unknown key 'prun'; did you mean 'prune'?",
         "line 7, steps[1].prune.layers: 'x' is no selection",
         "line 8, steps[2].prune.layer: unknown key 'layer'; did you mean 'layers'?",
         "line 8, steps[2].prune.layers: is missing",
-        "line 11, steps[3].masked_lora.rank: Expected `int` >= 1",
+        "line 11, steps[3].masked_lora.rank: has to be a whole number >= 1",
         "line 12, steps[3].masked_lora.alpha: is inf",
         "line 13, steps[4].expand.init: Invalid enum value 'zero'",
         "line 14, steps[4].resolved.aftr: unknown key 'aftr'; did you mean 'after'?",
@@ -237,7 +237,7 @@ def test_every_fault_is_told_at_once_with_its_line_and_the_nearest_spelling() ->
         ("version: 1\n", "base: is missing"),
         ("version: 1\nbase: &a {model: a}\nsteps: [*a]\n", "line 3: *a is an alias"),
         ("version: 1\nbase: {model: a}\nsteps: {prune: 1}\n", "is no list"),
-        ("version: 1\nbase: {model: a}\nseed: 1.5\n", "seed: Expected `int`"),
+        ("version: 1\nbase: {model: a}\nseed: 1.5\n", "seed: is a number, and has to be a whole number"),
     ],
 )
 def test_a_broken_document_is_refused_in_words(text: str, said: str) -> None:

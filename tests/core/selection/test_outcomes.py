@@ -13,7 +13,7 @@ from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.plan.draft import Draft, base_tensors, draft_of
 from surgeon.core.scoring.score import Provenance, Score
 from surgeon.core.selection.matrix_selection import parse_matrix_selection
-from surgeon.core.selection.outcomes import layer_contradiction, matrix_contradiction
+from surgeon.core.selection.outcomes import layer_contradiction
 from surgeon.core.selection.selection import parse_selection
 from surgeon.errors import SelectionError
 from tests.cli.tiny_checkpoints import tiny_llama
@@ -91,7 +91,7 @@ def test_what_any_scores_come_to_is_never_a_contradiction(base: Draft, wish: Any
     ],
 )
 def test_so_it_is_with_matrices(base: Draft, text: str, chosen: list[str], says: str) -> None:
-    assert matrix_contradiction(parse_matrix_selection(text), chosen, base, None) == says
+    assert parse_matrix_selection(text).contradiction(chosen, base, None) == says
 
 
 @settings(deadline=None)
@@ -113,4 +113,4 @@ def test_what_any_scores_come_to_is_no_contradiction_of_matrices(
     }
     score = Score(name="taylor", values={}, matrices=matrices, provenance=Provenance(fingerprint=""))
     chosen = selection.spots(base, None, dict.fromkeys(selection.ranked(), score))
-    assert matrix_contradiction(selection, chosen, base, None) == ""
+    assert selection.contradiction(chosen, base, None) == ""

@@ -10,6 +10,7 @@ import pytest
 from surgeon.core.recipe.recipe import dump_recipe, load_recipe, recipe_from_builtins
 from surgeon.session import Session
 from surgeon.ui.app import SurgeonApp
+from surgeon.ui.open_request import OpenRequest
 from surgeon.ui.screens.error_dialog import ErrorDialog
 from tests.faults import blocked, failing
 from tests.ui.app_driver import AppDriver, Drive, fake_worker
@@ -131,6 +132,21 @@ async def test_results_that_a_recipe_was_changed_after_are_told(tiny: Path, tmp_
     async with app.run_test(size=(120, 24)) as pilot:
         driver = AppDriver(app, pilot)
         await pilot.pause()
-        assert "results of steps 0; they are left out" in driver.text
+        assert "results of steps 1; they are left out" in driver.text
         assert driver.session.plan.pending
+    app.session.close()
+
+
+async def test_kept_steps_are_offered_and_opened(tiny: Path, tmp_path: Path) -> None:
+    """Whatever way the model is opened: the dialog leads to the recipe that they go on from."""
+    first = Session.open(str(tiny), tmp_path / "r.yaml")
+    first.apply(first.step("prune", {"layers": "1"}))
+    first.close(keep_journal=True)
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker())
+    async with app.run_test(size=(80, 24)) as pilot:
+        driver = AppDriver(app, pilot)
+        await driver.wait_until(lambda: "steps that were kept" in driver.text)
+        assert "1 step on" in driver.text
+        await driver.press("1")
+    assert app.return_value == OpenRequest(str(tiny), tmp_path / "r.yaml")
     app.session.close()

@@ -14,6 +14,7 @@ from surgeon.ui.state.formatting import (
     seconds_text,
     value_text,
 )
+from surgeon.ui.state.layer_listing import step_numbers_text
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,8 @@ def test_a_bar_is_as_wide_as_asked_and_never_empty() -> None:
 
 def test_durations_are_written_as_people_say_them() -> None:
     assert [seconds_text(seconds) for seconds in (11.2, 200, 7500)] == ["11s", "3m20s", "2h05m"]
+
+
+def test_steps_in_messages_count_from_one_as_in_the_recipe_pane() -> None:
+    assert step_numbers_text("steps[0].prune.layers: is empty") == "step 1, prune.layers: is empty"
+    assert step_numbers_text("steps[11]: a step is one operation") == "step 12: a step is one operation"

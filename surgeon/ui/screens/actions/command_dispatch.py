@@ -42,7 +42,7 @@ def execute_line(
 
 
 def _apply_operation(operation: str, fields: Mapping[str, Any], layout: MainLayout, actions: MainScreenActions) -> None:
-    step = evaluate_operation(layout.state.session, operation, fields)
+    step = evaluate_operation(layout.state.session, operation, layout.state.line_fields(operation, fields))
     if step.error is not None:
         raise step.error
     actions.steps.apply(step)

@@ -13,6 +13,7 @@ from surgeon.ui.screens.actions.training_actions import TrainingActions
 from surgeon.ui.screens.main_layout import MainLayout
 from surgeon.ui.state.formatting import bytes_text, count_text
 from surgeon.ui.state.job_runner import JobDefaults
+from surgeon.ui.state.step_results import results_of
 
 if TYPE_CHECKING:
     from surgeon.ui.screens.export_dialog import ExportOptions
@@ -87,6 +88,7 @@ class FileActions:
         assert isinstance(result, RunResult)
         if self._state.session.plan.pending and not self._training.take_results(result):
             return
+        self._state.results.take(self._state.session.steps, results_of(result.evaluations))
         size = f"{count_text(result.parameters)} params, {bytes_text(result.bytes)}"
         unproved = not_proved(result.proof or {})
         proven = f"not proved: {', '.join(unproved)}" if unproved else "reloaded and proven equal"
@@ -96,11 +98,11 @@ class FileActions:
     # ── quitting ──
 
     def quit(self) -> None:
-        """Quit; ask first if there are unsaved steps."""
+        """Quit; ask first if there are unsaved steps, or a job is under way."""
         from surgeon.ui.screens.quit_dialog import QuitDialog
 
-        if self._state.session.unsaved:
-            self._layout.app.push_screen(QuitDialog(self._state.session), self._quit_chosen)
+        if self._state.session.unsaved or self._state.job_title:
+            self._layout.app.push_screen(QuitDialog(self._state.session, self._state.job_title), self._quit_chosen)
         else:
             self._exit()
 
@@ -109,6 +111,8 @@ class FileActions:
             self._write_and_exit(self._recipe_path)
         elif choice == "write":
             self._ask_for_name(self._write_and_exit)
+        elif choice == "end":
+            self._exit()
         elif choice is not None:
             self._state.keep_journal = choice == "keep"
             self._exit()

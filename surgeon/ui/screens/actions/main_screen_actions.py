@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgeon.ui.screens.actions.evaluation_actions import EvaluationActions
 from surgeon.ui.screens.actions.file_actions import FileActions
 from surgeon.ui.screens.actions.job_actions import JobActions
 from surgeon.ui.screens.actions.score_actions import ScoreActions
@@ -18,5 +19,6 @@ class MainScreenActions:
         self.jobs = JobActions(layout)
         self.scores = ScoreActions(layout, self.jobs, defaults)
         self.training = TrainingActions(layout, self.jobs, defaults)
-        self.steps = StepActions(layout, self.training)
+        self.evaluation = EvaluationActions(layout, self.jobs, self.training, defaults)
+        self.steps = StepActions(layout, self.training, self.evaluation)
         self.files = FileActions(layout, self.jobs, self.training, defaults)

@@ -16,21 +16,26 @@ if TYPE_CHECKING:
     from surgeon.ui.screens.score_dialog import ScoreOptions
 
 
+_MOST_NOTES = 3
+
+
 class ScoreActions:
     """Asks for scores and measures them on the current draft."""
 
     def __init__(self, layout: MainLayout, jobs: JobActions, defaults: JobDefaults) -> None:
         self._layout, self._state, self._jobs, self._defaults = layout, layout.state, jobs, defaults
+        self._last: ScoreOptions | None = None
 
     def choose(self) -> None:
         """Ask which scores to measure and on what data, then measure them."""
         from surgeon.ui.screens.score_dialog import ScoreDialog
 
-        dialog = ScoreDialog(self._defaults.data, set(self._state.score_columns.by_name))
+        dialog = ScoreDialog(self._defaults.data, set(self._state.score_columns.by_name), self._last)
         self._layout.app.push_screen(dialog, self._chosen)
 
     def _chosen(self, options: ScoreOptions | None) -> None:
         if options is not None:
+            self._last = options
             self.measure(options.names, options.data, **options.settings)
 
     def measure_from_line(self, options: Mapping[str, Any]) -> None:
@@ -62,4 +67,7 @@ class ScoreActions:
         for score in scores:
             self._state.score_columns.set_score(score)
         names = ", ".join(score.name for score in scores)
-        self._state.set_notice(f"measured {names} · s sorts · * marks the lowest", "success")
+        notes = [f"{score.name}: {note}" for score in scores for note in score.notes]
+        said = "\n".join([f"measured {names} · s sorts · * marks the lowest", *notes[:_MOST_NOTES]])
+        more = f"\n{len(notes) - _MOST_NOTES} more in the detail of a layer" if len(notes) > _MOST_NOTES else ""
+        self._state.set_notice(said + more, "warning" if notes else "success")

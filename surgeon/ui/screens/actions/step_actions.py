@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from surgeon.core.recipe.learning_step import LearningStep
+from surgeon.errors import SurgeonError
+from surgeon.ui.screens.actions.evaluation_actions import EvaluationActions, looks
 from surgeon.ui.screens.actions.training_actions import TrainingActions
 from surgeon.ui.screens.main_layout import MainLayout
 from surgeon.ui.state.availability import needs_idle_worker
@@ -14,8 +16,8 @@ _PAUSE_CALLS = 3
 class StepActions:
     """Evaluates and applies the pending step."""
 
-    def __init__(self, layout: MainLayout, training: TrainingActions) -> None:
-        self._layout, self._state, self._training = layout, layout.state, training
+    def __init__(self, layout: MainLayout, training: TrainingActions, evaluation: EvaluationActions) -> None:
+        self._layout, self._state, self._training, self._evaluation = layout, layout.state, training, evaluation
         self._waiting: PendingStep | None = None
         self._unchanged_calls = 0
 
@@ -29,6 +31,24 @@ class StepActions:
         if self._unchanged_calls >= _PAUSE_CALLS:
             self._state.evaluate()
             self._layout.refresh_bars()
+
+    def show_step(self, number: int) -> None:
+        """Show a step, counted from 1, with the keys that edit it; at the base undo all."""
+        from surgeon.ui.screens.step_screen import StepEdit, StepScreen
+
+        if not number:
+            self._state.go_to(0)
+            self._layout.reload()
+            return
+
+        def edited(edit: StepEdit) -> None:
+            try:
+                self._state.edit_step(number - 1, edit)
+            except SurgeonError as error:
+                self._state.set_notice(f"nothing is changed: {error}", "error")
+            self._layout.reload()
+
+        self._layout.app.push_screen(StepScreen(self._state, number - 1, edited))
 
     def edit_options(self) -> None:
         """Open the form of the pending step's options."""
@@ -51,8 +71,11 @@ class StepActions:
             self.apply(self._state.pending_step)
 
     def apply(self, step: PendingStep) -> None:
-        """Apply an evaluated step; one that is trained is trained first."""
+        """Apply an evaluated step; one that is trained is trained first, one that looks at the model looks."""
         if step.preview is None:
+            return
+        if looks(step):
+            self._evaluation.apply(step)
             return
         if not isinstance(step.preview.step.operation, LearningStep):
             self._state.apply_step(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.core.jobs import AnyResult, LearnResult, RunResult
+from surgeon.core.jobs import AnyResult, EvaluateResult, LearnResult, RunResult
 from surgeon.core.recipe.recipe import Step
 from surgeon.errors import SurgeonError
 from surgeon.ui.screens.actions.job_actions import JobActions
@@ -46,7 +46,7 @@ class TrainingActions:
         report = training_report_text(reports[-1])
         self._state.set_notice(f"applied: {step_title(step)} · u undoes\n{report}", "success")
 
-    def take_results(self, result: LearnResult | RunResult) -> bool:
+    def take_results(self, result: LearnResult | EvaluateResult | RunResult) -> bool:
         """Store the results that a job computed; False where the steps have changed in the meantime."""
         try:
             self._state.session.take_learned(result)

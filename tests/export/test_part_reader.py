@@ -1,4 +1,4 @@
-"""Slices of tensors outside the layers: by bytes, by torch, and by numpy, which knows nothing of either."""
+"""Parts of tensors, and slices of those outside the layers: by bytes, by torch, and by numpy, which knows nothing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.core.checkpoint.checkpoint import Tensor, open_checkpoint
-from surgeon.core.plan.draft import Identity, Mean, Original, Source, draft_of
-from surgeon.core.plan.layer_slices import Slices
+from surgeon.core.plan.draft import Identity, draft_of
+from surgeon.core.plan.expressions import Copy, Expression, PartOf
 from surgeon.core.plan.plan import Plan, compile_plan
+from surgeon.core.plan.stored_parts import StoredPart, stored_part
 from surgeon.core.recipe.apply_steps import fold
 from surgeon.core.recipe.recipe import recipe_from_builtins
 from surgeon.errors import ArchitectureError, CheckpointError
-from surgeon.export import slice_reader
-from surgeon.export.slice_reader import gathered
+from surgeon.export import part_reader
+from surgeon.export.part_reader import gathered
 from tests.export.handmade_shards import Stored, random_tensor, write_shard
 
 LAYERS, WIDTH, WORDS, HIDDEN = 4, 3, 7, 5
@@ -39,29 +40,44 @@ def _stored(directory: Path, shape: tuple[int, ...], dtype: str) -> tuple[Tensor
     return open_checkpoint(directory).tensors["sliced"], np.frombuffer(one.data, kinds[dtype]).reshape(shape)
 
 
-@settings(max_examples=80, deadline=None)
+def _drawn_runs(data: st.DataObject, size: int) -> tuple[tuple[int, int], ...]:
+    """Spans in any order, some of them of what others hold too."""
+    bounds = st.tuples(st.integers(0, size - 1), st.integers(1, size)).filter(lambda pair: pair[0] < pair[1])
+    return tuple(data.draw(st.lists(bounds, min_size=1, max_size=4), "runs"))
+
+
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_slices_are_gathered_as_numpy_takes_them(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever the dimension, the width and the order, with rows read a few at a time."""
-    axis = data.draw(st.integers(0, 2), "axis")
-    width, count = data.draw(st.integers(1, 3), "width"), data.draw(st.integers(1, 5), "layers")
-    shape = tuple(width * count if at == axis else data.draw(st.integers(1, 5), f"size {at}") for at in range(3))
-    order = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=7), "order")
-    tensor, values = _stored(tmp_path_factory.mktemp("one"), shape, data.draw(st.sampled_from(["F64", "F32", "BF16"])))
-    slices = Slices(tensor, axis, width, tuple(map(Original, order)))
-    expected = np.take(values, [layer * width + at for layer in order for at in range(width)], axis=axis)
+def test_parts_are_moved_as_numpy_takes_them(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever the dimensions, spans and order, cut once or of what was cut before, read a few bytes at a time."""
+    shape = tuple(
+        data.draw(st.integers(1, 6), f"size {at}") for at in range(data.draw(st.integers(1, 4), "dimensions"))
+    )
+    directory = tmp_path_factory.mktemp("one")
+    tensor, expected = _stored(directory, shape, data.draw(st.sampled_from(["F64", "F32", "BF16"])))
+    expression: Expression = Copy(tensor)
+    for _ in range(data.draw(st.integers(1, 3), "cuts")):
+        axis = data.draw(st.integers(0, len(shape) - 1), "axis")
+        runs = _drawn_runs(data, expected.shape[axis])
+        expression = PartOf(expression, tuple(expected.shape), axis, runs)
+        expected = np.take(expected, [at for start, stop in runs for at in range(start, stop)], axis=axis)
+    assert isinstance(expression, PartOf)
+    part = stored_part(expression)
+    assert part is not None
 
     source = os.open(tensor.shard, os.O_RDONLY)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slice_reader, "_PIECE", data.draw(st.integers(1, 200), "bytes at a time"))
-        found = b"".join(gathered(source, slices))
+        patch.setattr(part_reader, "_PIECE", data.draw(st.integers(1, 200), "bytes at a time"))
+        found = b"".join(gathered(source, part))
+    ranges = b"".join(os.pread(source, end - start, start) for start, end in part.ranges())
     os.close(source)
     with tensor_reader() as reader:
-        calculated = reader.evaluate(slices, tensor.dtype, slices.shape)
+        calculated = reader.evaluate(expression, tensor.dtype, tuple(expected.shape))
 
-    assert found == expected.tobytes()
+    assert found == ranges == expected.tobytes()
+    assert part.nbytes == len(found)
     assert calculated.contiguous().view(torch.uint8).numpy().tobytes() == found
-    assert tuple(calculated.shape) == slices.shape == expected.shape
+    assert tuple(calculated.shape) == expected.shape
 
 
 def test_a_shard_that_shrank_is_named(tmp_path: Path) -> None:
@@ -70,7 +86,7 @@ def test_a_shard_that_shrank_is_named(tmp_path: Path) -> None:
     os.truncate(tensor.shard, tensor.start + 40)
     source = os.open(tensor.shard, os.O_RDONLY)
     with pytest.raises(CheckpointError, match="shorter"):
-        list(gathered(source, Slices(tensor, 1, 2, (Original(0), Original(2)))))
+        list(gathered(source, StoredPart(tensor, {1: ((0, 2), (4, 6))})))
     os.close(source)
 
 
@@ -106,8 +122,9 @@ def test_slices_follow_their_layers(tmp_path: Path) -> None:
 
     for name, (shape, axis) in _SLICED.items():
         source = planned[name].source
-        assert isinstance(source, Slices)
-        assert source.sources == (Original(3), Original(0), Original(2), Original(0))
+        assert isinstance(source, PartOf)
+        spans = [(WIDTH * layer, WIDTH * (layer + 1)) for layer in (3, 0, 2, 0)]
+        assert (source.axis, list(source.runs)) == (axis, spans)
         assert planned[name].shape == tuple(4 * WIDTH if at == axis else size for at, size in enumerate(shape))
         assert planned[name].nbytes == 2 * planned[name].parameters == 2 * int(np.prod(planned[name].shape))
     assert not plan.needs_arithmetic
@@ -119,15 +136,12 @@ def test_a_mean_of_layers_has_the_mean_of_their_slices(tmp_path: Path) -> None:
     plan = _plan(base, {"expand": {"after": [1], "init": "mean"}})
     (slices,) = [tensor for tensor in plan.tensors if tensor.name == _PER_LAYER]
     before = open_checkpoint(base).tensors[_PER_LAYER]
-    mean: list[Source] = [Original(0), Original(1), Mean((Original(1), Original(2))), Original(2), Original(3)]
 
     with tensor_reader() as reader:
         whole = reader.read(before).double()
         made = reader.evaluate(slices.source, slices.dtype, slices.shape)
 
     assert plan.needs_arithmetic
-    assert isinstance(slices.source, Slices)
-    assert list(slices.source.sources) == mean
     parts = torch.split(whole, WIDTH, dim=1)
     expected = torch.cat([parts[0], parts[1], (parts[1] + parts[2]) / 2, parts[2], parts[3]], dim=1)
     assert torch.equal(made, expected.to(torch.bfloat16))
