@@ -13,7 +13,7 @@ import surgeon
 ROOT = Path(surgeon.__file__).parent
 PACKAGES = sorted(path.parent for path in ROOT.rglob("__init__.py"))
 # One file per extension or command: as many as there are.
-LISTS = {"architectures", "operations", "scores", "objectives", "commands"}
+LISTS = {"architectures", "config_formats", "operations", "scores", "objectives", "commands"}
 
 
 def _name(path: Path) -> str:

@@ -45,6 +45,12 @@ def content_digest(checkpoint: Checkpoint) -> str:
     return whole.hexdigest()
 
 
+def contents_digest(checkpoints: Sequence[Checkpoint]) -> str:
+    """Return the digest of a checkpoint, or of several that weights come from; that of one alone is its own."""
+    first, *others = map(content_digest, checkpoints)
+    return hashlib.sha256("".join((first, *others)).encode()).hexdigest() if others else first
+
+
 def _digest(shard: Path) -> str:
     try:
         with shard.open("rb") as file:

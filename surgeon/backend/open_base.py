@@ -25,4 +25,4 @@ def open_base(recipe: Recipe, where: str, root: Path, job: JobContext | None = N
     if job is not None:
         for note in (*checkpoint.notes, *structure.problems):
             job.warn(f"{checkpoint.path.name}: {note}")
-    return draft_of(structure)
+    return draft_of(structure, root)

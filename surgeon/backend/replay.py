@@ -14,7 +14,7 @@ from surgeon.core.checkpoint.model_location import adapter_beside
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
-from surgeon.core.recipe.apply_steps import Measured, apply_step, resolve_step
+from surgeon.core.recipe.apply_steps import Measured, apply_step, pin_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.learning_step import LearningStep, ResultStep
 from surgeon.core.recipe.read_only_step import ReadOnlyStep
@@ -44,7 +44,8 @@ def replay(
     if left_out:
         job.warn(left_out)
     resolution = Resolution(recipe, fingerprint, file_digests(job.root))
-    for number, written in enumerate(recipe.steps):
+    for number, unpinned in enumerate(recipe.steps):
+        written = pin_step(unpinned, job.root)
         step = _current(written, number, steps, resolution, job)
         if isinstance(step.operation, ResultStep):
             apply_step(draft, unresolved(step), number)  # what does not fit is said before hours of training

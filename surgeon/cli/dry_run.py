@@ -17,7 +17,7 @@ from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
 from surgeon.core.plan.layer_layouts import layout_of
 from surgeon.core.plan.plan import Plan, compile_plan
-from surgeon.core.recipe.apply_steps import apply_step, changes_of
+from surgeon.core.recipe.apply_steps import apply_step, changes_of, pin_step
 from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.learning_step import LearningStep
 from surgeon.core.recipe.recipe import Recipe, Step, step_to_builtins
@@ -140,11 +140,12 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
     compared = recipe.base.fingerprint or any(step.resolved_for for step in recipe.steps)
     fingerprint = checkpoint.fingerprint if compared else ""
     recipe.base.check(fingerprint, str(checkpoint.path), str(where or "recipe"))
-    drafts = [draft_of(read_structure(checkpoint))]
+    drafts = [draft_of(read_structure(checkpoint), root)]
     reports: list[StepReport] = []
     plan, exact = compile_plan(drafts[0]), True
     resolution, steps = Resolution(recipe, fingerprint or None, file_digests(root)), list[Step]()
-    for number, written in enumerate(recipe.steps):
+    for number, unpinned in enumerate(recipe.steps):
+        written = pin_step(unpinned, root)
         reason = resolution.stale(written, steps)
         step = unresolved(written) if reason else written
         assumed = _assumed(drafts[-1], step)
@@ -163,7 +164,8 @@ def fold_recipe(recipe: Recipe, where: Path | None = None, root: Path | None = N
         steps.append(step)
         drafts.append(draft)
         plan = after
-    return Folded(recipe, tuple(drafts), plan, tuple(reports))
+    pinned = msgspec.structs.replace(recipe, steps=tuple(pin_step(step, root) for step in recipe.steps))
+    return Folded(pinned, tuple(drafts), plan, tuple(reports))
 
 
 def _assumed(draft: Draft, step: Step) -> Mapping[Ranked, Score]:

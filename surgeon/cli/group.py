@@ -22,7 +22,10 @@ COMMANDS = {
     "data": "Show how a file of data is read, and what would be trained on.",
     "compare": "Say how far measured scores agree, beside chance.",
     "ablate": "Measure what each tenth of the singular values is worth.",
+    "plan": "Tell beforehand what work takes in memory, bytes and time.",
     "run": "Carry out a recipe.",
+    "import-config": "Turn a config file of mergekit, axolotl, LLaMA-Factory or PEFT into a recipe.",
+    "export-config": "Write a recipe down for mergekit, axolotl, LLaMA-Factory or PEFT.",
     "verify": "Prove that an exported model is what it should be.",
     "list": "List the scores, operations or objectives there are.",
     "schema": "Print the JSON Schema of recipes.",
@@ -56,7 +59,7 @@ class SurgeonGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command of a name."""
         if cmd_name in (*COMMANDS, "open"):
-            return import_module(f"surgeon.cli.commands.{cmd_name}").command  # type: ignore[no-any-return]
+            return import_module(f"surgeon.cli.commands.{cmd_name.replace('-', '_')}").command  # type: ignore[no-any-return]
         if cmd_name in _operation_names():
             from surgeon.cli.operation_command import command_of
 

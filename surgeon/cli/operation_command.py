@@ -15,13 +15,14 @@ from surgeon.cli.dry_run import fold_recipe
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
+from surgeon.core.adapters.opened_model import recipe_on
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.jobs import RunResult
 from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.measured_selection import measured_selection
 from surgeon.core.recipe.objective import ObjectiveChoice
 from surgeon.core.recipe.operation import Operation, operations
-from surgeon.core.recipe.recipe import Base, Recipe, Step, dump_recipe, recipe_from_builtins, step_of
+from surgeon.core.recipe.recipe import Step, dump_recipe, recipe_from_builtins, step_of
 from surgeon.core.recipe.yaml_document import parse_value
 from surgeon.core.selection.selection import Selection
 from surgeon.errors import RecipeError, UsageError
@@ -63,13 +64,14 @@ def command_of(name: str) -> click.Command:
 def carry_out(kind: type[Operation], values: dict[str, Any], reporter: ConsoleReporter) -> None:
     """Build the recipe of one step that a command line says, and run it, show it, or write it down."""
     save, seed = values.pop("save_recipe"), values.pop("seed")
-    base = Base(model=values.pop("model"), trust_remote_code=values.pop("trust_remote_code"))
+    model, trusted = values.pop("model"), values.pop("trust_remote_code")
     data, protect = values.pop("data", None), values.pop("protect", None)
     fields = {key.removeprefix(_FIELD): values.pop(key) for key in list(values) if key.startswith(_FIELD)}
     fields = {key.replace("-", "_"): value for key, value in fields.items() if value is not None}
     if save is not None and save.exists():
         raise RecipeError("is there already", where=str(save), hint="choose another name")
-    recipe = Recipe(base=base, seed=seed, steps=(_step(kind, fields, data, protect),))
+    begun = recipe_on(model, trust=trusted)
+    recipe = msgspec.structs.replace(begun, seed=seed, steps=(*begun.steps, _step(kind, fields, data, protect)))
     order = RunOptions(root=Path.cwd(), **values)
     result: RunResult | None = None
     if order.out is None and save is not None and not order.dry_run:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from surgeon.core.adapters.opened_model import recipe_on, trusting
 from surgeon.core.checkpoint.base_path import model_name, resolved_model_name
-from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, recipe_to_builtins, trusting
+from surgeon.core.recipe.recipe import Recipe, load_recipe, recipe_to_builtins
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,7 +39,7 @@ def measuring(function: Function) -> Function:
 def base_recipe(model: str, recipe: Path | None, *, trust: bool) -> Recipe:
     """Return what is to be done to a model before it is measured; `trust`: code that it brings may be run."""
     if recipe is None:
-        return Recipe(base=Base(model=model, trust_remote_code=trust))
+        return recipe_on(model, trust=trust)
     root = recipe.absolute().parent
     named = resolved_model_name(model, root)
     loaded = trusting(load_recipe(recipe), model_name(named, root), root, trust=trust)

@@ -123,11 +123,27 @@ class DataJob(Job, frozen=True, kw_only=True, tag="data"):
     trust_remote_code: bool = False
 
 
+class CalibrateJob(Job, frozen=True, kw_only=True, tag="calibrate"):
+    """Measure how fast this machine calculates, copies and reads, and keep it in the cache directory."""
+
+
 class CancelJob(Job, frozen=True, kw_only=True, tag="cancel"):
     """Cancel all jobs that have been sent."""
 
 
-AnyJob = ScoreJob | AblateJob | LearnJob | EvaluateJob | RunJob | VerifyJob | CheckJob | DemoJob | DataJob | CancelJob
+AnyJob = (
+    ScoreJob
+    | AblateJob
+    | LearnJob
+    | EvaluateJob
+    | RunJob
+    | VerifyJob
+    | CheckJob
+    | DemoJob
+    | DataJob
+    | CalibrateJob
+    | CancelJob
+)
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -254,6 +270,12 @@ class DataResult(_Result, frozen=True, kw_only=True, tag="data"):
     trained: TrainedTokens | None = None
 
 
+class CalibrateResult(_Result, frozen=True, kw_only=True, tag="calibrate"):
+    """The rates, as plain data of `Machine`."""
+
+    machine: Plain
+
+
 AnyResult = (
     ScoreResult
     | AblateResult
@@ -264,6 +286,7 @@ AnyResult = (
     | CheckResult
     | DemoResult
     | DataResult
+    | CalibrateResult
 )
 
 

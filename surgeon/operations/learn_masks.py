@@ -14,6 +14,10 @@ from surgeon.errors import RecipeError
 STEPS = 128
 
 
+_WIDE_OPEN = 16.0
+"""From here on a gate is 1 in float32 and its gradient next to nothing."""
+
+
 class LearnMasks(LearningStep, frozen=True, kw_only=True):
     """Train the gates of the adapters alone: one number `s` for each LoRA matrix; weights, A and B stay as they are.
 
@@ -55,4 +59,9 @@ class LearnMasks(LearningStep, frozen=True, kw_only=True):
                 "the adapters are as they were attached: B is zero, and there is nothing to mask",
                 hint="add a train step before",
             )
+        if self.init is None and any(lora.gate >= _WIDE_OPEN for layer in layers for lora in layer.lora.values()):
+            raise RecipeError(
+                "gates are open so wide that none would move: adapters from elsewhere have none of their own",
+                where="init", allowed="a start value such as 4, for all of them", hint="say init: 4",
+            )  # fmt: skip
         return with_learned_adapters(draft, address)

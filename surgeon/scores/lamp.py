@@ -27,6 +27,7 @@ class Lamp(WeightsScore, frozen=True, kw_only=True):
     histogram of their logarithms: shares are exact to about 1e-3.
     """
 
+    decomposes = False
     name = "lamp"
     title = "LAMP"
     asks = "what share of its weights survives when the model's smaller half goes"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class WeightNorm(WeightsScore, frozen=True, kw_only=True):
     """Frobenius norm of each matrix; of a layer, of all its matrices together."""
 
+    decomposes = False
     name = "weight_norm"
     title = "norm"
     asks = "how large are the layer's weights"

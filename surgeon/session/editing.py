@@ -15,7 +15,7 @@ from surgeon.core.journal import Entry, Journal, Kept, Recovery
 from surgeon.core.plan.draft import Draft
 from surgeon.core.plan.plan import Plan, compile_plan
 from surgeon.core.preview import Preview, preview_step
-from surgeon.core.recipe.apply_steps import apply_step, resolve_step
+from surgeon.core.recipe.apply_steps import apply_step, pin_step, resolve_step
 from surgeon.core.recipe.data_paths import file_digests
 from surgeon.core.recipe.measured_selection import current_score, with_data
 from surgeon.core.recipe.recipe import Recipe, Step, step_of, step_to_builtins
@@ -101,7 +101,7 @@ class EditedRecipe:
         step = step_of(operation, fields, operation)
         step = step_of(operation, with_data(fields, step.operation, self.score_for), operation)
         measured = {ranked: self.score_for(ranked) for ranked in step.operation.ranked()}
-        step = resolve_step(self.draft, step, self.position, measured)
+        step = resolve_step(self.draft, pin_step(step, self.root), self.position, measured)
         self._require_data(step)
         return self._resolution.signed(step, self.steps[: self.position], measured=True)
 
@@ -227,7 +227,8 @@ class EditedRecipe:
             raise DataError(error.what, where=where, allowed=error.allowed, hint=error.hint) from error
 
     def _edit(self, steps: tuple[Step, ...], position: int) -> None:
-        shown = self._resolution.to_show(steps, "recipe")
+        pinned = tuple(pin_step(step, self.root) for step in steps)
+        shown = self._resolution.to_show(pinned, "recipe")
         drafts = self._drafts[:1]
         for number, step in enumerate(shown[:position]):
             drafts.append(apply_step(drafts[number], step, number))
@@ -272,6 +273,7 @@ class EditedRecipe:
 
     def _show(self, steps: tuple[Step, ...], where: str) -> None:
         """Take steps over from a file, as far as what they came to still holds."""
+        steps = tuple(pin_step(step, self.root) for step in steps)
         shown = self._resolution.to_show(steps, where)
         stale = [str(number) for number, step in enumerate(steps, start=1) if step != shown[number - 1]]
         if stale:

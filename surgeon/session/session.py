@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
+from surgeon.core.adapters.opened_model import opened_recipe
 from surgeon.core.checkpoint.atomic_files import write_text
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import adapter_beside, locate_model
@@ -30,15 +31,12 @@ from surgeon.core.plan.draft import draft_of
 from surgeon.core.preview import Preview
 from surgeon.core.recipe.data_paths import rebase_data_paths
 from surgeon.core.recipe.recipe import (
-    Base,
     Recipe,
     Step,
     dump_recipe,
-    load_recipe,
     recipe_from_builtins,
     recipe_to_builtins,
     step_from_builtins,
-    trusting,
 )
 from surgeon.core.scoring.score import Score
 from surgeon.errors import RecipeError
@@ -58,16 +56,14 @@ class Session(EditedRecipe):
         Raises:
             CheckpointError, ArchitectureError, RecipeError: as reading them does.
         """
-        exists = recipe_path is not None and recipe_path.is_file()
-        recipe = load_recipe(recipe_path) if recipe_path is not None and exists else Recipe(base=Base(model=model))
-        recipe = trusting(recipe, model, recipe_path.parent if recipe_path else Path(), trust=trust_remote_code)
-        checkpoint = open_checkpoint(locate_model(model), trust_remote_code=recipe.base.trust_remote_code)
+        named, recipe = opened_recipe(model, recipe_path, trust=trust_remote_code)
+        checkpoint = open_checkpoint(locate_model(named), trust_remote_code=recipe.base.trust_remote_code)
         recipe.base.check(checkpoint.fingerprint, str(checkpoint.path), str(recipe_path or "recipe"))
         session = cls(
             model=model, checkpoint=checkpoint, structure=read_structure(checkpoint), recipe=recipe,
             recipe_path=recipe_path, journal=Journal(journal_path(checkpoint.fingerprint, recipe_path)),
         )  # fmt: skip
-        session._drafts = [draft_of(session.structure)]
+        session._drafts = [draft_of(session.structure, session.root)]
         session.notes += filter(None, [session.journal.fault, adapter_beside(checkpoint.path)])
         session._digest = recipe_digest(recipe_path)
         session.kept = [kept for kept in kept_steps(checkpoint.fingerprint) if not _is_same(kept.recipe, recipe_path)]

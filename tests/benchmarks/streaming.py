@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,24 +29,36 @@ SCORES = "block_influence,removal,random_matrix"
 _NOISE = 1 << 22
 
 
-def write_model(directory: Path, layers: int) -> int:
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama."""
+
+    width: int = WIDTH
+    inner: int = INNER
+    words: int = WORDS
+    heads: int = HEADS
+
+
+def write_model(directory: Path, layers: int, shape: Shape | None = None) -> int:
     """Write a random Llama with tied embeddings, one shard, and return its size in bytes."""
+    of = shape or Shape()
     directory.mkdir(parents=True)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": WORDS,
-        "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": layers, "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-05,
-        "tie_word_embeddings": True, "hidden_act": "silu",
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": of.words,
+        "hidden_size": of.width, "intermediate_size": of.inner, "num_hidden_layers": layers,
+        "num_attention_heads": of.heads, "num_key_value_heads": of.heads, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-05, "tie_word_embeddings": True, "hidden_act": "silu",
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
     write_tokenizer(directory)
-    shapes = {"model.embed_tokens.weight": (WORDS, WIDTH), "model.norm.weight": (WIDTH,)}
+    width, inner = of.width, of.inner
+    shapes = {"model.embed_tokens.weight": (of.words, width), "model.norm.weight": (width,)}
     for layer in range(layers):
         start = f"model.layers.{layer}."
-        shapes |= {f"{start}self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
-        shapes |= {f"{start}mlp.{name}_proj.weight": (INNER, WIDTH) for name in ("gate", "up")}
-        shapes |= {f"{start}mlp.down_proj.weight": (WIDTH, INNER)}
-        shapes |= {f"{start}{name}_layernorm.weight": (WIDTH,) for name in ("input", "post_attention")}
+        shapes |= {f"{start}self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
+        shapes |= {f"{start}mlp.{name}_proj.weight": (inner, width) for name in ("gate", "up")}
+        shapes |= {f"{start}mlp.down_proj.weight": (width, inner)}
+        shapes |= {f"{start}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
     return _write_shard(directory / "model.safetensors", shapes)
 
 

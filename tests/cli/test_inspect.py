@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Run
-from tests.cli.tiny_checkpoints import HEAD, HIDDEN, INNER, KV_HEADS, WORDS, tiny_llama
+from tests.cli.tiny_checkpoints import HEAD, HIDDEN, INNER, KV_HEADS, WORDS, tiny_llama, write_checkpoint
 
 LAYER = 2 * HIDDEN + 2 * HIDDEN * HIDDEN + 2 * KV_HEADS * HEAD * HIDDEN + 3 * HIDDEN * INNER
 
@@ -85,3 +85,24 @@ def test_a_broken_model_is_an_error_in_words(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "truncated" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_adapter_is_told_from_its_header(run: Run, model: str, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shapes = {
+        f"base_model.model.model.layers.{layer}.mlp.up_proj.lora_{part}.weight": shape
+        for layer in (1, 2) for part, shape in (("A", (4, 32)), ("B", (48, 4)))
+    }  # fmt: skip
+    write_checkpoint(adapter, {}, {**shapes, "base_model.model.lm_head.weight": (64, 32)})
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "config.json").unlink()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "base_model_name_or_path": model}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    text = run("inspect", adapter).stdout
+    assert f"adapter of {model} · 2 matrices" in text
+    assert "mlp.up_proj  1-2        4      6    1.5  4×32  48×4  F32" in text
+    assert "cannot be carried to an edited model: base_model.model.lm_head.weight" in text
+    found = json.loads(run("inspect", adapter, "--json").stdout)
+    assert found["matrices"]["model.layers.2.mlp.up_proj"]["scale"] == 1.5
+    assert found["not_carried"].keys() == {"base_model.model.lm_head.weight"}

@@ -45,8 +45,8 @@ def test_a_tied_head_is_not_frozen_without_the_embedding_that_it_is(tmp_path: Pa
         ({"matrices": "1.mlp.up", "roles": ["attention"]}, "does not go with `matrices`"),
         ({"layers": "inserted"}, "chooses no layer"),
         ({"layers": "inserted", "outside": ["embedding"]}, "chooses no layer"),
-        ({"layers": "0", "except": "1"}, "needs one of"),
-        ({}, "needs one of"),
+        ({"layers": "0", "except": "1"}, "takes one of"),
+        ({}, "takes one of"),
     ],
 )
 def test_what_would_silently_freeze_more_or_less_than_it_says_is_refused(

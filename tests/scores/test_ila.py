@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.backend.scoring.learned_scores import _score
+from surgeon.backend.scoring.learned_scores import score_of_matrices
 from surgeon.backend.scoring.score_runner import measure
 from surgeon.core.checkpoint.model_location import cache_directory
 from surgeon.core.scoring.gate_ranking import rank_values
@@ -153,7 +153,9 @@ def test_recipes_choose_matrices_by_it(tmp_path: Path, data: str) -> None:
 def test_it_is_learned_only_when_it_is_named(tmp_path: Path) -> None:
     """`all` measures; it does not train, and reads no adapters."""
     assert not {"ila", "gate"} & {kind.name for kind in requested_scores(["all"])}
-    assert {kind.name for kind in requested_scores(["all", "ila", "gate"])} == set(score_kinds())
+    named = [name for name, kind in score_kinds().items() if kind.of_adapters or kind.needs == "learning"]
+    assert {"ila", "gate"} < set(named)
+    assert {kind.name for kind in requested_scores(["all", *named])} == set(score_kinds())
 
 
 def test_text_without_answers_is_refused_or_read_as_text(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_a_layer_without_a_ranked_matrix_has_no_score(tmp_path: Path) -> None:
     """Any number would put it first or last: what is not there cannot be the least important."""
     draft = open_draft(patient("llama", tmp_path / "base"))
     learnt = LearnedValues({f"layers/{at}/mlp.up_proj": 4.0 + at for at in range(LAYERS) if at != 2})
-    score = _score(draft, Ila(), learnt, few(tmp_path))
+    score = score_of_matrices(draft, Ila(), learnt, few(tmp_path))
     assert list(score.values) == list(score.matrices) == [str(at) for at in range(LAYERS) if at != 2]
     with pytest.raises(SelectionError, match="ila has no value for layer 2"):
         extreme_layers("lowest", "1", score, draft.layers(), set())

@@ -12,7 +12,7 @@ import msgspec
 from torch import nn
 
 from surgeon.backend.device import choose_device, choose_dtype
-from surgeon.backend.digests import side_digest
+from surgeon.backend.digests import contents_digest, side_digest
 from surgeon.backend.evaluation.divergence import AsBase, divergences
 from surgeon.backend.evaluation.items import Items, read_items
 from surgeon.backend.evaluation.model_outputs import greedy_answers, log_likelihoods
@@ -108,7 +108,16 @@ class Evaluator:
         return self._cached(draft, asked, lambda live: self._measured(live, items, measure))
 
     def _cached(self, draft: Draft, asked: tuple[Any, ...], measured: Any) -> RawResults:
-        made_of = ("evaluation", _VERSION, weights_state(draft), asked, str(self._dtype), self._recipe.seed)
+        made_of: tuple[Any, ...] = (
+            "evaluation",
+            _VERSION,
+            weights_state(draft),
+            asked,
+            str(self._dtype),
+            self._recipe.seed,
+        )
+        if len(draft.checkpoints) > 1:  # the cache knows the base's bytes alone
+            made_of = (*made_of, contents_digest(draft.checkpoints))
         known = self._cache.get(RawResults, *made_of)
         if known is None:
             with self._live(draft) as live:

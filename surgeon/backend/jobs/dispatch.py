@@ -13,6 +13,7 @@ from surgeon.core.jobs import (
     AblateJob,
     AnyJob,
     AnyResult,
+    CalibrateJob,
     CheckJob,
     DataJob,
     DemoJob,
@@ -69,5 +70,6 @@ _MODULES: Mapping[type[Job], str] = {
     CheckJob: "check",
     DemoJob: "demo",
     DataJob: "data",
+    CalibrateJob: "calibrate",
 }
 """The file of each job in this package; it holds a function of its name, such as `run_job`."""

@@ -64,6 +64,7 @@ def _carried_out(
     """Replay a recipe on its base, whose `files` are watched, and export the result to `out`, if anywhere."""
     results: list[EvaluationResult] = []
     draft, recipe = replay(recipe, base, request, job, _evaluation_of(recipe, base, results, job))
+    files.add(*draft.checkpoints)
     plan = compile_plan(draft)
     proof = None
     if out is not None:

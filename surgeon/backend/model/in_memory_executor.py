@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from surgeon.backend.model.layer_building import LayerShells, assemble
 from surgeon.backend.model.layer_list import layer_list
+from surgeon.backend.model.loading import forget_donor
 from surgeon.backend.model.tensors import DTYPES, calculated, tensor_reader
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.plan.draft import Draft
@@ -50,6 +51,7 @@ class EditedModel:
             edited = assemble(draft.structure, stack, [layer.source for layer in layers], base, shells)
             self._lists.append((modules, base, edited))
             _refill(modules, edited)
+        forget_donor()
 
     def restore(self) -> None:
         """Arrange the model as the base."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.layer_list import layer_list
+from surgeon.backend.model.loading import donor_model
 from surgeon.backend.model.matrices import truncate
 from surgeon.backend.model.streaming import weights_of, without_hooks
 from surgeon.backend.model.tensors import DTYPES, kept_spans, mean_of, tensor_reader
@@ -18,7 +19,7 @@ from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.tensors import tensor_type
 from surgeon.core.parts.divide import divide
 from surgeon.core.parts.division import Division, PartKind
-from surgeon.core.plan.draft import Identity, Learned, Original, Part, Silenced, Source, Truncated
+from surgeon.core.plan.draft import Grafted, Identity, Learned, Original, Part, Silenced, Source, Truncated
 from surgeon.core.plan.expressions import silent_values, truncated_pieces
 from surgeon.core.plan.layer_layouts import layout_of, parts_in
 from surgeon.core.plan.learned_results import layer_tensor, result_tensors
@@ -187,8 +188,12 @@ class _Builder:
 
         A layer that was cut only holds its tensors: what else it is follows from the config.
         """
-        if isinstance(source, Original):
-            return _copied(self._base[source.index], shared=shared)
+        if isinstance(source, Original | Grafted):
+            if isinstance(source, Original):
+                module = _copied(self._base[source.index], shared=shared)
+            else:
+                module = self._grafted(source)
+            return module
         if isinstance(source, Part):
             module = self.build(source.of, shared=shared)
             cut_tensors(self._structure, self._stack, module, source)
@@ -207,6 +212,14 @@ class _Builder:
             return module
         module, *others = (self.build(part) for part in source.parts)
         self._average(module, others, source)
+        return module
+
+    def _grafted(self, source: Grafted) -> nn.Module:
+        """Return a copy of a base layer that is built and configured alike, with the weights of another model's."""
+        donor = self._stack.donors[source.donor]
+        module = _copied(self._base[donor.twins[source.index]], shared=False)
+        layers = layer_list(donor_model(donor.checkpoint), self._stack, len(donor.layers))
+        module.load_state_dict(layers[source.index].state_dict())
         return module
 
     @torch.no_grad()

@@ -140,3 +140,19 @@ def load_tokenizer(source: Checkpoint | Path, *, trust_remote_code: bool = False
             where=str(path),
             hint="copy the tokenizer files of the model into it",
         ) from error
+
+
+_donors: dict[Path, nn.Module] = {}
+
+
+def donor_model(checkpoint: Checkpoint) -> nn.Module:
+    """Return another model that layers are taken from, kept until another is or it is forgotten."""
+    if checkpoint.path not in _donors:
+        _donors.clear()
+        _donors[checkpoint.path] = load_model(checkpoint, None, torch.device("cpu")).model
+    return _donors[checkpoint.path]
+
+
+def forget_donor() -> None:
+    """Drop the other model."""
+    _donors.clear()

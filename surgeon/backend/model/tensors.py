@@ -46,21 +46,38 @@ class TensorReader:
                 where=stored.name,
                 allowed=", ".join(DTYPES),
             )
-        if stored.shard not in self._handles:
-            self._handles[stored.shard] = _opened(stored.shard)
+        value = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
+        self.read_into(stored, value)
+        return value
+
+    def read_into(self, stored: Tensor, value: torch.Tensor) -> None:
+        """Read a stored tensor into a contiguous one on the CPU of its dtype and shape.
+
+        Raises:
+            CheckpointError: its file cannot be read any more.
+        """
         if not stored.nbytes:
-            return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
-        data = bytearray(stored.nbytes)
-        view, position = memoryview(data), stored.start
+            return
+        view, position = memoryview(value.view(-1).view(torch.uint8).numpy()), stored.start  # type: ignore[arg-type]
         while view:
             try:
-                count = os.preadv(self._handles[stored.shard], [view], position)
+                count = os.preadv(self._handle(stored.shard), [view], position)
             except OSError as error:
                 raise unreadable(stored.shard, error) from error
             if not count:
                 raise shortened(stored.shard)
             view, position = view[count:], position + count
-        return torch.frombuffer(data, dtype=DTYPES[stored.dtype]).reshape(stored.shape)
+
+    def announce(self, stored: Sequence[Tensor]) -> None:
+        """Have the system begin to read tensors that are asked for soon, where it knows how."""
+        if hasattr(os, "posix_fadvise"):
+            for one in stored:
+                os.posix_fadvise(self._handle(one.shard), one.start, one.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _handle(self, shard: Path) -> int:
+        if shard not in self._handles:
+            self._handles[shard] = _opened(shard)
+        return self._handles[shard]
 
     def evaluate(self, expression: Expression, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Calculate an expression of that dtype and shape."""

@@ -21,18 +21,15 @@ from surgeon.backend.model.layer_list import layer_list
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import load_tokenizer, resident_model
 from surgeon.backend.model.losses import batches_of
-from surgeon.backend.model.streaming import fits_in_memory, freed_memory_returned, is_streamed, room_for_states
+from surgeon.backend.model.streaming import fits_in_memory, is_streamed, room_for_states
 from surgeon.backend.trained_adapters import Updates, trained_adapters_on
 from surgeon.core.events import LayerScored
 from surgeon.core.job_context import JobContext
 from surgeon.core.jobs import RecipeJob
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.apply_steps import measured_draft, unfrozen
+from surgeon.core.resources.estimates import batch_tokens
 from surgeon.core.scoring.score import Average, Provenance
-
-# On a CPU more tokens at once are no faster, and what an MLP puts out in between grows with them.
-_BATCH_TOKENS = {"cpu": 512}
-_MOST_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Settings:
     @property
     def first_batch(self) -> int:
         """How many tokens go through a layer at once, unless memory runs out."""
-        return self.batch_tokens or _BATCH_TOKENS.get(choose_device(self.device).type, _MOST_BATCH_TOKENS)
+        return self.batch_tokens or batch_tokens(choose_device(self.device).type)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -169,8 +166,6 @@ def scoring_context(
     how = "layer by layer from disk" if stream else "whole"
     job.log(f"loading {checkpoint.path.name} {how} on {device}")
     with ExitStack() as stack:
-        if stream:
-            stack.enter_context(freed_memory_returned())
         model = resident_model(draft.structure, dtype, device, stream=stream).model
         refuse_unreadable(model, calibration.rows, settings.data or "data", "length")
         edited = stack.enter_context(apply_draft(model, draft))

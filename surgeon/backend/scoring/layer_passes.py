@@ -17,7 +17,7 @@ from torch import nn
 
 from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.losses import losses_of
-from surgeon.backend.model.streaming import weights_of
+from surgeon.backend.model.streaming import weights_in_order
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.core.job_context import IsCancelled
 from surgeon.errors import ArchitectureError, Cancelled
@@ -57,11 +57,11 @@ def push_layers(
             raise
         yield from _push_whole(runner, batches, cancelled)
         return
-    with HiddenStates(room) as states:
+    with HiddenStates(room) as states, weights_in_order(list(runner.layers)) as weights:
         for batch, one in enumerate(recorded):
             states.put(0, batch, one.release())
         for number, layer in enumerate(runner.layers):
-            with weights_of(layer), watch(number, layer) if watch else ExitStack():
+            with weights(number), watch(number, layer) if watch else ExitStack():
                 for batch, one in enumerate(recorded):
                     if cancelled():
                         raise Cancelled

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.backend.model.layer_runner import LayerCalls, LayerRunner
-from surgeon.backend.model.streaming import weights_of
+from surgeon.backend.model.streaming import weights_in_order
 from surgeon.backend.scoring.hidden_states import HiddenStates
 from surgeon.core.job_context import IsCancelled
 from surgeon.core.scoring.layer_trie import Trie
@@ -41,14 +41,15 @@ def sweep_losses(
     """
     trie = Trie(sequences)
     runner.require_plain_end(batches[0])
-    with HiddenStates(room) as states:
+    used = [number for number in range(len(runner.layers)) if any(trie.at(number))]
+    with HiddenStates(room) as states, weights_in_order(list(runner.layers), used) as weights:
         calls = [runner.record(tokens_BT) for tokens_BT in batches]
         for batch, one in enumerate(calls):
             states.put(0, batch, one.release())
         done = 0
         for number, layer in enumerate(runner.layers):
             visits = list(trie.at(number))
-            with weights_of(layer) if visits else ExitStack():
+            with weights(number) if visits else ExitStack():
                 for node, parent, visit in visits:
                     with silence(layer, visit.silenced) if visit.silenced else ExitStack():
                         _advance(runner, layer, number, states, (parent, node), calls, cancelled)

@@ -23,7 +23,7 @@ from surgeon.core.recipe.apply_steps import apply_step
 from surgeon.core.recipe.learning_step import LEARNED, LearningStep
 from surgeon.core.recipe.recipe import Base, Recipe, step_of
 from surgeon.core.scoring.score import Provenance, Score
-from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore
+from surgeon.core.scoring.score_kinds import LearnedValues, LearningScore, ScoreKind
 from surgeon.errors import ScoreError
 
 
@@ -44,7 +44,7 @@ def learned_score(draft: Draft, kind: LearningScore, settings: Settings, job: Jo
         ScoreError: nothing was learned.   DataError, LearningError: as training does.
     """
     reports = _own_reports(draft) if kind.of_adapters else _learned(draft, kind, settings, job)
-    score = _score(draft, kind, kind.read(reports, settings.seed), settings)
+    score = score_of_matrices(draft, kind, kind.read(reports, settings.seed), settings)
     for key, value in score.values.items():
         matrices = score.matrices.get(key)
         job.emit(LayerScored(score=kind.name, layer=key, value=value, matrices=matrices))
@@ -106,7 +106,8 @@ def _named(score: str, step: str, job: JobContext) -> JobContext:
     return replace(job, emit=emit)
 
 
-def _score(draft: Draft, kind: LearningScore, learnt: LearnedValues, settings: Settings) -> Score:
+def score_of_matrices(draft: Draft, kind: ScoreKind, learnt: LearnedValues, settings: Settings) -> Score:
+    """Return a score from its values by adapter."""
     stack = draft.structure.stack().name
     matrices: dict[str, dict[str, float]] = {layer.key: {} for layer in draft.layers()}
     for name, value in learnt.matrices.items():

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from surgeon.backend.digests import content_digest
+from surgeon.backend.digests import contents_digest
 from surgeon.core.checkpoint.atomic_files import write_bytes
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.file_stamps import FileStamps
@@ -32,11 +32,11 @@ def made_of_layer(layer: Layer) -> tuple[Any, ...]:
 class ScoreCache:
     """What was measured on one checkpoint. A file that cannot be read is as good as none."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Name the checkpoint by all of its bytes."""
-        self._files = FileStamps(checkpoint)
+    def __init__(self, *checkpoints: Checkpoint) -> None:
+        """Name the checkpoints that weights come from by all of their bytes."""
+        self._files = FileStamps(*checkpoints)
         self._root = cache_directory() / "scores"
-        self._content = content_digest(checkpoint)
+        self._content = contents_digest(checkpoints)
 
     def _path(self, made_of: tuple[Any, ...]) -> Path:
         key = hashlib.sha256(msgspec.json.encode((_VERSION, self._content, made_of), order="deterministic")).hexdigest()

@@ -37,7 +37,7 @@ from surgeon.core.job_context import JobContext
 from surgeon.core.plan.draft import Draft
 from surgeon.core.scoring.requests import requested_scores
 from surgeon.core.scoring.score import Average, Provenance, Score
-from surgeon.core.scoring.score_kinds import LearningScore, ScoreKind, WeightsScore
+from surgeon.core.scoring.score_kinds import AdapterScore, LearningScore, ScoreKind, WeightsScore
 from surgeon.core.structure.uneven_layers import first_gap
 from surgeon.errors import ArchitectureError, CheckpointError, ScoreError, SurgeonError
 
@@ -129,7 +129,7 @@ class _Measurement:
         self.draft = draft_to_measure(draft, settings)
         _refuse_adapters_twice(self.draft, asked)
         self.settings, self.job, self.lenient = settings, job, lenient
-        self.cache = ScoreCache(draft.structure.checkpoint)
+        self.cache = ScoreCache(*draft.checkpoints)
         needs_text = any(kind.data and not isinstance(kind, LearningScore) for kind in asked)
         self.calibration: Calibration | None = calibration_of(draft, settings, job) if needs_text else None
         self.origins = {kind.name: self._origin(kind) for kind in asked}
@@ -202,6 +202,11 @@ class _Measurement:
             wanted = [kind for kind in kinds if kind.needs == name]
             if wanted:
                 found |= self._live(live_pass, wanted)
+        of_adapters = [kind for kind in kinds if isinstance(kind, AdapterScore)]
+        if of_adapters:
+            from surgeon.backend.scoring.adapters_pass import adapters_pass
+
+            found |= adapters_pass(self.adapted, of_adapters, self.settings, self.job)
         for kind in kinds:
             if isinstance(kind, LearningScore):
                 from surgeon.backend.scoring.learned_scores import learned_score

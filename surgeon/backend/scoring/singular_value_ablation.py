@@ -18,7 +18,7 @@ from torch import nn
 
 from surgeon.backend.model.matrices import cut, decile, put_back
 from surgeon.backend.model.quantised_models import require_values
-from surgeon.backend.model.streaming import weights_of
+from surgeon.backend.model.streaming import weights_in_order
 from surgeon.backend.scoring.context import (
     WEIGHTS_ONLY,
     ScoringContext,
@@ -149,10 +149,12 @@ class _Ablated:
         """Push all variants through all layers."""
         count = len(self._ready.runner.layers)
         found = False
-        for number, layer in enumerate(self._ready.runner.layers):
-            with weights_of(layer):
-                found |= self._push_through(number, layer)
-            self._ready.progress(number + 1, count, f"ablating {self._role}")
+        layers = list(self._ready.runner.layers)
+        with weights_in_order(layers) as weights:
+            for number, layer in enumerate(layers):
+                with weights(number):
+                    found |= self._push_through(number, layer)
+                self._ready.progress(number + 1, count, f"ablating {self._role}")
         if not found:
             raise SelectionError(f"no matrix in a layer has role {self._role!r}", where="roles")
 

@@ -47,7 +47,7 @@ def learn(draft: Draft, step: Step, recipe: Recipe, job: JobContext) -> Step:
     `recipe` holds the steps before it, resolved.
     """
     assert isinstance(step.operation, LearningStep)
-    files = FileStamps(draft.structure.checkpoint)
+    files = FileStamps(*draft.checkpoints)
     request = TrainingRequest(
         draft, step.operation, recipe.data, job.root, recipe.seed,
         choose_device(job.device), job,

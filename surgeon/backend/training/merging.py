@@ -12,7 +12,7 @@ import msgspec
 import torch
 from safetensors.torch import save_file
 
-from surgeon.backend.digests import content_digest, digest_of
+from surgeon.backend.digests import contents_digest, digest_of
 from surgeon.backend.model.tensors import tensor_reader
 from surgeon.backend.model.update_rounding import Rounding
 from surgeon.backend.trained_adapters import read_update
@@ -37,9 +37,9 @@ _VERSION = 1
 def merge(draft: Draft, step: Step, job: JobContext) -> Step:
     """Merge the adapters of a draft unless that was done before; return the step with the result's address."""
     thawed = {name: tuple(replace(one, frozen=frozenset()) for one in layers) for name, layers in draft.stacks.items()}
-    files = FileStamps(draft.structure.checkpoint)
+    files = FileStamps(*draft.checkpoints)
     state = draft_state(replace(draft, stacks=thawed, frozen=frozenset(), mask=None))
-    address = digest_of((_VERSION, step.operation.name, content_digest(draft.structure.checkpoint), state))
+    address = digest_of((_VERSION, step.operation.name, contents_digest(draft.checkpoints), state))
     if not is_learned(address):
 
         def write(directory: Path) -> None:

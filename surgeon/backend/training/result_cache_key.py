@@ -8,7 +8,7 @@ import msgspec
 
 from surgeon.backend.data.chat_template import is_marked
 from surgeon.backend.data.rows import source_digest
-from surgeon.backend.digests import content_digest, digest_of, side_digest
+from surgeon.backend.digests import contents_digest, digest_of, side_digest
 from surgeon.backend.model.loading import load_tokenizer
 from surgeon.backend.training.rewriter_rewards import rewriter_digest
 from surgeon.core.recipe.learning_step import WITHOUT_EFFECT, LearningStep, draft_state
@@ -33,8 +33,9 @@ def result_cache_key(request: TrainingRequest) -> str:
         digests["rewriter"] = rewriter_digest(choice.objective, request.root)
     if choice is not None and choice.objective.rows != "text" and is_marked(load_tokenizer(checkpoint)):
         digests["answers"] = "as the chat template marks them"
-    made_of = (_VERSION, content_digest(checkpoint), side_digest(checkpoint), draft_state(request.draft),
-               request.step.name, settings, digests, request.seed)  # fmt: skip
+    contents = contents_digest(request.draft.checkpoints)
+    made_of = (_VERSION, contents, side_digest(checkpoint), draft_state(request.draft), request.step.name,
+               settings, digests, request.seed)  # fmt: skip
     return digest_of(made_of)
 
 

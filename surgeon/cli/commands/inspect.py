@@ -12,9 +12,11 @@ import click
 import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
+from surgeon.cli.adapter_report import show_adapter
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
 from surgeon.cli.progress_output import ConsoleReporter
+from surgeon.core.adapters.opened_model import named_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.fit import Fit, kept_fit
 from surgeon.core.checkpoint.model_location import locate_model
@@ -48,7 +50,13 @@ def command(
 
     Whether the weights are what the class of transformers expects is shown where it was judged before: every command
     that loads the model does so. Exit status 1 if --check finds that they are not.
+
+    Of an adapter, a directory that PEFT has saved: its matrices, ranks and scales, and what could not be carried.
     """
+    adapter = named_adapter(model)
+    if adapter is not None:
+        show_adapter(adapter, as_json=as_json)
+        return
     checkpoint = open_checkpoint(locate_model(model), trust_remote_code=trust_remote_code)
     structure = read_structure(checkpoint)
     fit, fault = kept_fit(checkpoint), None

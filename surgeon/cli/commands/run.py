@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
+from surgeon.cli.foreign_config import import_for_run
 from surgeon.cli.options import SurgeonCommand, as_json, computing
 from surgeon.cli.progress_output import ConsoleReporter
 from surgeon.cli.recipe_runner import RunOptions, run_recipe
 from surgeon.core.checkpoint.base_path import resolved_model_name
-from surgeon.core.recipe.overrides import load_changed_recipe
-from surgeon.core.recipe.yaml_document import parse_value
+from surgeon.core.recipe.overrides import changed_recipe
+from surgeon.core.recipe.recipe import recipe_to_builtins
+from surgeon.core.recipe.yaml_document import parse_value, read_document
 from surgeon.errors import UsageError
 
 
@@ -36,14 +38,20 @@ def command(
 
     Measured selections that are not resolved yet are measured on the way, and those that were resolved for other words,
     another base or other data are measured anew. Prints the directory; for a recipe that only
-    evaluates, which needs none, what it found.
+    evaluates, which needs none, what it found. RECIPE may be mergekit's YAML too: slices that are passed through.
     """
     values, root = dict(map(_pair, overrides)), recipe.absolute().parent
     if model is not None:
         values["base.model"] = resolved_model_name(model, root)
     if trust_remote_code or "base.model" in values:  # trust in the code of one model says nothing of another's
         values.setdefault("base.trust_remote_code", trust_remote_code)
-    run_recipe(load_changed_recipe(recipe, values), RunOptions(root=root, where=recipe, **order), reporter)
+    document = read_document(recipe)
+    imported = import_for_run(recipe, document)
+    if imported is not None:
+        document = recipe_to_builtins(imported[0])
+        for note in imported[1]:
+            reporter.write_line(note)
+    run_recipe(changed_recipe(document, recipe, values), RunOptions(root=root, where=recipe, **order), reporter)
 
 
 def _pair(text: str) -> tuple[str, Any]:

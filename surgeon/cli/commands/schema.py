@@ -23,6 +23,7 @@ _OBJECTIVE = {"$ref": "#/$defs/Objective"}
 _BASE: dict[str, Any] = {
     "model": {"type": "string"},
     "fingerprint": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    "adapter": {"type": "string", "description": "short for a first step load_adapter: {from: …}"},
     "trust_remote_code": {"type": "boolean", "description": "whether code that the model brings may be run"},
 }
 _POSITION = {"type": "integer", "minimum": 0}

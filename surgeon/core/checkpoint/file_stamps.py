@@ -15,16 +15,27 @@ _Stamp = tuple[int, int]
 
 
 class FileStamps:
-    """What config and shards of a checkpoint looked like when this was made."""
+    """What config and shards of checkpoints looked like when this was made."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, *checkpoints: Checkpoint) -> None:
         """Look at them.
 
         Raises:
             CheckpointError: one is not there.
         """
-        shards = sorted({tensor.shard for tensor in checkpoint.tensors.values()})
-        self._stamps = {path: _stamp(path) for path in (checkpoint.path / "config.json", *shards)}
+        self._stamps: dict[Path, _Stamp] = {}
+        self.add(*checkpoints)
+
+    def add(self, *checkpoints: Checkpoint) -> None:
+        """Look at more of them; those that are known already stay as they were.
+
+        Raises:
+            CheckpointError: one is not there.
+        """
+        for checkpoint in checkpoints:
+            for path in (checkpoint.path / "config.json", *sorted(shard.path for shard in checkpoint.shards)):
+                if path not in self._stamps:
+                    self._stamps[path] = _stamp(path)
 
     def check(self) -> None:
         """Look at them again.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.parts.division import PartKind
 from surgeon.core.structure.layouts import LayerTensors
 from surgeon.core.structure.structure import Stack, Structure
@@ -20,6 +22,14 @@ OUTSIDE = ("embedding", "head", "norm")
 class Original:
     """The weights of a layer of the base."""
 
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grafted:
+    """The weights of a layer of another model, which its fingerprint names; see `structure.Donor`."""
+
+    donor: str
     index: int
 
 
@@ -80,7 +90,7 @@ class Silenced:
     sublayers: frozenset[str]
 
 
-Source = Original | Mean | Identity | Truncated | Learned | Part | Silenced
+Source = Original | Grafted | Mean | Identity | Truncated | Learned | Part | Silenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,7 @@ class Draft:
     learned: addresses of results that may hold tensors outside the layers, the newest last.
     mask: the address of a weight mask: later training changes no weight outside it.
     untied: once the head has weights of its own, what was `learned` when it was untied from the embedding.
+    root: the recipe's directory, which names of other models are relative to.
     """
 
     structure: Structure
@@ -137,6 +148,7 @@ class Draft:
     learned: tuple[str, ...] = ()
     mask: str | None = None
     untied: tuple[str, ...] | None = None
+    root: Path = field(default=Path(), compare=False)
 
     def layers(self, stack: str | None = None) -> tuple[Layer, ...]:
         """Return the layers of one stack, the default one if none is named."""
@@ -145,6 +157,12 @@ class Draft:
     def with_layers(self, layers: tuple[Layer, ...], stack: str | None = None) -> Draft:
         """Return the draft with one stack's layers replaced."""
         return replace(self, stacks={**self.stacks, self.structure.stack(stack).name: layers})
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Every checkpoint that weights come from, the base first."""
+        donors = {name: donor for stack in self.structure.stacks.values() for name, donor in stack.donors.items()}
+        return (self.structure.checkpoint, *(donor.checkpoint for _, donor in sorted(donors.items())))
 
     @property
     def moved(self) -> bool:
@@ -212,9 +230,9 @@ def _digest_of(plain: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(plain, order="deterministic")).hexdigest()[:16]
 
 
-def draft_of(structure: Structure) -> Draft:
-    """Return the draft that is the base itself."""
-    return Draft(structure, {name: _base_layers(stack) for name, stack in structure.stacks.items()})
+def draft_of(structure: Structure, root: Path = Path()) -> Draft:
+    """Return the draft that is the base itself, of a recipe in the directory `root`."""
+    return Draft(structure, {name: _base_layers(stack) for name, stack in structure.stacks.items()}, root=root)
 
 
 def _base_layers(stack: Stack) -> tuple[Layer, ...]:
@@ -224,13 +242,15 @@ def _base_layers(stack: Stack) -> tuple[Layer, ...]:
     )
 
 
-def leaf(source: Source) -> int:
-    """Return the base layer that gives a source its names and shapes: the first it is made of."""
-    while not isinstance(source, Original):
+def leaf(source: Source) -> Original | Grafted:
+    """Return the stored layer that gives a source its names and shapes: the first it is made of."""
+    while not isinstance(source, Original | Grafted):
         source = source.parts[0] if isinstance(source, Mean) else source.of
-    return source.index
+    return source
 
 
 def base_tensors(source: Source, stack: Stack) -> LayerTensors:
-    """Return the tensors of the base, by name within the layer, that a source is made of; see `layer_layouts`."""
-    return stack.layers[leaf(source)]
+    """Return the stored tensors, by name within the layer, that a source is made of; see `layer_layouts`."""
+    stored = leaf(source)
+    layers = stack.donors[stored.donor].layers if isinstance(stored, Grafted) else stack.layers
+    return layers[stored.index]

@@ -9,6 +9,7 @@ from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.parts.division import Runs
 from surgeon.core.plan.draft import (
+    Grafted,
     Identity,
     Learned,
     Mean,
@@ -100,8 +101,8 @@ def express(structure: Structure, stack: Stack, source: Source, suffix: str) -> 
 
 def expressions_of(structure: Structure, stack: Stack, source: Source) -> Callable[[str], Expression]:
     """Return what tells how each tensor of a layer from `source` is made, by its name; it raises as `express` does."""
-    if isinstance(source, Original):
-        stored = stack.layers[source.index]
+    if isinstance(source, Original | Grafted):
+        stored = base_tensors(source, stack)
         return lambda suffix: Copy(stored[suffix])
     if isinstance(source, Identity | Silenced):
         return _silenced(structure, stack, source)

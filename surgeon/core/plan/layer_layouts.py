@@ -11,7 +11,7 @@ from surgeon.core.checkpoint.tensors import tensor_type
 from surgeon.core.parts.counts import counted
 from surgeon.core.parts.divide import divide
 from surgeon.core.parts.division import Division, PartKind, Runs
-from surgeon.core.plan.draft import Mean, Original, Part, Source, base_tensors
+from surgeon.core.plan.draft import Grafted, Mean, Original, Part, Source, base_tensors
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure
 from surgeon.errors import ArchitectureError
@@ -39,8 +39,8 @@ def layout_of(structure: Structure, stack: Stack, source: Source) -> Layout:
     Raises:
         ArchitectureError: it was cut as a layer of this kind cannot be.
     """
-    if isinstance(source, Original):
-        return stack.layers[source.index].layout
+    if isinstance(source, Original | Grafted):
+        return base_tensors(source, stack).layout
     if isinstance(source, Mean):
         return layout_of(structure, stack, source.parts[0])
     inner = layout_of(structure, stack, source.of)
@@ -88,7 +88,7 @@ def applied(structure: Structure, stack: Stack, part: Part) -> AppliedPart:
 
 def parts_in(source: Source) -> frozenset[PartKind]:
     """Return the kinds of parts that a source was cut into."""
-    if isinstance(source, Original):
+    if isinstance(source, Original | Grafted):
         return frozenset()
     if isinstance(source, Mean):
         return frozenset().union(*map(parts_in, source.parts))
@@ -110,6 +110,6 @@ def stored_names(source: Source, structure: Structure, stack: Stack) -> dict[str
     if isinstance(source, Part):
         inner = stored_names(source.of, structure, stack)
         return {name: inner[old] for name, old in applied(structure, stack, source).names.items()}
-    if isinstance(source, Original):
+    if isinstance(source, Original | Grafted):
         return {name: name for name in base_tensors(source, stack)}
     return stored_names(source.parts[0] if isinstance(source, Mean) else source.of, structure, stack)

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from surgeon.core.plan.draft import Draft, leaf
+from surgeon.core.plan.draft import Draft, Grafted, Layer, leaf
 from surgeon.core.structure.config_layer_names import LayerNames
 from surgeon.core.structure.layer_runs import Moves
-from surgeon.core.structure.structure import Structure
+from surgeon.core.structure.structure import Stack, Structure
 
 
 def moves_of(draft: Draft) -> dict[str, Moves]:
     """Return where the layers of each stack have gone; an inserted one is named as the layer whose shapes it has."""
+    stacks = {name: (draft.structure.stacks[name], layers) for name, layers in draft.stacks.items()}
     return {
-        name: Moves(tuple(leaf(layer.source) for layer in layers), len(draft.structure.stacks[name].layers))
-        for name, layers in draft.stacks.items()
+        name: Moves(tuple(_base_layer(layer, stack) for layer in layers), len(stack.layers))
+        for name, (stack, layers) in stacks.items()
     }
+
+
+def _base_layer(layer: Layer, stack: Stack) -> int:
+    stored = leaf(layer.source)
+    return stack.donors[stored.donor].twins[stored.index] if isinstance(stored, Grafted) else stored.index
 
 
 def with_names(config: Mapping[str, Any], draft: Draft) -> dict[str, Any]:

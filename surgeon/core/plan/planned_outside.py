@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from surgeon.core.checkpoint.dtypes import FLOATS
 from surgeon.core.checkpoint.tensors import Tensor, tensor_type
-from surgeon.core.plan.draft import Draft, Mean, Original, Source
+from surgeon.core.plan.draft import Draft, Grafted, Mean, Original, Source
 from surgeon.core.plan.expressions import Copy, Expression, JoinedOf, MeanOf, PartOf, learned
 from surgeon.core.plan.learned_results import is_learned, outside_tensor, result_tensors
 from surgeon.core.plan.planned_layers import PlannedTensor, copied, planned
@@ -23,6 +23,8 @@ def sliced(draft: Draft) -> Iterator[tuple[str, Expression, tuple[int, ...]]]:
         ArchitectureError: one is not cut as its rule says, or cannot be, for its dtype.
     """
     structure = draft.structure
+    if not structure.sliced:
+        return
     stack = structure.stack()
     sources = tuple(_weights(layer.source) for layer in draft.layers())
     if list(sources) == [Original(index) for index in range(len(stack.layers))]:
@@ -64,6 +66,7 @@ def _weights(source: Source) -> Source:
     if isinstance(source, Mean):
         parts = tuple(map(_weights, source.parts))
         return parts[0] if all(part == parts[0] for part in parts) else Mean(parts)
+    assert not isinstance(source, Grafted), "layers of other models are refused where there are slices"
     return source if isinstance(source, Original) else _weights(source.of)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +32,12 @@ def fold(draft: Draft, steps: Iterable[Step]) -> Draft:
     for number, step in enumerate(steps):
         draft = apply_step(draft, step, number)
     return draft
+
+
+def pin_step(step: Step, root: Path) -> Step:
+    """Return a step of a recipe in `root` with the fingerprints of other models that it names written in."""
+    operation = step.operation.pinned(root)
+    return step if operation is step.operation else msgspec.structs.replace(step, operation=operation)
 
 
 def resolve_step(draft: Draft, step: Step, number: int, measured: Measured) -> Step:

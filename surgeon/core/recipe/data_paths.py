@@ -21,7 +21,8 @@ from surgeon.core.recipe.recipe import Recipe, Step, step_from_builtins, step_to
 from surgeon.core.recipe.resolution import FileDigest, resigned
 
 _DATA = ("data", "held_out")
-_FIELDS = (*_DATA, "rewriter")
+_MODELS = ("from",)
+_NAMES = (*_DATA, "rewriter", *_MODELS)
 """What names a file, or a directory, wherever it stands in a step: in a bound and in an objective too."""
 
 
@@ -39,9 +40,14 @@ def rebase_data_paths(recipe: Recipe, old: Path, new: Path) -> Recipe:
         is_there = not Path(name).is_absolute() and (old / name).exists()
         return os.path.relpath((old / name).resolve(), new.resolve()) if is_there else name
 
+    def rename(key: str, name: str) -> str:
+        if key in _MODELS:
+            return relative_model_name(name, old, new)
+        return name if name in recipe.data else renamed(name)
+
     def moved(step: Step) -> Step:
         plain = step_to_builtins(step)
-        changed = _changed(plain, lambda name: name if name in recipe.data else renamed(name))
+        changed = _changed(plain, rename)
         return step if changed == plain else step_from_builtins(changed, "recipe")
 
     data = {name: renamed(file) for name, file in recipe.data.items()}
@@ -89,13 +95,13 @@ def _named(plain: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _named(one, f"{where}[{at}]")
 
 
-def _changed(plain: Any, renamed: Callable[[str], str]) -> Any:
-    """Return plain data with every name of a file changed."""
+def _changed(plain: Any, renamed: Callable[[str, str], str]) -> Any:
+    """Return plain data with every name of a file or a model changed; `renamed` gets the key and the name."""
     if isinstance(plain, list | tuple):
         return [_changed(one, renamed) for one in plain]
     if not isinstance(plain, dict):
         return plain
     return {
-        key: renamed(value) if key in _FIELDS and isinstance(value, str) else _changed(value, renamed)
+        key: renamed(key, value) if key in _NAMES and isinstance(value, str) else _changed(value, renamed)
         for key, value in plain.items()
     }

@@ -13,12 +13,20 @@ from surgeon.errors import RecipeError
 
 
 def load_changed_recipe(path: Path, values: Mapping[str, Any]) -> Recipe:
-    """Read a recipe file; `values` maps dotted paths such as `steps.0.prune.layers` to what is to stand there.
+    """Read a recipe file and change it, as `changed_recipe` does.
 
     Raises:
-        RecipeError: a path leads nowhere, or the recipe cannot be read or does not check.
+        RecipeError: it cannot be read, or as there.
     """
-    document = read_document(path)
+    return changed_recipe(read_document(path), path, values)
+
+
+def changed_recipe(document: Any, path: Path, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a document; `values` maps dotted paths such as `steps.0.prune.layers` to other values.
+
+    Raises:
+        RecipeError: a path leads nowhere, or the recipe does not check.
+    """
     if values:
         _sign(document, str(path))
     for spot, value in values.items():
@@ -33,10 +41,11 @@ def _sign(document: Any, where: str) -> None:
     except RecipeError:  # it is whole only with the values; what it came to without them is not known
         _forget(document)
         return
+    before = len(recipe.steps) - len(document["steps"])  # the adapter of the base is a step of its own
     for number, step in enumerate(recipe.steps):
         if step.resolved is not None and step.resolved_for is None:
             digest = words_digest(recipe, recipe.steps[:number], step.operation)
-            document["steps"][number]["resolved_for"] = {"recipe": digest}
+            document["steps"][number - before]["resolved_for"] = {"recipe": digest}
 
 
 def _forget(document: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import msgspec
 
-from surgeon.core.checkpoint.base_path import model_name
 from surgeon.core.recipe.learning_step import LEARNED, ResultStep
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.core.recipe.operation import Operation, operations, selection_fields
@@ -52,6 +51,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             )
 
 
+_BASE_KEYS = (*Base.__struct_fields__, "adapter")
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
@@ -82,13 +82,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     data: dict[str, str] = {}
     steps: tuple[Step, ...] = ()
-
-
-def trusting(recipe: Recipe, model: str, root: Path, *, trust: bool) -> Recipe:
-    """Return a recipe, in `root`, that trusts the code of `model` if that is asked for, or if it names this model."""
-    known = recipe.base.trust_remote_code and model_name(recipe.base.model, root) == model
-    base = msgspec.structs.replace(recipe.base, trust_remote_code=trust or known)
-    return msgspec.structs.replace(recipe, base=base)
 
 
 def step_of(name: str, fields: Mapping[str, Any], where: str) -> Step:
@@ -183,17 +176,24 @@ def _recipe(plain: Any, problems: Problems) -> Recipe | None:
     base = _field(plain, "base", Base, problems)
     seed = _field(plain, "seed", int, problems) if "seed" in plain else 0
     data = _field(plain, "data", dict[str, str], problems) if "data" in plain else {}
-    steps = _steps(plain.get("steps", []), problems)
+    steps = [*_adapter_of_base(plain, problems), *_steps(plain.get("steps", []), problems)]
     if problems.faults:
         return None
     return Recipe(base=base, seed=seed, data=data, steps=tuple(steps))
 
 
+def _adapter_of_base(plain: Mapping[str, Any], problems: Problems) -> list[Step]:
+    """Return the first step that `base: {model: …, adapter: …}` is short for."""
+    adapter = plain["base"].get("adapter") if isinstance(plain.get("base"), Mapping) else None
+    found = None if adapter is None else _step({"load_adapter": {"from": adapter}}, ("base", "adapter"), problems)
+    return [] if found is None else [found]
+
+
 def _field(plain: Mapping[str, Any], key: str, kind: Any, problems: Problems) -> Any:
     if key == "base" and isinstance(plain.get(key), Mapping):
         for name in plain[key]:
-            if name not in Base.__struct_fields__:
-                problems.unknown((key,), name, list(Base.__struct_fields__))
+            if name not in _BASE_KEYS:
+                problems.unknown((key,), name, list(_BASE_KEYS))
     try:
         return msgspec.convert(built_in(plain[key]), kind)
     except KeyError:

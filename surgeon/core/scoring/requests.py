@@ -28,7 +28,7 @@ def split_requests(text: str) -> list[str]:
 
 
 def requested_scores(requests: Sequence[str], where: str = "--by") -> list[ScoreKind]:
-    """Return the scores asked for, each once; `all` stands for every one that is not learned.
+    """Return the scores asked for, each once; `all` stands for every one that is not learned, nor of adapters.
 
     Raises:
         UsageError: there is no such score or setting, or one score is asked for twice with different settings.
@@ -39,7 +39,9 @@ def requested_scores(requests: Sequence[str], where: str = "--by") -> list[Score
         if found.setdefault(kind.name, kind) != kind:
             raise UsageError(f"{kind.name} is asked for twice, with different settings", where=where)
     if "all" in requests:
-        measured = {name: kind for name, kind in score_kinds().items() if kind.needs != "learning"}
+        measured = {
+            name: kind for name, kind in score_kinds().items() if not (kind.of_adapters or kind.needs == "learning")
+        }
         found |= {name: kind() for name, kind in measured.items() if name not in found}
     if not found:
         raise UsageError("names no score", where=where, allowed=", ".join((*score_kinds(), "all")))

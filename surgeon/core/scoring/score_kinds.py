@@ -1,4 +1,4 @@
-"""Kinds of scores, by what they need of a model: weights, activations, inputs, sweeps, gradients or a training."""
+"""Kinds of scores, by what they need of a model: its weights, activations, gradients, adapters, or a training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pass = Literal["weights", "activations", "inputs", "parts", "sweep", "gradients", "learning"]
+Pass = Literal["weights", "activations", "inputs", "parts", "sweep", "gradients", "adapters", "learning"]
 
 
 class ScoreKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,10 +72,12 @@ class WeightsScore(ScoreKind, frozen=True, kw_only=True):
 
     Most tell a matrix's score from the matrix alone. One that compares all matrices of the model sets `compares`,
     returns a small summary of plain numbers, lists and dicts instead, and turns all summaries into scores at the end.
+    decomposes: it asks for singular values, which take most of the time.
     """
 
     needs = "weights"
     data = False
+    decomposes: ClassVar[bool] = True
     compares: ClassVar[bool] = False
 
     def matrix(self, matrix: Matrix) -> Any:
@@ -227,6 +229,18 @@ class LearningScore(ScoreKind, frozen=True, kw_only=True):
 
     def read(self, reports: Sequence[Mapping[str, Any]], seed: int) -> LearnedValues:
         """Return the scores from the reports of the learning steps."""
+        raise NotImplementedError
+
+
+class AdapterScore(ScoreKind, frozen=True, kw_only=True):
+    """A score made of the draft's own trained adapters; a layer's is the mean over its matrices that have one."""
+
+    needs = "adapters"
+    data = False
+    of_adapters = True
+
+    def matrix(self, weight: Tensor, b_OR: Tensor, a_RI: Tensor) -> float:
+        """Return the score of one matrix (outputs, inputs) and what is added to it, `b_OR @ a_RI`; float32."""
         raise NotImplementedError
 
 

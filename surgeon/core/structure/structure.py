@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,6 +22,9 @@ from surgeon.core.structure.layer_runs import LayerRun
 from surgeon.core.structure.layouts import LayerTensors, Layout
 from surgeon.core.structure.quantisation import Quantisation, find_quantisation
 from surgeon.errors import ArchitectureError, SelectionError
+
+if TYPE_CHECKING:
+    from surgeon.core.donors.donor import Donor
 
 __all__ = ["OTHER", "Family", "OutsideSlices", "Silence", "Stack", "StackRule", "Structure", "Twin"]
 
@@ -69,6 +72,7 @@ class Stack:
     tail: what is stored behind the last layer under the numbers that follow, such as layers that predict several
         tokens ahead; it belongs to no layer and stays behind the last one.
     notes: what a person should know, such as a list that nobody declared but that travels along.
+    donors: other models that layers of a draft come from, by their fingerprints.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Stack:
     implied: bool = False
     tail: tuple[LayerTensors, ...] = ()
     notes: tuple[str, ...] = ()
+    donors: Mapping[str, Donor] = field(default_factory=dict)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

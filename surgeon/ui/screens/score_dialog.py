@@ -21,7 +21,7 @@ _DEFAULT_SCORES = ("block_influence", "weight_norm")
 """What is checked before anything has been measured: cheap and widely known."""
 _LEAST_LINES, _OTHER_LINES = 9, 17
 """Of the list, and of everything around it."""
-_CHEAPEST_FIRST = ("weights", "activations", "inputs", "parts", "gradients", "sweep", "learning")
+_CHEAPEST_FIRST = ("weights", "activations", "inputs", "parts", "gradients", "sweep", "adapters", "learning")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class LayerListing:
     @property
     def current_stack(self) -> Stack:
         """The stack whose layers are listed."""
-        return self.session.structure.stack(self.stack_name)
+        return self.session.draft.structure.stack(self.stack_name)
 
     def cycle_sort(self) -> None:
         """Sort by the active column: highest first, lowest first, not at all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgeon.core.plan.draft import Draft, Layer, Mean, Original, Part, Silenced, Source, Truncated
+from surgeon.core.plan.draft import Draft, Grafted, Layer, Mean, Original, Part, Silenced, Source, Truncated
 from surgeon.core.plan.plan import layer_roles
 from surgeon.session import Session
 from surgeon.ui.state.parameter_counts import layer_parameters
@@ -91,8 +91,9 @@ def _states(draft: Draft, layer: Layer, stack: str, removed: dict[str, int]) -> 
 
 def source_text(source: Source) -> str:
     """Describe where a layer's weights come from."""
-    if isinstance(source, Original):
-        return f"base layer {source.index}"
+    if isinstance(source, Original | Grafted):
+        other = f"layer {source.index} of the model {source.donor}" if isinstance(source, Grafted) else ""
+        return other or f"base layer {source.index}"
     if isinstance(source, Mean):
         *others, last = map(source_text, source.parts)
         return f"the mean of {', '.join(others)} and {last}"

@@ -10,8 +10,9 @@ import pytest
 
 from surgeon.backend.model.fit import fit_of
 from surgeon.backend.model.loading import load_tokenizer
+from surgeon.core.adapters.opened_model import trusting
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
-from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, trusting
+from surgeon.core.recipe.recipe import Base, Recipe, load_recipe
 from surgeon.errors import ArchitectureError, SurgeonError
 from tests.backend.training_recipes import pupil, recipe, training
 from tests.jobs import keep_silent, never, perform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from surgeon.backend.model.layer_runner import LayerRunner
 from surgeon.backend.model.loading import forget_model
 from surgeon.backend.scoring.context import calibration_of, scoring_context
 from surgeon.backend.scoring.score_cache import ScoreCache
-from surgeon.errors import ScoreError
+from surgeon.errors import CheckpointError, ScoreError
 from tests.backend.tiny_models import FAMILIES, LAYERS
 from tests.jobs import job_context
 from tests.scores.sample_models import few, open_draft, patient, scores
@@ -74,6 +75,68 @@ def test_no_more_than_one_layer_is_loaded_and_each_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(LayerRunner, "run", noting)
     scores(base, "removal", stream=True)
     assert loaded == list(range(LAYERS))
+
+
+def test_the_next_layer_is_read_while_this_one_is_used_and_never_a_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor one that a pass does not use."""
+    base = patient("llama", tmp_path / "base")
+    draft, settings = open_draft(base), few(base, stream=True)
+    read: list[nn.Module] = []
+    fetch = streaming._LayerReader.fetch
+
+    def noting(reader: Any, layer: nn.Module) -> Any:
+        read.append(layer)
+        return fetch(reader, layer)
+
+    with scoring_context(draft, settings, calibration_of(draft, settings), 32, job_context()) as context:
+        layers = list(context.runner.layers)
+        used = [0, 1, 3]
+        monkeypatch.setattr(streaming._LayerReader, "fetch", noting)
+        with streaming.weights_in_order(layers, used) as weights:
+            for at, number in enumerate(used):
+                with weights(number) as layer:
+                    while len(read) < min(at + 2, len(used)):
+                        pass
+                    assert not streaming.is_streamed(layer)
+                    assert [layers.index(one) for one in read] == used[: at + 2]
+                assert streaming.is_streamed(layer)
+
+
+def test_a_pass_that_is_left_early_leaves_no_thread_and_no_weights(tmp_path: Path) -> None:
+    """Whatever was being read ahead."""
+    base = patient("llama", tmp_path / "base")
+    draft, settings = open_draft(base), few(base, stream=True)
+    with scoring_context(draft, settings, calibration_of(draft, settings), 32, job_context()) as context:
+        layers = list(context.runner.layers)
+        with pytest.raises(KeyError), streaming.weights_in_order(layers) as weights, weights(0):
+            raise KeyError
+        assert all(map(streaming.is_streamed, layers))
+    assert not [thread for thread in threading.enumerate() if "layer-reader" in thread.name]
+
+
+def test_a_shard_that_vanishes_is_named_while_it_is_streamed(tmp_path: Path) -> None:
+    """The reader thread's error is the pass's error."""
+    base = patient("llama", tmp_path / "base")
+    draft, settings = open_draft(base), few(base, stream=True)
+    with scoring_context(draft, settings, calibration_of(draft, settings), 32, job_context()) as context:
+        (base / "model.safetensors").unlink()
+        layers = list(context.runner.layers)
+        with (
+            pytest.raises((CheckpointError, OSError), match=r"model\.safetensors"),
+            streaming.weights_in_order(layers) as weights,
+            weights(0),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (0, 4), (700, 800)])
+def test_memory_that_goes_back_to_the_system_is_ordinary_memory(shape: tuple[int, ...]) -> None:
+    """Of any size."""
+    value = streaming.returned_empty(shape, torch.float32)
+    assert value.shape == shape
+    assert bool((value.fill_(2.0) == 2).all())
 
 
 def test_preparing_a_model_loads_no_layer_but_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
