@@ -12,6 +12,7 @@ import msgspec
 from surgeon.architectures.structure_reader import read_structure
 from surgeon.core.checkpoint.base_path import locate_base
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.plan.draft import Draft, draft_of
 from surgeon.core.plan.kv_cache import kv_cache
 from surgeon.core.plan.layer_layouts import layout_of
@@ -29,7 +30,7 @@ from surgeon.core.selection.budget_layers import measured_budget
 from surgeon.core.selection.part_selection import part_counts
 from surgeon.core.selection.selection import Ranked
 from surgeon.core.structure.layouts import Layout
-from surgeon.core.structure.structure import SUBLAYERS
+from surgeon.core.structure.structure import SUBLAYERS, Structure
 from surgeon.errors import ArchitectureError, RecipeError
 
 ABSENT = "(absent)"
@@ -61,6 +62,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """What a run would do.
 
     config: old and new value by dotted key.   writes: checkpoint, adapter, or both.   unknown: why it ends early.
+    notes: what is known of the base that a run would tell, or refuse it for.
     """
 
     model: str
@@ -76,6 +78,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes_per_token: int | None
     exact: bool
     unknown: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,15 @@ class Folded:
             kv_cache_bytes_per_token=kv_cache(draft).bytes_per_token,
             exact=not self.unknown and all(report.exact for report in self.reports),
             unknown=self.unknown,
+            notes=_notes_of(self.drafts[0].structure),
         )
+
+
+def _notes_of(base: Structure) -> tuple[str, ...]:
+    """Return what is known of a base: how its files are read, and whether it was found not to fit its class."""
+    fit = kept_fit(base.checkpoint)
+    faults = (fit.text,) if fit is not None and not fit.whole else ()
+    return (*base.checkpoint.notes, *base.problems, *faults)
 
 
 def _writes(plan: Plan) -> str:

@@ -78,7 +78,9 @@ def _show_result(result: RunResult, as_json: bool, reporter: ConsoleReporter) ->
     if result.proof:
         reporter.write_line(proof_table(result.proof))
     elif result.out:
-        reporter.write_line("not verified: whether transformers loads it, and as it was planned, is not proved")
+        reporter.write_line(
+            "not verified: whether the base is whole, and transformers loads the result as planned, is not proved"
+        )
     measured = evaluations_table(result.evaluations)
     if measured and result.out:
         reporter.write_line(measured)
@@ -130,6 +132,8 @@ def show_dry_run(folded: Folded, as_json: bool) -> None:
         return
     base = folded.drafts[0].structure.checkpoint
     click.echo(f"{dry_run.model}: {count_text(base.parameters)} parameters, {bytes_text(base.nbytes)}\n")
+    for note in dry_run.notes:
+        click.echo(f"note: {note}\n")
     click.echo(_steps_table(dry_run.steps))
     for report in dry_run.steps:
         if report.stale:

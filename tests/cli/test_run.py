@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
+from surgeon.core.checkpoint.fit import Fit, keep_fit
 from surgeon.core.recipe.recipe import load_recipe
 from surgeon.errors import GateError, VerifyError
 from tests.cli.conftest import Jobs, Run, fresh
@@ -24,6 +25,20 @@ def test_a_dry_run_shows_steps_config_and_result(run: Run, recipe: Path) -> None
     assert "froze 9 tensors" in result.stdout
     assert "num_hidden_layers  6  →  4" in result.stdout
     assert "4 layers, 38 tensors" in result.stdout
+
+
+def test_a_dry_run_says_what_is_known_to_be_wrong_with_the_base(run: Run, recipe: Path) -> None:
+    """A run would refuse it."""
+    checkpoint = open_checkpoint(Path(load_recipe(recipe).base.model))
+    keep_fit(checkpoint, Fit(class_name="LlamaForCausalLM", transformers="5", missing=("lm_head.weight",)))
+    assert (
+        "note: does not fit LlamaForCausalLM of transformers 5: lacks lm_head.weight"
+        in run("run", recipe, "--dry-run").stdout
+    )
+    notes = json.loads(run("run", recipe, "--dry-run", "--json").stdout)["notes"]
+    assert len(notes) == 1
+    keep_fit(checkpoint, Fit(class_name="LlamaForCausalLM", transformers="5"))
+    assert json.loads(run("run", recipe, "--dry-run", "--json").stdout)["notes"] == []
 
 
 def test_a_dry_run_as_json_has_every_figure(run: Run, recipe: Path) -> None:

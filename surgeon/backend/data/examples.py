@@ -112,7 +112,14 @@ def read_examples(
         what = f"no answer within {max_length} tokens" if found else "nothing to learn from"
         hint = "raise max_length" if found else ""
         raise DataError(f"holds {what}", where=data or "data", allowed=f"rows of {rows}", hint=hint)
-    return Examples(examples, source.digest(), left_out, unread_by(data, found, tokenizer))
+    unread = filter(None, (unread_by(data, found, tokenizer), _wrong_as_text(data, found) if rows == "text" else ""))
+    return Examples(examples, source.digest(), left_out, "; ".join(unread))
+
+
+def _wrong_as_text(data: str | None, rows: Sequence[Row]) -> str:
+    """Say how many rows hold a wrong answer alone, which running text has no way to tell from a right one."""
+    count = sum(row.wrong is not None and row.right is None for row in rows)
+    return f"{data or 'data'}: {count} rows hold a wrong answer alone, which is learned like any text" if count else ""
 
 
 def examples_of(rows: Sequence[Row], tokenizer: Any, kind: Rows, max_length: int) -> tuple[list[Example], int]:

@@ -15,12 +15,13 @@ from surgeon.backend.data.dialogues import content_of
 from surgeon.backend.data.row import Row
 from surgeon.backend.data.rows import rows_of, unread_keys
 from surgeon.backend.data.sources import Source, open_source
+from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.model_location import locate_model
 from surgeon.core.job_context import JobContext
 from surgeon.core.job_results import DataResult, ShownRow, TrainedTokens
 from surgeon.core.jobs import DataJob
 from surgeon.core.recipe.objective import Objective, objectives
-from surgeon.errors import UsageError
+from surgeon.errors import DataError, SurgeonError, UsageError
 
 if TYPE_CHECKING:
     from surgeon.backend.data.tokens import Tokens
@@ -66,10 +67,12 @@ def _tokenised(request: DataJob, source: Source, rows: list[Row], whole: bool, j
     from surgeon.backend.data.examples import examples_of
     from surgeon.backend.model.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(_model(str(request.model), job.root), trust_remote_code=request.trust_remote_code)
+    place = _model(str(request.model), job.root)
+    tokenizer = load_tokenizer(place, trust_remote_code=request.trust_remote_code)
     objective = _objective(request.objective, rows)
     examples, left_out = examples_of(rows, tokenizer, objective.rows, request.max_length)
     sequences = [one for example in examples for one in example]
+    _warn_of_unreadable(place, sequences, request, job)
     trained = TrainedTokens(
         objective=objective.name, sequences=len(sequences), tokens=sum(len(one.tokens) for one in sequences),
         longest=max((len(one.tokens) for one in sequences), default=0), left_out=left_out,
@@ -84,6 +87,21 @@ def _tokenised(request: DataJob, source: Source, rows: list[Row], whole: bool, j
         format=source.format, rows=len(rows), whole=whole, forms=dict(Counter(row.form for row in rows)),
         unread=dict(unread_keys(rows, tokenizer)), shown=shown, trained=trained,
     )  # fmt: skip
+
+
+def _warn_of_unreadable(place: Path, sequences: Sequence[Tokens], request: DataJob, job: JobContext) -> None:
+    """Warn of what training would refuse; a directory may also hold a tokenizer alone."""
+    from surgeon.backend.model.input_limits import refuse_unreadable
+    from surgeon.backend.model.loading import meta_model
+
+    try:
+        model = meta_model(open_checkpoint(place, trust_remote_code=request.trust_remote_code))
+    except SurgeonError:
+        return
+    try:
+        refuse_unreadable(model, sequences, request.data or "data", "max_length")
+    except DataError as error:
+        job.warn(f"training would refuse {error.where}: {error.what}")
 
 
 def _model(name: str, root: Path) -> Path:

@@ -128,9 +128,9 @@ class LayerRunner:
         output = layer(hidden_BTD, *args, **kwargs)
         out_BTD: torch.Tensor = output[0] if isinstance(output, tuple) else output
         if not torch.isfinite(out_BTD).all():
-            raise ScoreError(
-                "the hidden state is not finite", where=self._name(layer), hint="measure in float32: --dtype float32"
-            )
+            wide = out_BTD.dtype in (torch.float32, torch.float64)
+            hint = "look for inf or nan in the weights" if wide else "measure in float32: --dtype float32"
+            raise ScoreError("the hidden state is not finite", where=self._name(layer), hint=hint)
         return out_BTD
 
     def _name(self, layer: nn.Module) -> str:

@@ -16,7 +16,7 @@ from surgeon.backend.model.in_memory_executor import apply_draft
 from surgeon.backend.model.loading import load_model
 from surgeon.backend.verification.check_helpers import (
     Check,
-    difference,
+    compare,
     model_logits,
     random_tokens,
     reallocate_parameters,
@@ -49,10 +49,10 @@ def check_adapter(
     rows = [random_tokens(model, device, 1, 16), *(token_rows(tokenizer, model, device) if tokenizer else ())]
     if zero:
         before, found = model_logits(model, rows[0]), _adapted_logits(model, directory, rows[0])
-        same, seen = torch.equal(before, found), f"logits with B at zero {difference(before, found)}"
-        if not same:
-            return Check("adapter", False, f"{fit}; {seen}")
-        fit = f"{fit}; {seen}"
+        at_zero = compare("adapter", f"{fit}; logits with B at zero", before, found)
+        if not at_zero.passed:
+            return at_zero
+        fit = at_zero.detail
     if base is None or draft is None or not _adapters_known(draft):
         what = "not compared with the live model: what was learned is not at hand"
         return Check("adapter", None, f"{fit}; {what}")
@@ -64,8 +64,7 @@ def check_adapter(
         if not torch.equal(expected, found):
             break
     on = "" if len(rows) > 1 else " on random tokens"
-    seen = f"logits of plain PEFT and of the live gated model{on}: {difference(expected, found)}"
-    return Check("adapter", torch.equal(expected, found), f"{fit}; {seen}")
+    return compare("adapter", f"{fit}; logits of plain PEFT and of the live gated model{on}", expected, found)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What checks of an export share: a check and its outcome, random prompts, and how far two outputs differ."""
+"""What checks of an export share: a check and its outcome, random prompts, and how two outputs compare."""
 
 from __future__ import annotations
 
@@ -55,6 +55,10 @@ TEXTS = (
 """What tokenizers are compared on: prose with code in it; other scripts, signs, and white space."""
 LENGTH = 32
 """How many tokens of a prompt are compared."""
+_NOT_A_NUMBER = (
+    "look for inf or nan in the base's weights; weights that are sound overflow in their dtype: store the base in a "
+    "wider one. --no-verify writes the result unproved"
+)
 
 
 def token_rows(tokenizer: Any, model: torch.nn.Module, device: torch.device) -> list[torch.Tensor]:
@@ -64,13 +68,13 @@ def token_rows(tokenizer: Any, model: torch.nn.Module, device: torch.device) -> 
     return [torch.tensor([row], device=device) for row in rows if row and max(row) < words]
 
 
-def difference(left: torch.Tensor, right: torch.Tensor) -> str:
-    """Say how far two tensors are from being equal bit for bit."""
-    return (
-        "equal bit for bit"
-        if torch.equal(left, right)
-        else f"differ by up to {(left.float() - right.float()).abs().max().item():.3g}"
-    )
+def compare(name: str, what: str, expected: torch.Tensor, found: torch.Tensor) -> Check:
+    """Return the check that two outputs of `what` are equal bit for bit; the live base gave what is expected."""
+    if torch.equal(expected, found):
+        return Check(name, True, f"{what}: equal bit for bit")
+    if expected.isnan().any():
+        return Check(name, False, f"{what}: nothing to compare, the base in memory gives nan", _NOT_A_NUMBER)
+    return Check(name, False, f"{what}: differ by up to {(expected.float() - found.float()).abs().max().item():.3g}")
 
 
 def model_logits(model: Any, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from surgeon.backend.verification.check_helpers import (
     TEXTS,
     Check,
     Proof,
-    difference,
+    compare,
     model_logits,
     random_tokens,
     reallocate_parameters,
@@ -138,9 +138,7 @@ def _compared(reloaded: Loaded, base: Loaded, draft: Draft, tokens_BT: torch.Ten
     if not torch.equal(expected, found):
         reallocate_parameters(base.model, reloaded.model)
         expected, found = both()
-    return Check(
-        "logits", torch.equal(expected, found), f"reloaded and live edited model: {difference(expected, found)}"
-    )
+    return compare("logits", "reloaded and live edited model", expected, found)
 
 
 def _identities(base: Loaded, draft: Draft) -> Check:
@@ -156,11 +154,7 @@ def _identities(base: Loaded, draft: Draft) -> Check:
         expected = model_logits(live, tokens_BT)
     with apply_draft(base.model, without) as live:
         found = model_logits(live, tokens_BT)
-    return Check(
-        "identities",
-        torch.equal(expected, found),
-        f"with and without {count} inserted layers: {difference(expected, found)}",
-    )
+    return compare("identities", f"with and without {count} inserted layers", expected, found)
 
 
 def _acts(layer: Layer) -> bool:

@@ -23,17 +23,18 @@ class HeaderBar(StatusBar):
             _change(bytes_text(base.nbytes), bytes_text(plan.nbytes), styles),
             Text(session.structure.model_type, styles.dim),
         ]
+        # What must be seen on a narrow screen too stands before the sizes.
+        quantisation = session.structure.quantisation
+        if quantisation is not None:
+            parts.insert(1, Text(f"quantised: {quantisation.method}", styles.warning))
         if self.state.base_fault:
             parts.insert(1, Text("! cannot be loaded", styles.error))
         elif notes := len(self.state.base_notes):
             parts.append(Text(f"{notes} note{'' if notes == 1 else 's'} on its files", styles.warning))
-        quantisation = session.structure.quantisation
-        if quantisation is not None:
-            parts.append(Text(f"quantised: {quantisation.method}", styles.warning))
         left = Text(no_wrap=True).append(" surgeon ", styles.badge)
         for part in parts:
             if left.cell_len + 2 + part.cell_len + 1 + right.cell_len > width:
-                break
+                continue
             left.append("  ")
             left.append_text(part)
         left.append(" " * max(1, width - left.cell_len - right.cell_len))

@@ -355,3 +355,14 @@ def test_a_file_is_never_taken_for_a_hub_id(plain: Any, tmp_path: Path) -> None:
     assert read_examples("data/prose", tmp_path, plain, "text", 8).examples
     with pytest.raises(DataError, match="No such file"):
         read_examples("data/prose.jsonl", tmp_path, plain, "text", 8)
+
+
+def test_rows_that_hold_a_wrong_answer_alone_are_told_where_text_of_any_kind_is_learned(
+    plain: Any, tmp_path: Path
+) -> None:
+    """Nothing in running text tells it from a right one."""
+    wrong = [{"prompt": "2+2", "completion": "5", "label": False}, {"prompt": "2+2", "rejected": "6"}]
+    found = read([*wrong, PAIR, {"prompt": "2+2", "completion": "4", "label": True}], "text", plain, tmp_path)
+    assert "2 rows hold a wrong answer alone" in found.unread
+    assert read([PAIR, {"text": "2+2=4"}], "text", plain, tmp_path).unread == ""
+    assert read(wrong, "rejected", plain, tmp_path).unread == ""

@@ -48,8 +48,8 @@ ASKS: dict[str, Ask] = {
     "prune": _run(PRUNE),
     "expand": _run({"expand": {"after": "0"}}),
     "a measured selection": _run({"prune": {"layers": "lowest 1 by weight_norm"}}, verify=False),
-    "adapter alone": _run({"masked_lora": {"rank": 2}}),
-    "adapter alone, unproved": _run({"masked_lora": {"rank": 2}}, verify=False),
+    "adapter alone": _run({"masked_lora": {"layers": "all", "rank": 2}}),
+    "adapter alone, unproved": _run({"masked_lora": {"layers": "all", "rank": 2}}, verify=False),
     "verify": lambda base, out: ("verify", {"directory": str(base)}),
 }
 

@@ -118,3 +118,19 @@ def test_scores_refuse_what_reaches_beyond_the_last_position(tmp_path: Path) -> 
     with pytest.raises(DataError, match=f"the model knows {POSITIONS} positions"):
         perform("score", {**args, "length": POSITIONS + 1})
     assert perform("score", {**args, "length": POSITIONS})
+
+
+def test_data_tells_what_training_would_refuse(tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "model", n_positions=POSITIONS)
+    write_tokenizer(model)
+    told: list[str] = []
+
+    def listen(kind: str, body: dict[str, Any]) -> None:
+        if kind == "log":
+            told.append(body["text"])
+
+    for text in ("short", "long, " * 9):
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "response": text}) + "\n")
+        perform("data", {"data": "rows.jsonl", "model": str(model), "root": str(tmp_path)}, listen, never)
+    assert len(told) == 1
+    assert f"rows.jsonl, line 1: has sequences of 57 tokens, and the model knows {POSITIONS} positions" in told[0]

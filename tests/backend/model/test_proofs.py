@@ -92,3 +92,16 @@ def test_an_export_that_lost_a_tensor_is_refused_by_its_name(with_base: bool, tm
     with pytest.raises(SurgeonError, match=r"model\.layers\.0\.mlp\.up_proj\.weight") as caught:
         _verified(out)
     assert isinstance(caught.value, VerifyError if with_base else CheckpointError)
+
+
+@pytest.mark.parametrize("step", [PRUNE, {"masked_lora": {"layers": "all", "rank": 2}}, {"expand": {"after": "1"}}])
+def test_nan_among_the_weights_is_the_bases_fault(step: dict[str, Any], tmp_path: Path) -> None:
+    """It equals nothing, not even itself: the export is as planned, and nobody is asked to report it."""
+    base = pupil(tmp_path)
+    tensors = load_file(base / "model.safetensors")
+    next(tensor for name, tensor in sorted(tensors.items()) if "layers.0.mlp" in name)[0, 0] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VerifyError, match="gives nan") as told:
+        perform("run", {"recipe": recipe(base, [step]), "out": str(tmp_path / "out"), "root": str(tmp_path)})
+    assert "base's weights" in told.value.hint
+    assert "report" not in str(told.value)

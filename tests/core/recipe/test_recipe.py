@@ -175,6 +175,10 @@ def test_an_unchanged_recipe_is_saved_as_it_was_read() -> None:
     assert dump_recipe(load_recipe(path), like=path) == COMMENTED
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe() -> None:
+    assert load_recipe(written("\ufeff" + COMMENTED)) == load_recipe(written(COMMENTED))
+
+
 def test_saving_over_a_file_that_is_no_recipe_is_refused() -> None:
     recipe = Recipe(base=Base(model="demo"))
     with pytest.raises(RecipeError, match="is no recipe"):

@@ -26,11 +26,11 @@ async def test_the_first_screen_lists_every_layer_and_says_how_to_go_on(drive: D
 
 
 async def test_the_bar_at_the_top_says_that_weights_are_quantised(tiny: Path) -> None:
-    """By the method's name, where there is room for it."""
+    """By the method's name, on a narrow screen too."""
     config = json.loads((tiny / "config.json").read_text())
     (tiny / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
     app = SurgeonApp(Session.open(str(tiny)), fake_worker())
-    async with app.run_test(size=(120, 24)) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
         assert "quantised: fp8" in AppDriver(app, pilot).line("surgeon")
 
