@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import Any
 
 from surgeon.backend.distributed import world_size
 from surgeon.core.recipe.learning_step import LearningStep
@@ -17,8 +17,12 @@ _SHORTEST = 64
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch, on whatever device, says that memory has run out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+    torch: Any = sys.modules.get("torch")  # not imported for a job that has not needed it
+    of_torch = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return (
+        of_torch
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS))
     )
 
 

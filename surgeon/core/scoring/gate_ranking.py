@@ -27,7 +27,7 @@ def rank_values(gates: Mapping[str, tuple[float, bool]], seed: int, where: str) 
         raise ScoreError(
             "no matrix was trained: every B is zero", where=where, hint="give more steps, or a larger learning_rate"
         )
-    lot = f"{seed}:{sorted(known)}"
+    lot = f"{seed}:{sorted(s + 0.0 for s in known)}"  # -0.0 and 0.0 have no order
     drawn = sorted((name for name, (_, trained) in gates.items() if not trained), key=lambda name: _drawn(lot, name))
     floor = math.fsum((min(known), -_STEP * (len(drawn) + 1)))
     places = {name: floor + _STEP * place for place, name in enumerate(drawn, start=1)}

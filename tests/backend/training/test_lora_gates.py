@@ -300,11 +300,13 @@ def test_gates_that_cannot_move_are_told_of(tmp_path: Path) -> None:
     """At 100 the sigmoid is flat in float32: nothing is learned, and the report must not rank by it."""
     base, data = patient("llama", tmp_path / "base"), sums(tmp_path)
     open_wide = {"masked_lora": {"layers": [1], "rank": 2, "roles": ["mlp"], "gate": 100.0}}
-    for more, stuck in (({}, 3), ({"init": 4.0}, 0)):
+    for more, stuck in (({"init": 100.0}, 3), ({"init": 4.0}, 0)):
         done = run(base, tmp_path / str(stuck), open_wide, train(data), masks(data, **more))
         report = result_report(addresses(done)[1])
         assert sum(not mask["trained"] for mask in report["masks"].values()) == stuck
         assert report["remarks"] == ([f"{stuck} of 3 gates did not move: {_WHY}"] if stuck else [])
+    with pytest.raises(RecipeError, match="open so wide"):
+        run(base, tmp_path / "refused", open_wide, train(data), masks(data))
 
 
 _WHY = "the B of their adapters is zero, or they start where the sigmoid is flat"
