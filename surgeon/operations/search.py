@@ -41,6 +41,11 @@ class Search(Operation, frozen=True, kw_only=True):
     sequences: Annotated[Positive, msgspec.Meta(description="pieces of text")] = 12
     length: Annotated[int, msgspec.Meta(ge=4, description="tokens in each piece")] = 256
 
+    @property
+    def rounds(self) -> int:
+        """How many times sets of layers are measured, each at most as many as there are layers."""
+        return 1 + (self.remove - 1) * self.width if self.width else 1
+
     def selections(self) -> dict[str, Selection]:
         """Return what the result is in the language of selections: so many of the layers that may go.
 

@@ -29,6 +29,7 @@ from surgeon.core.resources.estimates import Estimator, Work
 from surgeon.core.resources.machine import Machine, known_machine
 from surgeon.core.scoring.requests import requested_scores, split_requests
 from surgeon.errors import UsageError
+from surgeon.operations.search import Search
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -99,7 +100,8 @@ def _steps(estimator: Estimator, folded: Folded, tokens: int) -> Iterator[Work]:
         report = folded.reports[number]
         if report.measure:
             kinds = requested_scores([str(one["score"]) for one in report.measure], title)
-            yield from estimator.scores(draft, kinds, tokens, title)
+            rounds = step.operation.rounds if isinstance(step.operation, Search) else 1
+            yield from estimator.scores(draft, kinds, tokens, title, rounds=rounds)
         yield from _step(estimator, step, draft, title, learns=report.learn is not None)
     if not folded.unknown:
         yield estimator.export(folded.plan)

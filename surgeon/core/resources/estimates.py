@@ -77,8 +77,10 @@ class Estimator:
     memory: int
     gpus: int = 1
 
-    def scores(self, draft: Draft, kinds: Sequence[ScoreKind], tokens: int, title: str) -> Iterator[Work]:
-        """Yield what measuring scores takes, pass by pass."""
+    def scores(
+        self, draft: Draft, kinds: Sequence[ScoreKind], tokens: int, title: str, *, rounds: int = 1
+    ) -> Iterator[Work]:
+        """Yield what measuring scores takes, pass by pass; a search measures them in some `rounds`, at most as much."""
         model = _Model(draft, self._size)
         weights = [kind for kind in kinds if isinstance(kind, WeightsScore)]
         if weights:
@@ -89,7 +91,7 @@ class Estimator:
             group = [kind for kind in kinds if kind.needs == kind_of_pass]
             if group:
                 names = [one.name for one in group] if kind_of_pass == "sweep" else [kind_of_pass]
-                count = sum(forwards[name] for name in names)
+                count = rounds * sum(forwards[name] for name in names)
                 yield self._live(model, kind_of_pass, count, tokens, f"{title}: {_names(group)}")
 
     def _weights(self, model: _Model, spectra: bool, title: str) -> Work:
