@@ -237,7 +237,7 @@ class _Measurement:
             return {}
 
     def _live(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
-        """Run one pass for all kinds; where only some of `all` can be measured, for each kind of parts, then each."""
+        """Run one pass for all kinds; where only some of `all` can be measured, for those of experts and the rest."""
         try:
             return self._with_enough_memory(live_pass, kinds)
         except (ArchitectureError, ScoreError) as error:
@@ -246,10 +246,9 @@ class _Measurement:
             if len(kinds) == 1:
                 self.job.warn(f"{kinds[0].name} is left out: {error}")
                 return {}
-        by_part: dict[str | None, list[ScoreKind]] = {}
-        for kind in kinds:
-            by_part.setdefault(getattr(kind, "part", None), []).append(kind)
-        groups = [*by_part.values()] if len(by_part) > 1 else [[kind] for kind in kinds]
+        experts = [kind for kind in kinds if getattr(kind, "part", None) == "experts"]
+        others = [kind for kind in kinds if kind not in experts]
+        groups = [experts, others] if experts and others else [[kind] for kind in kinds]
         return {name: score for group in groups for name, score in self._live(live_pass, group).items()}
 
     def _with_enough_memory(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
