@@ -6,16 +6,13 @@ from typing import Annotated
 
 import msgspec
 
+from surgeon.core.interchange.adapter_targets import OPEN_GATE
 from surgeon.core.plan.draft import Draft
 from surgeon.core.recipe.learning_step import LearningStep, Positive, Schedule, Share, with_learned_adapters
 from surgeon.core.recipe.objective import ObjectiveChoice, parse_objective
 from surgeon.errors import RecipeError
 
 STEPS = 128
-
-
-_WIDE_OPEN = 16.0
-"""From here on a gate is 1 in float32 and its gradient next to nothing."""
 
 
 class LearnMasks(LearningStep, frozen=True, kw_only=True):
@@ -59,7 +56,7 @@ class LearnMasks(LearningStep, frozen=True, kw_only=True):
                 "the adapters are as they were attached: B is zero, and there is nothing to mask",
                 hint="add a train step before",
             )
-        if self.init is None and any(lora.gate >= _WIDE_OPEN for layer in layers for lora in layer.lora.values()):
+        if self.init is None and any(lora.gate == OPEN_GATE for layer in layers for lora in layer.lora.values()):
             raise RecipeError(
                 "gates are open so wide that none would move: adapters from elsewhere have none of their own",
                 where="init", allowed="a start value such as 4, for all of them", hint="say init: 4",

@@ -58,7 +58,7 @@ class _Layers:
     """Hooks on the modules of a layer that hand parts on, and what has been seen of it."""
 
     def __init__(self, context: ScoringContext, kinds: Sequence[PartScore]) -> None:
-        self._draft, self._kinds = context.draft, kinds
+        self._context, self._draft, self._kinds = context, context.draft, kinds
         self._collectors: dict[str, PartCollector] = {}
         wanted = {kind.part for kind in kinds if kind.part}
         self._divisions = list(_divisions(context.draft, context.runner.layers, wanted))
@@ -80,7 +80,7 @@ class _Layers:
                 hook = _routing_hook(division.count, mine)
                 stack.enter_context(experts.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                module, norms_PW = _leading_out(self._draft, layer, part, division)
+                module, norms_PW = _leading_out(self._context, layer, part, division)
                 stack.enter_context(module.register_forward_pre_hook(_input_hook(norms_PW, mine)))
         return stack
 
@@ -97,13 +97,18 @@ def _divisions(draft: Draft, layers: nn.ModuleList, wanted: set[PartKind]) -> It
         yield {part: division for part, division in found.items() if division is not None}
 
 
-def _leading_out(draft: Draft, layer: nn.Module, part: str, division: Division) -> tuple[nn.Module, torch.Tensor]:
+def _leading_out(
+    context: ScoringContext, layer: nn.Module, part: str, division: Division
+) -> tuple[nn.Module, torch.Tensor]:
     """Return the module that a layer's neurons or heads lead into, and the norms of its columns, part by part."""
-    state = layer.state_dict(keep_vars=True)
+    draft, state = context.draft, layer.state_dict(keep_vars=True)
     for name, cut in division.cuts.items():
         if draft.structure.role(name) == _OUT[part] and state[name].dim() == 2 and name.endswith(".weight"):
-            norms = torch.linalg.vector_norm(state[name].detach().float(), dim=1 - cut.axis)
-            return layer.get_submodule(name.removesuffix(".weight")), norms.reshape(division.count, -1)
+            module, weight = layer.get_submodule(name.removesuffix(".weight")), state[name].detach().float()
+            if module in context.updates:
+                weight = weight + context.updates[module].weight
+            norms = torch.linalg.vector_norm(weight, dim=1 - cut.axis)
+            return module, norms.reshape(division.count, -1)
     raise ArchitectureError(
         f"no module is known that {part} lead into", where=f"model_type {draft.structure.model_type}",
         allowed="MLPs and attention that end in a linear layer",

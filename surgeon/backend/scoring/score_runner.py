@@ -233,7 +233,7 @@ class _Measurement:
             return {}
 
     def _live(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
-        """Run one pass for all kinds; where only some of `all` can be measured on this model, for each on its own."""
+        """Run one pass for all kinds; where only some of `all` can be measured, for those of experts and the rest."""
         try:
             return self._with_enough_memory(live_pass, kinds)
         except (ArchitectureError, ScoreError) as error:
@@ -242,7 +242,10 @@ class _Measurement:
             if len(kinds) == 1:
                 self.job.warn(f"{kinds[0].name} is left out: {error}")
                 return {}
-        return {name: score for kind in kinds for name, score in self._live(live_pass, [kind]).items()}
+        experts = [kind for kind in kinds if getattr(kind, "part", None) == "experts"]
+        others = [kind for kind in kinds if kind not in experts]
+        groups = [experts, others] if experts and others else [[kind] for kind in kinds]
+        return {name: score for group in groups for name, score in self._live(live_pass, group).items()}
 
     def _with_enough_memory(self, live_pass: LivePass, kinds: Sequence[ScoreKind]) -> dict[str, Score]:
         """Run one pass; where memory runs out, run it again with batches half as large."""

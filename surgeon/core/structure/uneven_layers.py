@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from surgeon.core.checkpoint.checkpoint import Checkpoint
 from surgeon.core.checkpoint.weight_files import listed, without
+from surgeon.core.structure.companions import plain_name
 from surgeon.core.structure.layer_dependencies import UnexplainedDifference
 from surgeon.core.structure.layouts import Layout
 from surgeon.core.structure.structure import Stack, Structure
@@ -76,8 +77,10 @@ def _gap(stack: Stack) -> str:
         alike.setdefault(said, {}).setdefault(layer.layout, number)
     for layouts in alike.values():
         for poor, number in layouts.items():
+            # Weights, not what stands beside those that are quantised: some layers may be left unquantised.
+            own = set(map(plain_name, poor.types))
             for rich, other in layouts.items():
-                if poor.types.keys() < rich.types.keys():
-                    lost = next(suffix for suffix in rich.types if suffix not in poor.types)
+                if own < set(map(plain_name, rich.types)):
+                    lost = next(suffix for suffix in rich.types if plain_name(suffix) not in own)
                     return f"{stack.tensor_name(number, lost)}, which layer {other} has"
     return ""

@@ -150,11 +150,12 @@ def test_a_model_that_does_something_between_its_layers_is_run_whole() -> None:
 
 
 def test_a_hidden_state_that_overflows_is_an_error_that_names_the_layer() -> None:
-    """With the advice to measure in float32."""
+    """With the advice to measure in float32 where that is not done already."""
     model: Any = make_tiny("llama")
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.fill_(float("inf"))
-    with pytest.raises(ScoreError) as caught:
-        pushed(model, model.model.layers, some_tokens())
-    assert caught.value.where == "layer 2"
-    assert "float32" in caught.value.hint
+    for dtype, hint in ((torch.float32, "look for inf or nan in the weights"), (torch.bfloat16, "--dtype float32")):
+        with pytest.raises(ScoreError) as caught:
+            pushed(model.to(dtype), model.model.layers, some_tokens())
+        assert caught.value.where == "layer 2"
+        assert hint in caught.value.hint

@@ -36,8 +36,15 @@ def test_all_runs_each_pass_once(base: Path, monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setitem(score_runner._LIVE, name, noting)
     found = scores(base, "all")
-    assert set(found) == {name for name, kind in score_kinds().items() if kind.needs != "learning"}
-    assert ran == [("activations", 4), ("inputs", 1), ("gradients", 2), ("sweep", 5)]
+    assert set(found) == {
+        name
+        for name, kind in score_kinds().items()
+        if kind.needs not in ("learning", "adapters") and getattr(kind, "part", None) != "experts"
+    }
+    whole = [("activations", 4), ("inputs", 1), ("gradients", 2), ("sweep", 5)]
+    assert [one for one in ran if one[0] != "parts"] == whole
+    # That of parts stops before it runs: the model has no experts. It runs once for the others.
+    assert [count for name, count in ran if name == "parts"] == [5, 2, 1, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_requests_are_read_with_their_settings() -> None:
     assert request_of(kind) == text
     assert request_of(requested_scores(["block-influence"])[0]) == "block_influence"
     found = {kind.name: kind for kind in requested_scores(["all", "block_removal(longest=2)"])}
-    assert set(found) == {name for name, kind in score_kinds().items() if kind.needs != "learning"}
+    assert set(found) == {name for name, kind in score_kinds().items() if kind.needs not in ("learning", "adapters")}
     assert request_of(found["block_removal"]) == "block_removal(longest=2)"
 
 
