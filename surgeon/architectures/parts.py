@@ -25,6 +25,12 @@ _READ_HEAD_DIM = frozenset(
 _RULES: dict[str, PartRules] = {
     "glm": PartRules(halves=frozenset({"mlp.gate_up"})),
     "glm4": PartRules(halves=frozenset({"mlp.gate_up"})),
+    "big_bird": PartRules(
+        refused=(
+            "attention_type",
+            "a loaded model changes it in its layers at its first short input, and those that are replaced stay behind",
+        )
+    ),
     "dbrx": PartRules(flat_experts=True, counted_by={"experts": "ffn_config.moe_num_experts"}),
 }
 

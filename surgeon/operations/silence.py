@@ -48,6 +48,7 @@ class Silence(Operation, frozen=True, kw_only=True):
                 wanted.setdefault(position, set()).add(name)
         if not wanted:
             raise RecipeError("chooses no layer", where="layers", hint="leave the step out")
+        draft.structure.family.parts.require()
         refuse_quantised(draft.structure, "silence", "prune whole layers")
         layers = list(draft.layers(self.stack))
         for position, names in wanted.items():

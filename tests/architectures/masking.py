@@ -186,6 +186,6 @@ def _zeroing(columns: list[int]) -> Callable[[nn.Module, tuple[Any, ...]], tuple
 
 
 def _zero_output(_module: nn.Module, _args: object, output: Any) -> Any:
-    if isinstance(output, tuple):
-        return (torch.zeros_like(output[0]), *output[1:])
+    if isinstance(output, tuple | list):
+        return type(output)([torch.zeros_like(output[0]), *output[1:]])
     return torch.zeros_like(output)

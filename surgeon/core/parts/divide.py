@@ -31,6 +31,7 @@ def divide(structure: Structure, config: Mapping[str, Any], layout: Layout, kind
 def _divide(structure: Structure, config: Mapping[str, Any], layout: Layout, kind: PartKind) -> Division | None:
     if kind != "experts" and structure.quantisation is not None:
         raise structure.quantisation.refusal(f"cutting {kind} needs their values", "prune, prune_experts")
+    structure.family.parts.require()
     if kind == "experts":
         return divide_experts(structure, layout)
     if kind == "neurons":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from surgeon.core.structure.layer_fields import LayerField
+from surgeon.errors import ArchitectureError
 
 
 class Silence(msgspec.Struct, frozen=True):
@@ -52,12 +53,26 @@ class PartRules(msgspec.Struct, frozen=True):
     halves: roles of matrices of which each half leads into every neuron, as gate and up in one do.
     flat_experts: whether stacked experts are one matrix, the rows of all of them one after another.
     reads_head_dim: whether transformers reads the width of a head from the config, so that heads can be fewer.
+    refused: (config field, why what is in its layers cannot be cut or silenced), if so.
     """
 
     counted_by: Mapping[str, str] = msgspec.field(default_factory=dict)
     halves: frozenset[str] = frozenset()
     flat_experts: bool = False
     reads_head_dim: bool = False
+    refused: tuple[str, str] | None = None
+
+    def require(self) -> None:
+        """Refuse a family of which layers are whole or not at all.
+
+        Raises:
+            ArchitectureError: named by the config field that is the reason.
+        """
+        if self.refused is not None:
+            where, why = self.refused
+            raise ArchitectureError(
+                why, where=f"config field {where}", allowed="whole layers: prune, reorder, expand with init: duplicate"
+            )
 
 
 class Family(msgspec.Struct, frozen=True):
