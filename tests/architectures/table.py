@@ -26,6 +26,7 @@ _GROUPS = {
     "narrow, heads": ("narrow heads",),
     "silence": ("silence attention", "silence mlp"),
 }
+_CUTS = ("prune experts", "narrow neurons", "narrow heads", "silence attention", "silence mlp")
 _ABSENT = "no layer of it has"
 """In the reason of a refusal: there is nothing of the kind to cut."""
 
@@ -59,6 +60,9 @@ def reason(outcomes: Outcomes, names: Iterable[str]) -> str:
     )
     found = re.sub(r"^steps\[\d+\]\.\w+, ", "", found)
     found = re.sub(r"^layer \d+, model_type \S+: cannot be made an identity: ", "", found)
+    if any(name in _CUTS for name in names):  # of which tensor differs from type to type, and its numbers say no more
+        found = re.sub(r"^(?:model_type \S+|tensor '[^']*'): ", "", found)
+        found = re.sub(r"is \[.*?\], of .*?, or is not known, so", "a tensor is not known to be of one part, so", found)
     return found.removeprefix("config field ").replace("|", "\\|")
 
 
@@ -93,11 +97,15 @@ def table(results: Mapping[str, Any]) -> str:
         figures = " | ".join(str(tally.get(kind, 0)) for kind in ("exact", "partly", "refused", "wrong"))
         lines.append(f"| {group} | {figures} |")
     everything = [
-        name for name, record in records.items() if all(outcome[0] == "exact" for outcome in cases_of(record).values())
+        name
+        for name, record in records.items()
+        if all(outcome[0] == "exact" for operation, outcome in cases_of(record).items() if operation not in _CUTS)
     ]
     lines += [
         "",
-        f"Exact in everything ({len(everything)}): " + ", ".join(f"`{name}`" for name in everything) + ".",
+        f"Exact in everything that moves whole layers ({len(everything)}): "
+        + ", ".join(f"`{name}`" for name in everything)
+        + ".",
         "",
     ]
     lines += ["| refused, wholly or in part | types |", "|---|---|"]
@@ -114,7 +122,11 @@ def _reasons(records: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
         for group, operations in _GROUPS.items():
             outcomes = cases_of(record)
             why = re.sub(r"\b\d+\b", "…", reason(outcomes, operations))
-            if why and not any(name in names and same == why for (_, same), names in found.items()):
+            if (
+                why
+                and _ABSENT not in why
+                and not any(name in names and same == why for (_, same), names in found.items())
+            ):
                 found[group, why].append(name)
     return found
 
