@@ -62,7 +62,9 @@ def reason(outcomes: Outcomes, names: Iterable[str]) -> str:
     found = re.sub(r"^layer \d+, model_type \S+: cannot be made an identity: ", "", found)
     if any(name in _CUTS for name in names):  # of which tensor differs from type to type, and its numbers say no more
         found = re.sub(r"^(?:model_type \S+|tensor '[^']*'): ", "", found)
-        found = re.sub(r"is \[.*?\], of .*?, or is not known, so", "a tensor is not known to be of one part, so", found)
+        found = re.sub(r"(?:, | of )model_type [\w.-]+", "", found)
+        found = re.sub(r"^'[^']*'(?=: belongs)", "a tensor", found)
+        found = re.sub(r"is \[.*?\], of .*?, (?:or is not known, )?so", "a tensor is not known to be of one part, so", found)
     return found.removeprefix("config field ").replace("|", "\\|")
 
 
