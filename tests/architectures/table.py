@@ -64,7 +64,9 @@ def reason(outcomes: Outcomes, names: Iterable[str]) -> str:
         found = re.sub(r"^(?:model_type \S+|tensor '[^']*'): ", "", found)
         found = re.sub(r"(?:, | of )model_type [\w.-]+", "", found)
         found = re.sub(r"^'[^']*'(?=: belongs)", "a tensor", found)
-        found = re.sub(r"is \[.*?\], of .*?, (?:or is not known, )?so", "a tensor is not known to be of one part, so", found)
+        found = re.sub(
+            r"is \[.*?\], of .*?, (?:or is not known, )?so", "a tensor is not known to be of one part, so", found
+        )
     return found.removeprefix("config field ").replace("|", "\\|")
 
 
