@@ -17,6 +17,7 @@ from textual import events
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
+from surgeon.core.checkpoint.fit import kept_fit
 from surgeon.core.journal import Kept
 from surgeon.errors import UsageError
 from surgeon.session import Session
@@ -34,7 +35,11 @@ _INTERRUPT_SECONDS = 3.0
 
 
 class SurgeonApp(App[int | OpenRequest]):
-    """The interface of one session. `data`, `device` and `dtype` are the defaults of all jobs."""
+    """The interface of one session. `data`, `device` and `dtype` are the defaults of all jobs.
+
+    judge_base: whether a base that has not been judged before is judged as soon as the screen is there; otherwise it is
+        when a first job starts the worker.
+    """
 
     TITLE = "surgeon"
     CSS_PATH = "surgeon.tcss"
@@ -42,13 +47,14 @@ class SurgeonApp(App[int | OpenRequest]):
 
     def __init__(
         self, session: Session, worker: str | None = None, data: str | None = None, device: str | None = None,
-        dtype: str | None = None,
+        dtype: str | None = None, judge_base: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.session = session
         self.runner = JobRunner(worker)
         self.state = ScreenState(session)
         self._defaults = JobDefaults(data, device, dtype)
+        self._judge_base = judge_base
         self._keys = KeyQueue(self, super().on_event)  # type: ignore[arg-type]
         self._interrupted = -math.inf
         self.register_theme(DARK_THEME)
@@ -98,6 +104,8 @@ class SurgeonApp(App[int | OpenRequest]):
         if not gc.isenabled():
             gc.freeze()
             gc.enable()
+        if self._judge_base and kept_fit(self.session.checkpoint) is None:
+            self.run_worker(self.runner.prepare(), group="prepare", exit_on_error=False)
 
     def _exit_on_signal(self, number: signal.Signals) -> None:
         # A terminal that has gone takes no output: a write to it would block for ever.
@@ -174,7 +182,7 @@ def run_app(
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)  # Textual would trust them over the terminal, even after a resize
     gc.disable()  # until the first paint, which it would delay by a tenth
-    app = SurgeonApp(session, worker, data, device, dtype)
+    app = SurgeonApp(session, worker, data, device, dtype, judge_base=True)
     try:
         app.run()
     finally:

@@ -112,6 +112,13 @@ class JobRunner:
         self.log.append(f"the base {result.text}")
         return "" if result.whole else f"the base {result.text}"
 
+    async def prepare(self) -> None:
+        """Start the worker before there is a job for it: it is then asked to judge the base."""
+        try:
+            await self.client.start()
+        except WorkerError as error:
+            self.log.append(f"the base was not judged: {error}")
+
     async def cancel(self) -> None:
         """Ask the job to stop; the second time, end the worker."""
         if self.running is None:

@@ -156,3 +156,16 @@ async def test_a_base_that_fits_is_not_spoken_of(drive: Drive) -> None:
         assert "measured" in driver.text
 
     await drive(scenario, worker=fake_worker())
+
+
+async def test_a_base_is_judged_as_soon_as_it_is_open(tiny: Path) -> None:
+    """Without any job; what was judged before is known when the screen is built."""
+    app = SurgeonApp(Session.open(str(tiny)), fake_worker("--missing", "lm_head.weight"), judge_base=True)
+    try:
+        async with app.run_test(size=(80, 24)) as pilot:
+            driver = AppDriver(app, pilot)
+            await driver.wait_until(lambda: driver.state.base_fault)
+            assert "! cannot be loaded" in driver.text.splitlines()[0]
+            assert not driver.session.scores
+    finally:
+        app.session.close()
