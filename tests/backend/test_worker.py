@@ -75,7 +75,7 @@ def test_it_has_torch_and_transformers_before_the_first_job() -> None:
         "import gc, sys, surgeon.backend.worker as w\n"
         "wanted = ('torch', 'transformers.models.auto.modeling_auto')\n"
         "there = lambda: [name in sys.modules for name in wanted]\n"
-        "from surgeon.core.jobs import ScoreResult\n"
+        "from surgeon.core.job_results import ScoreResult\n"
         "w.perform = lambda *_: ScoreResult(scores=[{'there': there(), 'frozen': gc.get_freeze_count()}])\n"
         "w.main()"
     )

@@ -127,7 +127,7 @@ PLAYED = """
 import os, sys, time
 import surgeon.backend.worker as worker
 from surgeon.core.events import LogMessage, Progress
-from surgeon.core.jobs import ScoreResult
+from surgeon.core.job_results import ScoreResult
 from surgeon.errors import Cancelled
 
 def perform(request, emit, cancelled):
