@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,14 @@ class AppDriver:
 
     async def wait_until(self, condition: Callable[[], object], seconds: float = 30) -> None:
         """Poll until it holds."""
-        for _ in range(int(seconds / 0.02)):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if condition():
                 await self.pilot.pause()
                 return
-            await self.pilot.pause(0.02)
+            await asyncio.sleep(
+                0.02
+            )  # a pause of the pilot waits for a screen at rest, which a training may not let it be
         raise AssertionError(f"timed out; the screen is\n{self.text}")
 
     async def job_ended(self) -> None:
