@@ -51,9 +51,7 @@ class AppDriver:
             if condition():
                 await self.pilot.pause()
                 return
-            await asyncio.sleep(
-                0.02
-            )  # a pause of the pilot waits for a screen at rest, which a training may not let it be
+            await asyncio.sleep(0.02)  # the pilot's own pause waits for a screen at rest, which a training may prevent
         raise AssertionError(f"timed out; the screen is\n{self.text}")
 
     async def job_ended(self) -> None:
