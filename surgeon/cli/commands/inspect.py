@@ -12,14 +12,12 @@ import click
 import msgspec
 
 from surgeon.architectures.structure_reader import read_structure
-from surgeon.cli.adapter_report import show_adapter
 from surgeon.cli.formatting import bytes_text, count_text, print_json, setting_text, table
 from surgeon.cli.options import SurgeonCommand, as_json, trust_remote_code, worker
 from surgeon.cli.progress_output import ConsoleReporter
-from surgeon.core.adapters.opened_model import named_adapter
 from surgeon.core.checkpoint.checkpoint import open_checkpoint
 from surgeon.core.checkpoint.fit import Fit, kept_fit
-from surgeon.core.checkpoint.model_location import locate_model
+from surgeon.core.checkpoint.model_location import is_adapter, locate_model
 from surgeon.core.checkpoint.tensors import Tensor, TensorType
 from surgeon.core.job_results import CheckResult
 from surgeon.core.jobs import CheckJob
@@ -54,11 +52,14 @@ def command(
 
     Of an adapter, a directory that PEFT has saved: its matrices, ranks and scales, and what could not be carried.
     """
-    adapter = named_adapter(model)
-    if adapter is not None:
-        show_adapter(adapter, as_json=as_json)
+    place = locate_model(model)
+    if is_adapter(place):
+        from surgeon.cli.adapter_report import show_adapter  # late: it costs as much time as looking at a model
+        from surgeon.core.adapters.peft_files import open_adapter
+
+        show_adapter(open_adapter(place), as_json=as_json)
         return
-    checkpoint = open_checkpoint(locate_model(model), trust_remote_code=trust_remote_code)
+    checkpoint = open_checkpoint(place, trust_remote_code=trust_remote_code)
     structure = read_structure(checkpoint)
     fit, fault = kept_fit(checkpoint), None
     if check:

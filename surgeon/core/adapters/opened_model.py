@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from surgeon.core.adapters.peft_files import PeftAdapter, is_adapter, open_adapter
+from surgeon.core.adapters.peft_files import PeftAdapter, open_adapter
 from surgeon.core.checkpoint.base_path import is_relative, model_name, relative_model_name
-from surgeon.core.checkpoint.model_location import locate_model
+from surgeon.core.checkpoint.model_location import is_adapter, locate_model
 from surgeon.core.recipe.recipe import Base, Recipe, load_recipe, step_of
 from surgeon.errors import CheckpointError
 

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from surgeon.core.checkpoint.headers import read_header
+from surgeon.core.checkpoint.model_location import ADAPTER_CONFIG as CONFIG
 from surgeon.core.checkpoint.tensors import Tensor
 from surgeon.core.interchange.adapter_targets import settings_of
 from surgeon.errors import CheckpointError
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _LORA = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 _OTHERS: tuple[tuple[str, str], ...] = (
@@ -80,11 +80,6 @@ class PeftAdapter:
         if self.config.get("alora_invocation_tokens"):
             found["alora_invocation_tokens"] = "it acts only behind certain tokens"
         return found
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter and no model."""
-    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def open_adapter(path: Path) -> PeftAdapter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from surgeon.core.checkpoint.file_system import sync
@@ -14,6 +13,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new one, never half of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        import tempfile  # late: who only reads has no use for it
+
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -35,6 +36,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # late: who only reads has no use for it
+
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -152,11 +152,11 @@ def _by_number(name: str) -> list[Any]:
 
 def kept_fit(checkpoint: Checkpoint) -> Fit | None:
     """Return the judgement that was made of such a checkpoint before, by whichever version of transformers."""
-    place = _place(checkpoint)
-    if place is None:
-        return None
     with contextlib.suppress(OSError, msgspec.MsgspecError):
-        return msgspec.json.decode(place.read_bytes(), type=Fit)
+        # The digest takes time, and is only asked for where a judgement of as many tensors is kept.
+        if any((cache_directory() / _FITS).glob(f"{_prefix(checkpoint)}*")):
+            place = _place(checkpoint)
+            return msgspec.json.decode(place.read_bytes(), type=Fit) if place is not None else None
     return None
 
 
@@ -174,4 +174,8 @@ def _place(checkpoint: Checkpoint) -> Path | None:
     directory = cache_directory() / _FITS
     if checkpoint.trust_remote_code or not directory.is_dir():
         return None
-    return directory / f"{_VERSION}-{checkpoint.headers_digest[:32]}.json"
+    return directory / f"{_prefix(checkpoint)}{checkpoint.headers_digest[:32]}.json"
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    return f"{_VERSION}-{sum(len(shard.names) for shard in checkpoint.shards)}-"

@@ -12,6 +12,8 @@ from pathlib import Path
 from surgeon.errors import CheckpointError
 
 DEMO = "demo"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What PEFT writes beside an adapter."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = (
     "*.json", "*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe", "*.codes",
@@ -69,9 +71,14 @@ def locate_model(name: str) -> Path:
     )
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter that PEFT has saved, and no model."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+
+
 def adapter_beside(path: Path) -> str:
     """Say that a directory holds a PEFT adapter that opening its checkpoint leaves out; empty where it holds none."""
-    if not (path / "adapter" / "adapter_config.json").is_file():
+    if not (path / "adapter" / ADAPTER_CONFIG).is_file():
         return ""
     recipe = path / "recipe.yaml"
     hint = f"; {recipe} opens base, steps and adapter" if recipe.is_file() else ""

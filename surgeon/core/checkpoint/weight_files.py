@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,7 @@ _READABLE = (".safetensors", ".safetensors.index.json")
 _PICKLED_MODEL = re.compile(r"pytorch_model.*\.bin")
 
 
-@dataclass(frozen=True)
-class WeightFiles:
+class WeightFiles(msgspec.Struct, frozen=True):
     """The files that hold the weights.
 
     paths: by name, in the order in which they are read.   index: what lists their tensors, if anything does.
@@ -55,12 +53,12 @@ def find_weight_files(path: Path, config: Mapping[str, Any]) -> WeightFiles:
     named = config.get(NAMED_IN_CONFIG)
     if named is not None:
         found = _named_in_config(path, named)
-        found = replace(found, notes=(f"{named} is read, which config field {NAMED_IN_CONFIG} names",))
+        found = msgspec.structs.replace(found, notes=(f"{named} is read, which config field {NAMED_IN_CONFIG} names",))
     elif (path / SINGLE).is_file():
         found = WeightFiles({SINGLE: path / SINGLE}, None)
         if (path / INDEX).is_file():
             beside = names_in_index(path / INDEX)
-            found = replace(found, notes=tuple(_beside_single(path, beside)))
+            found = msgspec.structs.replace(found, notes=tuple(_beside_single(path, beside)))
             there = [name for name in there if name not in (beside or ())]
     elif (path / INDEX).is_file():
         index = read_index(path)
@@ -69,7 +67,9 @@ def find_weight_files(path: Path, config: Mapping[str, Any]) -> WeightFiles:
         raise _none_found(path, there)
     left = [name for name in there if name not in found.paths and _is_model(name)]
     if left:
-        found = replace(found, notes=(*found.notes, f"not read, and left out of what is written: {listed(left)}"))
+        found = msgspec.structs.replace(
+            found, notes=(*found.notes, f"not read, and left out of what is written: {listed(left)}")
+        )
     return found
 
 
@@ -167,8 +167,7 @@ def _conversion(path: Path) -> str:
     return shlex.join(["python", "-c", code, str(path), f"{path}-safetensors"])
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """The shards without the copies that do not count; the tensors that the index does not list; notes on both."""
 
     shards: tuple[Shard, ...]

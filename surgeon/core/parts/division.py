@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from surgeon.core.structure.layouts import Layout
 from surgeon.errors import ArchitectureError
@@ -16,8 +17,7 @@ Runs = tuple[tuple[int, int], ...]
 """Spans [start, stop) along a dimension, one after another."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(msgspec.Struct, frozen=True):
     """How a tensor is divided along one dimension.
 
     widths: how wide one part's slice is, for each row of slices along the dimension: gate and up in one matrix are two.
@@ -46,8 +46,7 @@ class Cut:
             offset += count * width
 
 
-@dataclass(frozen=True)
-class Division:
+class Division(msgspec.Struct, frozen=True):
     """A layer as parts of one kind.
 
     cuts: how the tensors are divided that hold all parts, by name within the layer.
