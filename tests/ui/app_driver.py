@@ -44,12 +44,13 @@ class AppDriver:
         focused.post_message(events.Paste(text))
         await self.pilot.pause()
 
-    async def wait_until(self, condition: Callable[[], object], seconds: float = 30) -> None:
-        """Poll until it holds."""
+    async def wait_until(self, condition: Callable[[], object], seconds: float = 30, *, at_rest: bool = True) -> None:
+        """Poll until it holds, and then until the screen is at rest unless it is not to be waited for."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if condition():
-                await self.pilot.pause()
+                if at_rest:
+                    await self.pilot.pause()
                 return
             await asyncio.sleep(0.02)  # the pilot's own pause waits for a screen at rest, which a training may prevent
         raise AssertionError(f"timed out; the screen is\n{self.text}")
