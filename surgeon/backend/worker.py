@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import queue
 import sys
@@ -66,21 +67,24 @@ class _Jobs:
 
 
 class _Channel:
-    """Writes events; progress at most ten times a second, the last of a job always."""
+    """Writes events; progress of one thing at most ten times a second, its last always.
+
+    By what it is of: evaluations that are soon over, one after another, must not keep a training's own from being told.
+    """
 
     def __init__(self, out: BinaryIO, broken: Callable[[], None]) -> None:
         self._out = out
         self._out_of_step = broken
         self._lock = threading.Lock()
-        self._told = 0.0
+        self._told: dict[str, float] = {}
 
     def send(self, body: AnyEvent, job: JobRequest | None = None, *, request_id: int = 0) -> None:
         """Send an event of a job; or of a request that could not be read, or of none, which is 0."""
         if isinstance(body, Progress):
             now = time.monotonic()
-            if now - self._told < _PROGRESS_SECONDS and body.done != body.total:
+            if now - self._told.get(body.what, -math.inf) < _PROGRESS_SECONDS and body.done != body.total:
                 return
-            self._told = now
+            self._told[body.what] = now
         event = (
             Event(id=job.id, body=body, revision=job.revision) if job is not None else Event(id=request_id, body=body)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -9,12 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from surgeon import __version__
+from surgeon.backend import worker as worker_process
+from surgeon.core.events import Progress
 from surgeon.core.jobs import PROTOCOL
 from tests.backend.tiny_models import save_tiny, write_tokenizer
 from tests.backend.worker_process import SECONDS, PlayedWorker, Worker
@@ -193,6 +197,19 @@ def test_progress_comes_at_most_ten_times_a_second_and_ends_at_the_total(played:
     seconds = told[-1]["at"] - told[0]["at"]
     assert len(told) <= 10 * seconds + 3
     assert len(told) > 3
+
+
+def test_what_is_soon_over_does_not_keep_other_progress_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out losses every few steps, each complete, and the training that they interrupt: a step each 10 ms."""
+    now, out = [0], io.BytesIO()
+    monkeypatch.setattr(worker_process, "time", SimpleNamespace(monotonic=lambda: now[0] / 1000))
+    channel = worker_process._Channel(out, lambda: None)
+    for step in range(100):
+        now[0] = 10 * step
+        channel.send(Progress(done=16, total=16, unit="examples", what="held-out loss"))
+        channel.send(Progress(done=step, total=1000, unit="steps", what="training", figures={"loss": 1.0}))
+    told = [json.loads(line)["body"] for line in out.getvalue().splitlines()]
+    assert [body["done"] for body in told if body["what"] == "training"] == list(range(0, 100, 10))
 
 
 def test_a_job_tells_about_once_a_second_what_it_uses(played: Worker) -> None:

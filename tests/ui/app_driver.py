@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -44,15 +42,13 @@ class AppDriver:
         focused.post_message(events.Paste(text))
         await self.pilot.pause()
 
-    async def wait_until(self, condition: Callable[[], object], seconds: float = 30, *, at_rest: bool = True) -> None:
-        """Poll until it holds, and then until the screen is at rest unless it is not to be waited for."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    async def wait_until(self, condition: Callable[[], object], seconds: float = 30) -> None:
+        """Poll until it holds."""
+        for _ in range(int(seconds / 0.02)):
             if condition():
-                if at_rest:
-                    await self.pilot.pause()
+                await self.pilot.pause()
                 return
-            await asyncio.sleep(0.02)  # the pilot's own pause waits for a screen at rest, which a training may prevent
+            await self.pilot.pause(0.02)
         raise AssertionError(f"timed out; the screen is\n{self.text}")
 
     async def job_ended(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +31,13 @@ async def typed(driver: AppDriver, text: str) -> None:
     await driver.press("enter")
 
 
-@pytest.mark.slow
 async def test_a_long_training_is_watched_stopped_and_taken_up_again(app: SurgeonApp) -> None:
     """Steps, speed, time left, a curve, held-out loss; what was stopped goes on; undo and redo need no worker."""
     async with app.run_test(size=(80, 24)) as pilot:
         driver = AppDriver(app, pilot)
-        # The pilot waits for a screen at rest, which it may not be before the training is over.
-        typing = asyncio.create_task(typed(driver, f"{TRAIN} --steps 3000"))
-        await driver.wait_until(lambda: (running := driver.runner.running) and running.training, 120, at_rest=False)
-        await driver.wait_until(lambda: "→" in driver.line("held-out loss"), at_rest=False)
+        await typed(driver, f"{TRAIN} --steps 3000")
+        await driver.wait_until(lambda: (running := driver.runner.running) and running.training, 120)
+        await driver.wait_until(lambda: "→" in driver.line("held-out loss"))
         first, second = driver.line("tokens/s"), driver.line("held-out loss")
         assert "train lm" in first
         assert "/3000" in first
@@ -48,7 +45,6 @@ async def test_a_long_training_is_watched_stopped_and_taken_up_again(app: Surgeo
         assert second.split()[0][0] in "▁▂▃▄▅▆▇█"
         assert max(map(len, driver.text.splitlines())) <= 80
         await driver.press("x")
-        await typing
         await driver.job_ended()
         assert "its state is kept" in driver.text
         assert not driver.session.steps
